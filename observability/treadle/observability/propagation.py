@@ -1,0 +1,73 @@
+"""W3C trace context in and out of gRPC metadata and HTTP headers, without the general propagators' detours.
+
+Server: `parent = extract(metadata)`; `tracer.start_span(name, context=parent, kind=SpanKind.SERVER)`.
+Client: `metadata = [*metadata, *inject(span)]`.
+"""
+
+from collections.abc import Iterable
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, TraceFlags, TraceState
+
+TRACEPARENT = "traceparent"
+TRACESTATE = "tracestate"
+
+_HEX = frozenset("0123456789abcdef")
+_MAX_HEADER = 8192
+_FLAGS = 0b11  # sampled, and random trace id
+_EMPTY = Context()
+
+
+def extract(metadata: Iterable[tuple[str, str | bytes]]) -> Context:
+    """The context that holds the caller's span, or an empty one: a bad header starts a new trace, never an error.
+
+    Names must be lower case, as gRPC and ASGI hand them over.
+    """
+    parent = state = ""
+    for key, value in metadata:
+        if key == TRACEPARENT:
+            parent = _text(value)
+        elif key == TRACESTATE:
+            state = _text(value)
+    context = parse_traceparent(parent, state) if parent else None
+    return trace.set_span_in_context(NonRecordingSpan(context), _EMPTY) if context else _EMPTY
+
+
+def parse_traceparent(header: str, state: str = "") -> SpanContext | None:
+    """`00-<32 hex>-<16 hex>-<2 hex>` as a remote span context; None if it is malformed or all zeros."""
+    parts = header.split("-")
+    if len(parts) < 4 or [len(part) for part in parts[:4]] != [2, 32, 16, 2] or not _HEX.issuperset("".join(parts[:4])):
+        return None
+    version, trace_id, span_id, flags = parts[:4]
+    if version == "ff" or (version == "00" and len(parts) != 4):
+        return None
+    context = SpanContext(
+        int(trace_id, 16),
+        int(span_id, 16),
+        is_remote=True,
+        trace_flags=TraceFlags(int(flags, 16) & _FLAGS),
+        trace_state=TraceState.from_header([state]) if 0 < len(state) <= _MAX_HEADER else None,
+    )
+    return context if context.is_valid else None
+
+
+def inject(span: Span) -> list[tuple[str, str]]:
+    """The metadata that makes `span` the parent of what the peer does; empty without a valid span."""
+    context = span.get_span_context()
+    if not context.is_valid:
+        return []
+    pairs = [(TRACEPARENT, f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}")]
+    if context.trace_state:
+        pairs.append((TRACESTATE, context.trace_state.to_header()))
+    return pairs
+
+
+def trace_id_of(span: Span) -> str:
+    """The trace id as 32 hexadecimal digits, "" without a valid span."""
+    context = span.get_span_context()
+    return f"{context.trace_id:032x}" if context.is_valid else ""
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode("ascii", "replace") if isinstance(value, bytes) else value
