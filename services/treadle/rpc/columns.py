@@ -1,0 +1,304 @@
+"""The typed table that travels: N rows of named columns, with explicit nulls.
+
+Cores of services work on `Column`; servicers decode it from and encode it to `treadle.v1.Column`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from types import MappingProxyType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from treadle.rpc.errors import InvalidInput
+from treadle.v1 import types_pb2
+
+Array = NDArray[Any]
+
+_NUMPY: Mapping[str, np.dtype[Any]] = MappingProxyType(
+    {
+        "BOOL": np.dtype(np.bool_),
+        "INT8": np.dtype("<i1"),
+        "INT16": np.dtype("<i2"),
+        "INT32": np.dtype("<i4"),
+        "INT64": np.dtype("<i8"),
+        "UINT8": np.dtype("<u1"),
+        "UINT16": np.dtype("<u2"),
+        "UINT32": np.dtype("<u4"),
+        "UINT64": np.dtype("<u8"),
+        "FP16": np.dtype("<f2"),
+        "FP32": np.dtype("<f4"),
+        "FP64": np.dtype("<f8"),
+        "STRING": np.dtype(object),
+        "BYTES": np.dtype(object),
+        "TIMESTAMP": np.dtype("datetime64[us]"),
+    }
+)
+_NAMES = {dtype: name for name, dtype in _NUMPY.items() if dtype.kind != "O"}
+_PREFIX = "DATA_TYPE_"
+_FROM_PROTO: dict[int, str] = {
+    number: name.removeprefix(_PREFIX) for name, number in types_pb2.DataType.items() if number
+}
+_TO_PROTO = {name.removeprefix(_PREFIX): number for name, number in types_pb2.DataType.items() if number}
+
+# The kind of values, as the proto names it, with the type it has when none is stated and those it may hold.
+_INTEGERS = frozenset({"INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64", "TIMESTAMP"})
+_KINDS: Mapping[str, tuple[str, frozenset[str]]] = MappingProxyType(
+    {
+        "bools": ("BOOL", frozenset({"BOOL"})),
+        "int64s": ("INT64", _INTEGERS),
+        "uint64s": ("UINT64", _INTEGERS),
+        "doubles": ("FP64", frozenset({"FP16", "FP32", "FP64"})),
+        "strings": ("STRING", frozenset({"STRING"})),
+        "blobs": ("BYTES", frozenset({"BYTES"})),
+    }
+)
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The numpy type of "FP32", "STRING" (object), …; KeyError for a name that is none."""
+    return _NUMPY[name]
+
+
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """The name of a numpy type: "FP32", "TIMESTAMP", …. Text types are "STRING"; InvalidInput for what has no name."""
+    if dtype.kind in "UT":
+        return "STRING"
+    if dtype.kind == "S":
+        return "BYTES"
+    if dtype.kind == "M":
+        return "TIMESTAMP"
+    try:
+        return _NAMES[dtype.newbyteorder("<")]
+    except KeyError:
+        raise InvalidInput(f"no data type for numpy's {dtype}; use one of {', '.join(_NUMPY)}") from None
+
+
+def to_proto(name: str) -> types_pb2.DataType.ValueType:
+    """The enum value of "FP32"."""
+    return _TO_PROTO[name]
+
+
+def from_proto(number: int) -> str:
+    """ "FP32" for its enum value; InvalidInput for UNSPECIFIED and unknown numbers."""
+    try:
+        return _FROM_PROTO[number]
+    except KeyError:
+        raise InvalidInput(f"data type {number} is unknown; set one of {', '.join(_NUMPY)}") from None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Column:
+    """N rows of one name and one type.
+
+    `values` has the shape (rows, *row_shape) and the numpy type of `dtype`: STRING and BYTES are object arrays
+    of `str` and `bytes`, TIMESTAMP is datetime64[us] in UTC. `nulls` marks null rows with True; None means no nulls.
+    What `values` holds in a null row has no meaning.
+    """
+
+    name: str
+    dtype: str
+    values: Array
+    nulls: NDArray[np.bool_] | None = None
+
+    @classmethod
+    def of(
+        cls, name: str, values: ArrayLike | Sequence[Any], nulls: ArrayLike | None = None, dtype: str | None = None
+    ) -> Self:
+        """From a list or array. `None` among the values is a null; `dtype` is inferred unless given."""
+        array, found = _array_of(values, dtype)
+        if nulls is not None:
+            given = np.asarray(nulls, dtype=bool)
+            found = given if found is None else given | found
+        named = dtype or _object_name(array, name)
+        wanted = numpy_dtype(named)
+        return cls(name, named, array if array.dtype == wanted else array.astype(wanted), found)
+
+    @property
+    def rows(self) -> int:
+        """The number of rows."""
+        return len(self.values)
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The shape of one row: () for a scalar."""
+        return self.values.shape[1:]
+
+    def take(self, rows: slice | NDArray[np.integer[Any]]) -> "Column":
+        """The same column with some rows only."""
+        return Column(self.name, self.dtype, self.values[rows], None if self.nulls is None else self.nulls[rows])
+
+    def as_float(self, dtype: str = "FP64") -> Array:
+        """Values as floats with NaN for null; InvalidInput for STRING and BYTES."""
+        if self.values.dtype == object:
+            raise InvalidInput(f"column {self.name!r} is {self.dtype}: it has no numeric value")
+        values = self.values.astype(numpy_dtype(dtype))
+        if self.nulls is not None:
+            values = values.copy() if values is self.values else values
+            values[self.nulls] = np.nan
+        return values
+
+
+def _array_of(values: ArrayLike | Sequence[Any], dtype: str | None) -> tuple[Array, NDArray[np.bool_] | None]:
+    """An array, and which of its rows were None."""
+    if isinstance(values, np.ndarray) and values.dtype != object:
+        return (values.astype(object) if values.dtype.kind in "UST" else values), None
+    items = list(values)  # type: ignore[arg-type]  # ArrayLike is wider than what has rows
+    nulls = np.fromiter((item is None for item in items), dtype=bool, count=len(items))
+    present = [item for item in items if item is not None]
+    if present and isinstance(present[0], str | bytes):
+        array = np.empty(len(items), dtype=object)
+        array[:] = [type(present[0])() if item is None else item for item in items]
+    else:
+        filler = np.zeros_like(np.asarray(present[0])) if present else 0.0
+        array = np.asarray([filler if item is None else item for item in items])
+        if not present and dtype in {"STRING", "BYTES"}:
+            array = np.full(len(items), "" if dtype == "STRING" else b"", dtype=object)
+        elif not items:
+            array = array.astype(np.float64)
+    return array, nulls if nulls.any() else None
+
+
+def _object_name(array: Array, name: str) -> str:
+    if array.dtype != object:
+        return dtype_name(array.dtype)
+    first = array.flat[0] if array.size else ""
+    if isinstance(first, str | bytes):
+        return "STRING" if isinstance(first, str) else "BYTES"
+    raise InvalidInput(f"column {name!r} mixes types; give it one type")
+
+
+def decode(pb: types_pb2.Column, where: str = "column") -> Column:
+    """A column off the wire; InvalidInput names `where` and what is wrong. Raw values are not copied."""
+    if not pb.name:
+        raise InvalidInput.at(where, "has no name")
+    where = f"{where}[{pb.name}]"
+    kind = pb.WhichOneof("values")
+    if kind is None:
+        raise InvalidInput.at(where, "has no values; set one of bools, int64s, uint64s, doubles, strings, blobs, raw")
+    row_shape = tuple(pb.row_shape)
+    if any(size <= 0 for size in row_shape):
+        raise InvalidInput.at(where, f"row_shape {list(row_shape)} must hold sizes over 0")
+    flat, dtype = _raw(pb, where) if kind == "raw" else _typed(pb, kind, where)
+    per_row = prod(row_shape)
+    if len(flat) % per_row:
+        raise InvalidInput.at(where, f"{len(flat)} values do not fill rows of {per_row}")
+    values = flat.reshape(-1, *row_shape)
+    return Column(pb.name, dtype, values, _nulls(pb, len(values), where))
+
+
+def _raw(pb: types_pb2.Column, where: str) -> tuple[Array, str]:
+    dtype = from_proto(pb.dtype) if pb.dtype else ""
+    if dtype in {"", "STRING", "BYTES"}:
+        raise InvalidInput.at(where, "raw values need a fixed-width dtype")
+    wanted = numpy_dtype(dtype)
+    if len(pb.raw) % wanted.itemsize:
+        raise InvalidInput.at(
+            where, f"{len(pb.raw)} raw bytes are no multiple of {wanted.itemsize}, the size of {dtype}"
+        )
+    if dtype == "BOOL" and max(pb.raw, default=0) > 1:
+        raise InvalidInput.at(where, "raw BOOL bytes must be 0 or 1")
+    return np.frombuffer(pb.raw, wanted), dtype
+
+
+def _typed(pb: types_pb2.Column, kind: str, where: str) -> tuple[Array, str]:
+    default, allowed = _KINDS[kind]
+    dtype = from_proto(pb.dtype) if pb.dtype else default
+    if dtype not in allowed:
+        raise InvalidInput.at(where, f"{kind} cannot hold {dtype}; use one of {', '.join(sorted(allowed))}")
+    items = getattr(pb, kind).values
+    wanted = numpy_dtype(dtype)
+    if kind in {"strings", "blobs"}:
+        array = np.empty(len(items), dtype=object)
+        array[:] = items
+        return array, dtype
+    # `np.array` would ask the container many things before it reads it.
+    wide: Array = np.fromiter(items, numpy_dtype(default), len(items))
+    if dtype == default:
+        return wide, dtype
+    if dtype == "TIMESTAMP":
+        return wide.astype(np.int64).view(wanted), dtype
+    if wanted.kind in "iu" and wide.size:
+        limits = np.iinfo(wanted)
+        if int(wide.min()) < limits.min or int(wide.max()) > limits.max:
+            raise InvalidInput.at(where, f"a value is outside the range of {dtype}")
+    with np.errstate(over="ignore"):
+        narrow = wide.astype(wanted)
+    if wanted.kind == "f" and not np.array_equal(np.isinf(narrow), np.isinf(wide)):
+        raise InvalidInput.at(where, f"a value is outside the range of {dtype}")
+    return narrow, dtype
+
+
+def _nulls(pb: types_pb2.Column, rows: int, where: str) -> NDArray[np.bool_] | None:
+    if not pb.null_rows:
+        return None
+    positions = np.fromiter(pb.null_rows, np.int64, len(pb.null_rows))
+    if positions[-1] >= rows or (positions[1:] <= positions[:-1]).any():
+        raise InvalidInput.at(where, f"null_rows must be ascending positions under {rows}")
+    nulls = np.zeros(rows, dtype=bool)
+    nulls[positions] = True
+    return nulls
+
+
+def decode_all(pbs: Iterable[types_pb2.Column], where: str = "columns", rows: int | None = None) -> dict[str, Column]:
+    """Columns by name. InvalidInput for a name twice or for unequal lengths (`rows`: the length wanted)."""
+    table: dict[str, Column] = {}
+    for pb in pbs:
+        column = decode(pb, where)
+        if column.name in table:
+            raise InvalidInput.at(f"{where}[{column.name}]", "is there twice")
+        rows = column.rows if rows is None else rows
+        if column.rows != rows:
+            raise InvalidInput.at(f"{where}[{column.name}]", f"has {column.rows} rows where the others have {rows}")
+        table[column.name] = column
+    return table
+
+
+def encode(column: Column) -> types_pb2.Column:
+    """The wire form: one or two dozen numbers as typed values, which people can read; more as raw bytes."""
+    pb = types_pb2.Column(name=column.name, dtype=to_proto(column.dtype), row_shape=column.row_shape)
+    if column.nulls is not None:
+        pb.null_rows.extend(np.flatnonzero(column.nulls).tolist())
+    _fill(pb, column)
+    return pb
+
+
+def _fill(pb: types_pb2.Column, column: Column) -> None:
+    values = column.values.ravel()
+    if column.dtype == "STRING":
+        pb.strings.values.extend(_without_nulls(column, ""))
+    elif column.dtype == "BYTES":
+        pb.blobs.values.extend(_without_nulls(column, b""))
+    elif values.size > _TYPED_AT_MOST:
+        pb.raw = np.ascontiguousarray(values, numpy_dtype(column.dtype)).tobytes()
+    elif column.dtype == "BOOL":
+        pb.bools.values.extend(values.tolist())
+    elif column.dtype == "TIMESTAMP":
+        pb.int64s.values.extend(values.astype("datetime64[us]").view(np.int64).tolist())
+    elif values.dtype.kind == "f":
+        pb.doubles.values.extend(values.tolist())
+    elif values.dtype.kind == "u":
+        pb.uint64s.values.extend(values.tolist())
+    else:
+        pb.int64s.values.extend(values.tolist())
+    if pb.WhichOneof("values") is None:  # no rows: the kind alone says that there are none
+        pb.raw = b""
+
+
+_TYPED_AT_MOST = 24
+
+
+def _without_nulls(column: Column, filler: str | bytes) -> Sequence[Any]:
+    """All values, flat; those of null rows, which may be of any type, as the filler."""
+    values = column.values
+    if column.nulls is not None:
+        values = values.copy()
+        values[column.nulls] = filler
+    return values.ravel().tolist()
+
+
+def encode_all(columns: Iterable[Column]) -> list[types_pb2.Column]:
+    """The wire form of many columns."""
+    return [encode(column) for column in columns]
