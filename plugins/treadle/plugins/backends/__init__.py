@@ -1,0 +1,1 @@
+"""The built-in model backends, each registered through the same entry points as anyone else's."""

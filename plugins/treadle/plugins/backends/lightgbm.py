@@ -1,0 +1,121 @@
+"""LightGBM, stored as its model text. NaN means missing, if the signature allows it.
+
+Inputs: one numeric matrix, or several numeric columns taken side by side in the signature's order. Classifiers answer
+"probability" [rows, classes] and "label" (the classes the wrapper was trained with, or class indices); all else
+answers "prediction".
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from treadle.plugins.backend import Example, LoadedModel, ModelBackend, ModelSource
+from treadle.plugins.backends._matrix import assemble, check_numeric, check_width, example_rows, labels, two_columns
+from treadle.plugins.backends._seal import read_sealed, seal
+from treadle.plugins.errors import BackendFault
+from treadle.plugins.spec import RegisterBackend, hookimpl
+from treadle.plugins.tensors import Array, Tensors
+from treadle.rpc.errors import InvalidInput
+
+FILE = "model.txt"
+CLASSES = "classes.json"
+
+
+class LightgbmBackend(ModelBackend):
+    """`lightgbm.Booster` and the scikit-learn style wrappers around it."""
+
+    name = "lightgbm"
+    requires = ("lightgbm",)
+
+    def can_save(self, model: Any) -> bool:
+        names = {f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(model).__mro__}
+        return bool(names & {"lightgbm.Booster", "lightgbm.LGBMModel"})
+
+    def save(self, model: Any, folder: Path, sample: Tensors) -> None:
+        booster = getattr(model, "booster_", model)
+        if booster.pandas_categorical:
+            raise InvalidInput("models with pandas categories are not supported; encode them as numbers first")
+        booster.save_model(folder / FILE)
+        seal(folder / FILE)
+        classes = getattr(model, "classes_", None)
+        if classes is not None:
+            (folder / CLASSES).write_text(json.dumps(labels(classes).tolist()) + "\n")
+
+    def load(self, source: ModelSource) -> LoadedModel:
+        import lightgbm
+
+        self.check_options(source.options)
+        check_numeric(source.signature)
+        data = read_sealed(source.folder / FILE)
+        try:
+            text = data.decode()
+            booster = lightgbm.Booster(model_str=text)
+        except (lightgbm.basic.LightGBMError, ValueError, TypeError) as error:
+            raise BackendFault(f"{FILE} cannot be loaded: {type(error).__name__}") from error
+        check_width(source.signature, booster.num_feature())
+        return _LightgbmModel(
+            booster,
+            tuple(spec.name for spec in source.signature.inputs),
+            _objective(text),
+            _classes(source.folder / CLASSES),
+            source.threads,
+        )
+
+    def example(self) -> Example:
+        import lightgbm
+
+        rows, classes = example_rows()
+        settings = {"objective": "binary", "num_threads": 1, "verbose": -1, "min_data_in_leaf": 5}
+        model = lightgbm.train(settings, lightgbm.Dataset(rows, classes), num_boost_round=5)
+        return Example(
+            model,
+            {"features": rows[:8]},
+            {"probability": two_columns(np.asarray(model.predict(rows[:8]))), "label": classes[:8]},
+        )
+
+
+class _LightgbmModel(LoadedModel):
+    def __init__(
+        self, booster: Any, inputs: tuple[str, ...], objective: str, classes: Array | None, threads: int
+    ) -> None:
+        self._booster = booster
+        self._inputs = inputs
+        self._binary = objective == "binary"
+        self._multiclass = objective in {"multiclass", "multiclassova"}
+        count = 2 if self._binary else booster.num_model_per_iteration()
+        self._classes = np.arange(count) if classes is None else classes
+        if (self._binary or self._multiclass) and len(self._classes) != count:
+            raise BackendFault(f"{CLASSES} names {len(self._classes)} classes, the model has {count}")
+        self._threads = threads
+
+    def predict(self, inputs: Tensors) -> Tensors:
+        matrix = assemble(self._inputs, inputs)
+        scores = np.asarray(self._booster.predict(matrix, num_threads=self._threads))
+        if self._binary:
+            return {"probability": two_columns(scores), "label": self._classes[(scores > 0.5).astype(np.int64)]}
+        if self._multiclass:
+            return {"probability": scores, "label": self._classes[scores.argmax(axis=1)]}
+        return {"prediction": scores}
+
+
+@hookimpl
+def treadle_model_backends(register: RegisterBackend) -> None:
+    register(LightgbmBackend())
+
+
+def _objective(text: str) -> str:
+    for line in text.splitlines():
+        if line.startswith("objective="):
+            return line.removeprefix("objective=").split(" ")[0]
+    return ""
+
+
+def _classes(file: Path) -> Array | None:
+    if not file.exists():
+        return None
+    try:
+        return labels(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise BackendFault(f"{CLASSES} cannot be read: {type(error).__name__}") from error

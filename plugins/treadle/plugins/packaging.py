@@ -1,0 +1,231 @@
+"""Model folders: files of a backend and `treadle-model.json`, which says what they are.
+
+save_model(model, folder, {"features": rows})     # picks the backend, checks what it wrote
+manifest = read_package(folder)                   # with every file's digest, ready to register
+load_package(folder).predict({"features": rows})
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from pathlib import Path
+from platform import python_version
+from typing import Any
+
+import numpy as np
+from google.protobuf import json_format
+
+from treadle.plugins.backend import LoadedModel, ModelBackend, ModelSource
+from treadle.plugins.checked import CheckedModel, Sample, load_proven
+from treadle.plugins.errors import BackendFault
+from treadle.plugins.manager import Plugins
+from treadle.plugins.specs import TensorSpec
+from treadle.plugins.tensors import Array, Signature, Tensors, spec_like
+from treadle.rpc.columns import Column, encode_all
+from treadle.rpc.errors import AlreadyExists, InvalidInput, NotFound, Violation
+from treadle.v1 import registry_pb2
+
+MANIFEST = "treadle-model.json"
+SAMPLE_ROWS = 64
+"""At most so many sample rows are kept with a model."""
+
+_CHUNK = 1 << 20
+
+
+def save_model(
+    model: Any,
+    folder: Path,
+    sample: Mapping[str, Any],
+    *,
+    backend: str | None = None,
+    columns: Mapping[str, Sequence[str]] | None = None,
+    units: Mapping[str, Sequence[str]] | None = None,
+    allow_nan: bool = False,
+    feature_service: str = "",
+    parameters: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, float] | None = None,
+    lineage: registry_pb2.Lineage | None = None,
+    description: str = "",
+    options: Mapping[str, str] | None = None,
+    plugins: Plugins | None = None,
+) -> registry_pb2.Manifest:
+    """Writes `model` to `folder`, which must be empty or absent, and answers with its manifest, files included.
+
+    `sample`: real inputs by tensor name, one row or more; they fix dtypes and shapes of the signature. `columns` and
+    `units`: for an input, the feature of each column and the units. `allow_nan`: whether floating inputs may be NaN.
+    The model is loaded back and run on the sample: its outputs become the signature's and the manifest's.
+    Nothing is left behind if anything fails. Raises InvalidInput, NotFound (no such backend), AlreadyExists.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise AlreadyExists(f"{folder} is not empty; a model is saved into a new folder")
+    chosen = choose_backend(model, backend, plugins or Plugins.load())
+    tensors = _sample(sample)
+    wanted = {**chosen.inferred_options(model), **(options or {})}
+    chosen.check_options(wanted)
+    inputs = Signature(_input_specs(tensors, columns or {}, units or {}, allow_nan), ())
+    inputs.check_inputs(tensors)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        part = Path(scratch) / "model"
+        part.mkdir()
+        chosen.save(model, part, tensors)
+        outputs = _outputs_of(chosen, ModelSource(part, inputs, wanted, threads=1), tensors)
+        specs = tuple(spec_like(name, array) for name, array in outputs.items())
+        manifest = registry_pb2.Manifest(
+            backend=chosen.name,
+            signature=replace(inputs, outputs=specs).to_proto(),
+            feature_service=feature_service,
+            sample_inputs=encode_all(_columns(tensors)),
+            sample_outputs=encode_all(_columns(outputs)),
+            backend_options=wanted,
+            parameters={name: str(value) for name, value in (parameters or {}).items()},
+            metrics=dict(metrics or {}),
+            lineage=_lineage(lineage, chosen),
+            description=description,
+        )
+        (part / MANIFEST).write_text(json_format.MessageToJson(manifest, indent=2) + "\n")
+        part.replace(folder)
+    return read_package(folder)
+
+
+def read_package(folder: Path) -> registry_pb2.Manifest:
+    """The manifest of a model folder, with path, digest and size of every file.
+
+    Raises NotFound if there is none, InvalidInput if it is no manifest or the folder holds links.
+    """
+    folder = Path(folder)
+    try:
+        text = (folder / MANIFEST).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFound(f"{folder} holds no {MANIFEST}; save_model writes one") from None
+    except UnicodeDecodeError:
+        raise InvalidInput(f"{folder / MANIFEST} is not UTF-8") from None
+    try:
+        manifest = json_format.Parse(text, registry_pb2.Manifest())
+    except json_format.ParseError as error:
+        raise InvalidInput(f"{folder / MANIFEST} is not a manifest: {error}") from None
+    if not manifest.backend:
+        raise InvalidInput(f"{folder / MANIFEST} names no backend", [Violation("backend", "empty")])
+    Signature.from_proto(manifest.signature)
+    del manifest.files[:]
+    manifest.files.extend(_files(folder))
+    return manifest
+
+
+def load_package(folder: Path, *, threads: int = 1, plugins: Plugins | None = None) -> LoadedModel:
+    """The model of a folder, ready to predict, its sample answered as when it was made.
+
+    Raises as `read_package`, InvalidInput for its options, BackendFault for a model that fails or answers otherwise.
+    """
+    manifest = read_package(folder)
+    backend = (plugins or Plugins.load()).backend(manifest.backend)
+    return load_proven(backend, source_of(manifest, Path(folder), threads), Sample.of(manifest)).model
+
+
+def source_of(manifest: registry_pb2.Manifest, folder: Path, threads: int = 1) -> ModelSource:
+    """What a backend loads the model from whose files lie in `folder`. InvalidInput for an unusable signature."""
+    return ModelSource(folder, Signature.from_proto(manifest.signature), dict(manifest.backend_options), threads)
+
+
+def choose_backend(model: Any, name: str | None, plugins: Plugins) -> ModelBackend:
+    """The named backend, or the one that can save `model`; InvalidInput unless there is exactly one."""
+    if name is not None:
+        backend = plugins.backend(name)
+        if not backend.can_save(model):
+            raise InvalidInput(f"backend {name!r} cannot save a {type(model).__module__}.{type(model).__qualname__}")
+        return backend
+    able = [backend for backend in plugins.backends() if backend.can_save(model)]
+    if len(able) == 1:
+        return able[0]
+    unusable = "; ".join(f"{info.name}: {info.reason}" for info in plugins.info() if info.state != "ok")
+    found = f"backends {', '.join(b.name for b in able)} can" if able else "no backend can"
+    hint = "choose one with backend=…" if able else f"not usable here: {unusable or 'none'}"
+    raise InvalidInput(f"{found} save a {type(model).__module__}.{type(model).__qualname__}; {hint}")
+
+
+def _sample(sample: Mapping[str, Any]) -> dict[str, Array]:
+    """Arrays in the types that travel, at most SAMPLE_ROWS rows of each."""
+    tensors: dict[str, Array] = {}
+    for name, values in sample.items():
+        array = np.asarray(values)
+        if array.dtype.kind in "US":
+            array = array.astype(object)
+        elif array.dtype.kind == "M":
+            array = array.astype("datetime64[us]")
+        if array.ndim == 0:
+            raise InvalidInput(f"sample {name!r} has no rows axis; give an array of shape [rows, …]")
+        tensors[name] = np.ascontiguousarray(array[:SAMPLE_ROWS])
+    return tensors
+
+
+def _input_specs(
+    tensors: Tensors, columns: Mapping[str, Sequence[str]], units: Mapping[str, Sequence[str]], allow_nan: bool
+) -> tuple[TensorSpec, ...]:
+    for name in (*columns, *units):
+        if name not in tensors:
+            raise InvalidInput(f"columns or units are given for {name!r}, which the sample does not have")
+    return tuple(
+        spec_like(name, array, tuple(columns.get(name, ())), tuple(units.get(name, ())), allow_nan)
+        for name, array in tensors.items()
+    )
+
+
+def _outputs_of(backend: ModelBackend, source: ModelSource, tensors: Tensors) -> dict[str, Array]:
+    """What the model, loaded back, answers to the sample."""
+    rows = len(next(iter(tensors.values())))
+    model = CheckedModel.load(backend, source)
+    try:
+        outputs = dict(model.predict(tensors, rows))
+    finally:
+        model.close()
+    for name, array in outputs.items():
+        if not isinstance(array, np.ndarray) or array.ndim == 0 or len(array) != rows:
+            raise BackendFault(f"output {name!r} is not an array with a row for each of the {rows} rows of the sample")
+    if not outputs:
+        raise BackendFault("the model answered without outputs")
+    return outputs
+
+
+def _columns(tensors: Tensors) -> list[Column]:
+    return [Column(name, spec_like(name, array).dtype, array) for name, array in tensors.items()]
+
+
+def _lineage(given: registry_pb2.Lineage | None, backend: ModelBackend) -> registry_pb2.Lineage:
+    """The lineage with the environment filled in: Python, numpy and what the backend needs."""
+    lineage = registry_pb2.Lineage()
+    if given is not None:
+        lineage.CopyFrom(given)
+    if lineage.environment:
+        return lineage
+    lineage.environment["python"] = python_version()
+    distributions = packages_distributions()
+    for module in ("numpy", "treadle", *backend.requires):
+        for distribution in distributions.get(module, [module]):
+            try:
+                lineage.environment[distribution] = version(distribution)
+            except PackageNotFoundError:
+                continue
+    return lineage
+
+
+def _files(folder: Path) -> list[registry_pb2.ModelFile]:
+    """Every file below `folder` but the manifest, by path."""
+    files = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            raise InvalidInput(f"{path} is a link; a model folder holds plain files only")
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != MANIFEST:
+            files.append(registry_pb2.ModelFile(path=name, sha256=_sha256(path), size_bytes=path.stat().st_size))
+    return files
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
