@@ -1,0 +1,1 @@
+"""The evaluation service: metrics with intervals, gates, reports, and the prediction ledger."""

@@ -1,0 +1,113 @@
+"""The evaluation service: its settings, and how its parts are put together."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from treadle import oip
+from treadle.evaluation.ledger import Ledger
+from treadle.evaluation.metrics import Floats, Metric, Task
+from treadle.evaluation.predictor import Predictor
+from treadle.evaluation.runner import Peers, Runner
+from treadle.evaluation.servicer import Servicer
+from treadle.observability.telemetry import Telemetry
+from treadle.plugins.manager import Plugins, names_in
+from treadle.rpc.errors import FailedPrecondition, TreadleError
+from treadle.rpc.service import Runtime
+from treadle.rpc.tasks import end
+from treadle.v1 import evaluation_pb2_grpc, features_pb2_grpc, registry_pb2_grpc
+
+FORGET_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """TREADLE_EVALUATION_…"""
+
+    parallel_evaluations: int = 2
+    """Evaluations that run at once; more wait."""
+    live_metrics_rows: int = 200_000
+    """Labelled rows of each version that live metrics are computed on, the newest; counts are of all rows. Bounds the
+    memory that one question takes: about 100 bytes a row and score."""
+    retention_days: int = 0
+    """Days that predictions and labels are kept after they arrived; 0 keeps all. What is older is deleted once an
+    hour; its prediction ids are forgotten too, so a prediction sent again after that counts as new."""
+    blocked_plugins: str = ""
+    """Names of plugins that must not be used, separated by commas."""
+
+    def __post_init__(self) -> None:
+        if self.parallel_evaluations < 1:
+            raise FailedPrecondition("TREADLE_EVALUATION_PARALLEL_EVALUATIONS must be 1 or more")
+        if self.live_metrics_rows < 1:
+            raise FailedPrecondition("TREADLE_EVALUATION_LIVE_METRICS_ROWS must be 1 or more")
+        if self.retention_days < 0:
+            raise FailedPrecondition("TREADLE_EVALUATION_RETENTION_DAYS must be 0 (keep all) or more")
+
+
+@asynccontextmanager
+async def open_service(settings: Settings, runtime: Runtime, plugins: Plugins | None = None) -> AsyncIterator[None]:
+    """Opens the ledger, which clears away what a crash left, then serves."""
+    plugins = plugins or Plugins.load(blocked=names_in(settings.blocked_plugins))
+    metrics = plugin_metrics(plugins)
+    peers = Peers(
+        registry_pb2_grpc.RegistryServiceStub(runtime.connect("registry")),
+        features_pb2_grpc.FeatureServiceStub(runtime.connect("features")),
+        Predictor(oip.GRPCInferenceServiceStub(runtime.connect("inference"))),
+    )
+    ledger = Ledger(runtime.home, retention_days=settings.retention_days)
+    await ledger.start()
+    servicer = Servicer(
+        Runner(peers, metrics),
+        ledger,
+        runtime.telemetry,
+        metrics,
+        settings.parallel_evaluations,
+        settings.live_metrics_rows,
+    )
+    evaluation_pb2_grpc.add_EvaluationServiceServicer_to_server(servicer, runtime.server)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(ledger.close)
+        if settings.retention_days:
+            stack.push_async_callback(end, asyncio.create_task(_forget_hourly(ledger, runtime.telemetry)))
+        yield
+
+
+async def _forget_hourly(ledger: Ledger, telemetry: Telemetry) -> None:
+    """What goes wrong (a full disk, say) is logged, and tried again an hour later."""
+    while True:
+        try:
+            forgotten = await ledger.forget()
+            telemetry.log.info("forgot what is older than retention_days", rows=forgotten)
+        except (TreadleError, OSError, sqlite3.Error) as error:
+            telemetry.log.error("cannot forget what is older than retention_days", error=str(error))
+        await asyncio.sleep(FORGET_SECONDS)
+
+
+def plugin_metrics(plugins: Plugins) -> Callable[[Task], Sequence[Metric]]:
+    """The metrics that plugins offer for a task. Plugins are imported at the first use, not at start-up."""
+
+    def metrics(task: Task) -> Sequence[Metric]:
+        return [
+            Metric(name, metric.higher_is_better, _told(name, metric.score))
+            for name, metric in plugins.metrics().items()
+            if task.name.lower() in metric.tasks
+        ]
+
+    return metrics
+
+
+def _told(name: str, score: Callable[[Floats, Floats], float]) -> Callable[[Floats, Floats], float]:
+    """What a plugin raises is the plugin's fault, and says so; ValueError stands for "undefined here"."""
+
+    def call(labels: Floats, scores: Floats) -> float:
+        try:
+            return float(score(labels, scores))
+        except ValueError:
+            raise
+        except Exception as error:
+            what = f'metric "{name}" of a plugin raised {type(error).__name__}'
+            raise FailedPrecondition(f"{what}; mend the plugin, or block it (blocked_plugins)") from error
+
+    return call

@@ -1,0 +1,173 @@
+"""The contract's RPCs: decode, call the core, encode."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from opentelemetry.trace import Link
+
+from treadle.evaluation import codec
+from treadle.evaluation.ledger import Entry, Ledger, Recorded
+from treadle.evaluation.live import live_metrics
+from treadle.evaluation.metrics import Metric, Task, metrics_for
+from treadle.evaluation.reading import Question
+from treadle.evaluation.recording import labels_of, predictions_of
+from treadle.evaluation.runner import Progress, Runner
+from treadle.observability.propagation import parse_traceparent
+from treadle.observability.telemetry import Telemetry
+from treadle.rpc.errors import InvalidInput
+from treadle.v1 import evaluation_pb2 as pb
+from treadle.v1 import evaluation_pb2_grpc, types_pb2
+
+FLUSH_ROWS = 10_000
+"""A longer stream is stored in parts of about this many rows,"""
+FLUSH_BYTES = 16 << 20
+"""or this many bytes, so that memory stays bounded."""
+MAXIMUM_LINKS = 1000
+
+
+class Servicer(evaluation_pb2_grpc.EvaluationServiceServicer):
+    """Evaluations, and the door to the ledger."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        ledger: Ledger,
+        telemetry: Telemetry,
+        plugin_metrics: Callable[[Task], Sequence[Metric]],
+        parallel_evaluations: int = 2,
+        live_metrics_rows: int = 200_000,
+    ) -> None:
+        self._runner = runner
+        self._ledger = ledger
+        self._tracer = telemetry.tracer
+        self._plugin_metrics = plugin_metrics
+        self._live_metrics_rows = live_metrics_rows
+        self._evaluating = asyncio.Semaphore(parallel_evaluations)
+        self._rows = telemetry.meters.counter(
+            "treadle_ledger_rows_total", "Rows sent to the ledger.", ["kind", "outcome"]
+        )
+
+    async def Evaluate(self, request: pb.EvaluateRequest, context: Any) -> AsyncIterator[pb.EvaluateResponse]:
+        """Progress, then the report."""
+        async with self._evaluating:
+            async for event in self._runner.run(request):
+                if isinstance(event, Progress):
+                    step = pb.Progress(stage=event.stage, rows_done=event.done, rows_total=event.total)
+                    yield pb.EvaluateResponse(progress=step)
+                else:
+                    yield pb.EvaluateResponse(report=event)
+
+    async def RecordPredictions(
+        self, request_iterator: AsyncIterator[pb.PredictionBatch], context: Any
+    ) -> pb.RecordResponse:
+        """Stores predictions; what came before a bad batch is stored."""
+        return await self._record("predictions", request_iterator, predictions_of)
+
+    async def RecordLabels(self, request_iterator: AsyncIterator[pb.LabelBatch], context: Any) -> pb.RecordResponse:
+        """Stores labels; what came before a bad batch is stored."""
+        return await self._record("labels", request_iterator, labels_of)
+
+    async def GetLiveMetrics(self, request: pb.GetLiveMetricsRequest, context: Any) -> pb.GetLiveMetricsResponse:
+        """Scores what the ledger holds."""
+        if not request.deployment:
+            raise InvalidInput("deployment must be set")
+        if request.from_micros < 0 or request.to_micros < 0:
+            raise InvalidInput("from_micros and to_micros must not be negative")
+        task = codec.task_of(request.task or pb.TASK_BINARY_CLASSIFICATION)
+        found = await asyncio.to_thread(self._live, request, task)
+        return pb.GetLiveMetricsResponse(
+            versions=[
+                pb.LiveMetrics(
+                    model=types_pb2.ModelRef(model=each.model, version=each.version),
+                    predictions=each.counts.predictions,
+                    labelled=each.counts.labelled,
+                    degraded=each.counts.degraded,
+                    scored=each.scored,
+                    metrics=codec.estimates(each.metrics),
+                )
+                for each in found
+            ]
+        )
+
+    def _live(self, request: pb.GetLiveMetricsRequest, task: Task) -> Any:
+        metrics = metrics_for(task, self._plugin_metrics(task))
+        question = Question(
+            request.deployment,
+            request.from_micros,
+            request.to_micros,
+            request.model.model,
+            request.model.version,
+            request.include_fallbacks,
+        )
+        live = self._ledger.live(question, self._live_metrics_rows)
+        return live_metrics(live, task, metrics, output=request.score_output)
+
+    async def _record(
+        self, kind: str, batches: AsyncIterator[Any], entries_of: Callable[[Any, str], Sequence[Entry]]
+    ) -> pb.RecordResponse:
+        """One stream into the ledger, part by part."""
+        total, index = Recorded(), 0
+        async for part in _parts(batches):
+            # Not on the event loop: others are served meanwhile.
+            entries, problem = await asyncio.to_thread(_checked, part, index, entries_of)
+            total += await self._store(kind, entries, _links(part))
+            if problem is not None:
+                stored = f"the {problem.index} batches before it are stored; leave this one out"
+                raise InvalidInput(f"{problem.error.message}; {stored}", problem.error.violations)
+            index += len(part)
+        return pb.RecordResponse(rows_recorded=total.rows, rows_duplicate=total.duplicates)
+
+    async def _store(self, kind: str, entries: Sequence[Entry], links: Sequence[Link]) -> Recorded:
+        """The span links every request whose answer is among the entries."""
+        if not entries:
+            return Recorded()
+        rows = sum(len(entry.keys) for entry in entries)
+        attributes: dict[str, str | int] = {"treadle.rows": rows, "treadle.ledger.kind": kind}
+        with self._tracer.start_as_current_span("ledger record", links=links, attributes=attributes):
+            recorded = await self._ledger.record(entries)
+        self._rows.add(recorded.rows, kind=kind, outcome="recorded")
+        self._rows.add(recorded.duplicates, kind=kind, outcome="duplicate")
+        return recorded
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """A batch that was refused, and its place in the stream."""
+
+    index: int
+    error: InvalidInput
+
+
+async def _parts(batches: AsyncIterator[Any]) -> AsyncIterator[list[Any]]:
+    part: list[Any] = []
+    rows = size = 0
+    async for batch in batches:
+        part.append(batch)
+        rows += len(batch.prediction_ids)
+        size += batch.ByteSize()
+        if rows >= FLUSH_ROWS or size >= FLUSH_BYTES:
+            yield part
+            part, rows, size = [], 0, 0
+    if part:
+        yield part
+
+
+def _checked(
+    part: Sequence[Any], start: int, entries_of: Callable[[Any, str], Sequence[Entry]]
+) -> tuple[list[Entry], _Problem | None]:
+    """What the batches hold, up to the first bad one."""
+    entries: list[Entry] = []
+    for index, batch in enumerate(part, start):
+        try:
+            entries += entries_of(batch, f"batches[{index}]")
+        except InvalidInput as error:
+            return entries, _Problem(index, error)
+    return entries, None
+
+
+def _links(part: Sequence[Any]) -> list[Link]:
+    parents = (getattr(batch, "traceparent", "") for batch in part[:MAXIMUM_LINKS])
+    contexts = (parse_traceparent(parent) for parent in parents if parent)
+    return [Link(context) for context in contexts if context is not None]

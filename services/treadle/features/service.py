@@ -1,0 +1,95 @@
+"""The features service: its settings, and how it is put together."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from treadle.features.catalog import Catalog
+from treadle.features.lmdb_store import LmdbStoreKind
+from treadle.features.observe import FeatureMeters
+from treadle.features.online import OnlineFeatures
+from treadle.features.runner import TransformRunner
+from treadle.features.servicer import FeatureServicer
+from treadle.plugins.stores import OnlineStore
+from treadle.rpc.errors import InvalidInput, TreadleError
+from treadle.rpc.service import Runtime
+from treadle.v1 import features_pb2_grpc
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a features service can be told."""
+
+    store: str = "lmdb"
+    """Where online features are kept: "lmdb", or the name of a store that a plugin provides."""
+    store_options: str = ""
+    """Options of the store: "host=10.0.0.7,port=6379"."""
+    map_mib: int = 16_384
+    """Most that the LMDB store may hold, in MiB; address space only, the file grows as rows come."""
+    max_rows: int = 100_000
+    """Most rows in one lookup or one pushed message."""
+    transform_timeout_seconds: float = 2.0
+    """How long the request-time transforms of one lookup may run."""
+    transform_workers: int = 2
+    """Threads that run them."""
+
+
+@asynccontextmanager
+async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[None]:
+    """Opens the store and the definitions in the service's home. InvalidInput, NotFound, DataLoss, Unavailable."""
+    _check(settings)
+    store = _open_store(settings, runtime.home / "online")
+    runner = TransformRunner(settings.transform_workers)
+    try:
+        catalog = Catalog(runtime.home / "definitions.json")
+        online = OnlineFeatures(
+            catalog,
+            store,
+            runner,
+            max_rows=settings.max_rows,
+            transform_timeout_seconds=settings.transform_timeout_seconds,
+            clock=time.time,
+        )
+        servicer = FeatureServicer(
+            catalog,
+            online,
+            FeatureMeters(runtime.telemetry.meters),
+            hide=lambda names: runtime.telemetry.redactor.add(*names),
+        )
+        features_pb2_grpc.add_FeatureServiceServicer_to_server(servicer, runtime.server)
+        for name, plan in catalog.state.plans.items():
+            if isinstance(plan, TreadleError):
+                runtime.telemetry.log.warning(
+                    "feature service out of service", feature_service=name, reason=plan.message
+                )
+        yield
+    finally:
+        runner.close()
+        store.close()
+
+
+def _check(settings: Settings) -> None:
+    for name in ("map_mib", "max_rows", "transform_timeout_seconds", "transform_workers"):
+        if getattr(settings, name) <= 0:
+            raise InvalidInput(f"features: {name} must be over 0")
+
+
+def _open_store(settings: Settings, folder: Path) -> OnlineStore:
+    options = _options(settings.store_options)
+    if settings.store == LmdbStoreKind.name:
+        return LmdbStoreKind().open(folder, {"map_mib": str(settings.map_mib), **options})
+    from treadle.plugins.manager import Plugins
+
+    return Plugins.load().online_store(settings.store).open(folder, options)
+
+
+def _options(text: str) -> dict[str, str]:
+    options = {}
+    for part in filter(None, text.split(",")):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise InvalidInput("features: store_options must read name=value,name=value")
+        options[name.strip()] = value.strip()
+    return options

@@ -1,0 +1,134 @@
+"""`treadle.v1.FeatureService`: decode, call the core, encode."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from treadle.features import codec
+from treadle.features.catalog import Catalog
+from treadle.features.observe import FeatureMeters
+from treadle.features.online import OnlineFeatures
+from treadle.features.values import Feature
+from treadle.rpc.columns import decode_all, encode
+from treadle.rpc.context import remaining
+from treadle.v1 import features_pb2 as pb
+from treadle.v1 import features_pb2_grpc, types_pb2
+
+
+class FeatureServicer(features_pb2_grpc.FeatureServiceServicer):
+    """Raises TreadleError subclasses; the server turns them into statuses."""
+
+    def __init__(
+        self, catalog: Catalog, online: OnlineFeatures, meters: FeatureMeters, *, hide: Callable[[Iterable[str]], None]
+    ) -> None:
+        """`hide` is told the names of columns whose values must not be shown, at once and after each change."""
+        self._catalog = catalog
+        self._online = online
+        self._meters = meters
+        self._hide = hide
+        hide(catalog.state.sensitive())
+
+    async def ApplyFeatures(self, request: pb.ApplyFeaturesRequest, context: Any) -> pb.ApplyFeaturesResponse:
+        """Off the event loop: importing user modules and writing to disk take their time."""
+        definitions = codec.from_request(request)
+        changes = await asyncio.to_thread(self._catalog.apply, definitions, dry_run=request.dry_run)
+        self._hide(self._catalog.state.sensitive())
+        return pb.ApplyFeaturesResponse(
+            changes=[
+                pb.FeatureChange(
+                    object=each.object,
+                    name=each.name,
+                    kind=pb.FeatureChange.Kind.ValueType(each.kind),
+                    differences=each.differences,
+                )
+                for each in changes
+            ]
+        )
+
+    async def ListFeatureViews(self, request: pb.ListFeatureViewsRequest, context: Any) -> pb.ListFeatureViewsResponse:
+        """All views."""
+        views = self._catalog.state.views.values()
+        return pb.ListFeatureViewsResponse(views=[codec.view_to_proto(each) for each in views])
+
+    async def ListFeatureServices(
+        self, request: pb.ListFeatureServicesRequest, context: Any
+    ) -> pb.ListFeatureServicesResponse:
+        """Some services or all, with the views that they name."""
+        state = self._catalog.state
+        services = [state.service(name) for name in request.names or state.services]
+        views = dict.fromkeys(each.view for service in services for each in service.feature_sets)
+        return pb.ListFeatureServicesResponse(
+            services=[codec.service_to_proto(each) for each in services],
+            views=[codec.view_to_proto(state.views[name]) for name in views],
+        )
+
+    async def GetOnlineFeatures(
+        self, request: pb.GetOnlineFeaturesRequest, context: Any
+    ) -> pb.GetOnlineFeaturesResponse:
+        """N entities in one read."""
+        features = await self._online.lookup(
+            request.feature_service,
+            decode_all(request.entities, "entities"),
+            decode_all(request.context, "context"),
+            now_micros=request.now_micros,
+            outputs=request.outputs,
+            remaining_seconds=remaining(),
+        )
+        self._meters.looked_up(request.feature_service, features)
+        answer = pb.GetOnlineFeaturesResponse()
+        for each in features:
+            _encode_into(answer.features.add(), each)
+        return answer
+
+    async def Push(self, request_iterator: AsyncIterator[pb.PushRequest], context: Any) -> pb.PushResponse:
+        """Messages in order, each whole; the answer comes when all are on disk, also those before a bad one."""
+        written = outdated = 0
+        try:
+            async for request in request_iterator:
+                columns = decode_all(request.columns)
+                events = np.array(request.event_micros, np.int64)
+                count = await asyncio.to_thread(self._online.push, request.view, columns, events)
+                self._meters.pushed(request.view, count)
+                written += count.written
+                outdated += count.outdated
+        finally:
+            await asyncio.to_thread(self._online.flush)
+        return pb.PushResponse(rows_written=written, rows_outdated=outdated)
+
+    async def GetFreshness(self, request: pb.GetFreshnessRequest, context: Any) -> pb.GetFreshnessResponse:
+        """Of some views or all."""
+        found = self._online.freshness(request.views, request.now_micros)
+        return pb.GetFreshnessResponse(views=[pb.ViewFreshness(**vars(each)) for each in found])
+
+
+def _encode_into(message: types_pb2.FeatureColumn, feature: Feature) -> None:
+    """Fills a message of an answer.
+
+    `statuses` and `ages_seconds` are given as bytes: packed, they are on the wire what numpy holds (a status takes
+    one byte, an age eight), and number by number they would cost eight times as long.
+    """
+    statuses = feature.statuses.astype(np.uint8, copy=False).tobytes()
+    ages = feature.ages.astype("<f8", copy=False).tobytes()
+    message.MergeFromString(b"".join((_STATUSES, _varint(len(statuses)), statuses, _AGES, _varint(len(ages)), ages)))
+    message.column.CopyFrom(encode(feature.column))
+
+
+def _tag(field: int) -> bytes:
+    """What stands before a packed field on the wire."""
+    return bytes([field << 3 | 2])
+
+
+_STATUSES = _tag(types_pb2.FeatureColumn.STATUSES_FIELD_NUMBER)
+_AGES = _tag(types_pb2.FeatureColumn.AGES_SECONDS_FIELD_NUMBER)
+
+
+def _varint(number: int) -> bytes:
+    """A length as protobuf writes it: seven bits a byte, the lowest first."""
+    parts = bytearray()
+    while number > 0x7F:
+        parts.append(number & 0x7F | 0x80)
+        number >>= 7
+    parts.append(number)
+    return bytes(parts)

@@ -1,0 +1,140 @@
+"""Request-time transforms: what they are given, and what is accepted from them. Training and serving both come here.
+
+An output's age is that of its oldest input (inputs that are MISSING have none; NaN when all are). It is NULL where
+the function returned null, else STALE where an input is STALE, else PRESENT.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from treadle.features.definitions import Field, Transform
+from treadle.features.values import Feature, Status, column_of
+from treadle.rpc.columns import Column
+from treadle.rpc.errors import FailedPrecondition, TreadleError
+from treadle.rpc.hints import near
+
+Array = NDArray[Any]
+
+
+def run_transforms(transforms: Sequence[Transform], inputs: Mapping[str, Feature], rows: int) -> dict[str, Feature]:
+    """The outputs of all transforms by name. FailedPrecondition says which function did what wrong."""
+    made: dict[str, Feature] = {}
+    for transform in transforms:
+        taken = [inputs[name] for name in transform.inputs]
+        given = {name: as_input(each.column) for name, each in zip(transform.inputs, taken, strict=True)}
+        returned = _check_keys(transform, _call(transform, given))
+        ages = reduce(np.fmax, [each.ages for each in taken])
+        stale = reduce(np.logical_or, [each.statuses == Status.STALE for each in taken])
+        for field in transform.outputs:
+            column = _output(transform, field, returned[field.name], rows)
+            nulls = np.zeros(rows, bool) if column.nulls is None else column.nulls
+            fresh = np.where(stale, Status.STALE, Status.PRESENT)
+            made[field.name] = Feature(column, np.where(nulls, Status.NULL, fresh).astype(np.uint8), ages)
+    return made
+
+
+def as_input(column: Column) -> Array:
+    """What a transform sees of a column: a read-only array whose type depends on the column's type alone.
+
+    FP types stay (null is NaN), integers and BOOL become float64 (null is NaN), STRING and BYTES are objects
+    (null is None), TIMESTAMP is datetime64[us] (null is NaT).
+    """
+    values = column.values
+    if values.dtype.kind in "iub":
+        values = values.astype(np.float64)
+    if column.nulls is not None:
+        values = values.copy()
+        values[column.nulls] = None if values.dtype.kind == "O" else "NaT" if values.dtype.kind == "M" else np.nan
+    shown = values.view()
+    shown.flags.writeable = False
+    return shown
+
+
+def _call(transform: Transform, given: dict[str, Array]) -> Any:
+    if transform.call is None:
+        raise FailedPrecondition(f"transform {transform.name!r} is not resolved to a function")
+    try:
+        with np.errstate(all="ignore"):
+            return transform.call(given)
+    except TreadleError:
+        raise
+    except Exception as error:
+        # The text of the exception may hold values of columns, so only its type and place are told.
+        raise _fault(transform, f"raised {type(error).__name__}{_place(error)}") from error
+
+
+def _place(error: BaseException) -> str:
+    """Where in the user's own code it happened."""
+    frames = []
+    trace = error.__traceback__
+    while trace is not None:
+        frames.append(f"{trace.tb_frame.f_code.co_name}, line {trace.tb_lineno}")
+        trace = trace.tb_next
+    return f" (in {frames[1]})" if len(frames) > 1 else ""
+
+
+def _check_keys(transform: Transform, returned: Any) -> Mapping[str, Any]:
+    wanted = [each.name for each in transform.outputs]
+    if not isinstance(returned, Mapping):
+        raise _fault(transform, f"returned {type(returned).__name__}, wanted a dict with {', '.join(wanted)}")
+    for name in wanted:
+        if name not in returned:
+            raise _fault(transform, f"did not return {name!r}")
+    for name in returned:
+        if name not in wanted:
+            raise _fault(transform, f"returned {str(name)[:80]!r}, which it does not declare{near(str(name), wanted)}")
+    return returned
+
+
+def _output(transform: Transform, field: Field, value: Any, rows: int) -> Column:
+    array = np.ma.getdata(value) if isinstance(value, np.ma.MaskedArray) else value
+    what = f"output {field.name!r}"
+    if not isinstance(array, np.ndarray):
+        raise _fault(transform, f"{what} is a {type(array).__name__}, wanted a numpy array")
+    if array.shape != (rows,):
+        raise _fault(transform, f"{what} has the shape {array.shape}, wanted ({rows},)")
+    nulls = np.ma.getmaskarray(value) if isinstance(value, np.ma.MaskedArray) else np.zeros(rows, bool)
+    values, own_nulls = _typed(transform, field, array, nulls)
+    nulls = nulls | own_nulls
+    return column_of(field.name, field.dtype, values, nulls if nulls.any() else np.zeros(rows, bool))
+
+
+def _typed(
+    transform: Transform, field: Field, array: Array, masked: NDArray[np.bool_]
+) -> tuple[Array, NDArray[np.bool_]]:
+    """The array in the declared type, and where it is null by itself."""
+    wanted = field.numpy_dtype
+    if wanted.kind == "O":
+        return _texts(transform, field, array, masked)
+    widens = wanted.kind == array.dtype.kind == "M" or np.can_cast(array.dtype, wanted, "same_kind")
+    if array.dtype.kind == "O" or not widens or (wanted.kind == "f" and array.dtype.kind == "b"):
+        raise _fault(transform, f"output {field.name!r} is {array.dtype}, wanted {wanted} ({field.dtype})")
+    values = array.astype(wanted)
+    if wanted.kind in "iu" and not np.array_equal(values[~masked], array[~masked]):
+        raise _fault(transform, f"output {field.name!r} has values outside the range of {field.dtype}")
+    if wanted.kind == "f":
+        return values, np.isnan(values)
+    return values, np.isnat(values) if wanted.kind == "M" else np.zeros(len(values), bool)
+
+
+def _texts(
+    transform: Transform, field: Field, array: Array, masked: NDArray[np.bool_]
+) -> tuple[Array, NDArray[np.bool_]]:
+    kind = str if field.dtype == "STRING" else bytes
+    items = array.tolist()
+    nulls = np.fromiter((each is None for each in items), bool, len(items))
+    if not all(isinstance(each, kind) for each, null in zip(items, (nulls | masked).tolist(), strict=True) if not null):
+        raise _fault(
+            transform, f"output {field.name!r} is {array.dtype}, wanted {field.dtype} ({kind.__name__} or None)"
+        )
+    values = np.empty(len(items), object)
+    values[:] = items
+    return values, nulls
+
+
+def _fault(transform: Transform, what: str) -> FailedPrecondition:
+    return FailedPrecondition(f"transform {transform.name!r} ({transform.function}) {what}")

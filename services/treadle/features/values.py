@@ -1,0 +1,115 @@
+"""Feature values with their provenance, and the one place where statuses and ages are decided.
+
+    row not found                      MISSING  value null, age NaN
+    found, value null                  NULL     age of the row
+    found, older than the view allows  STALE    value kept
+    found                              PRESENT
+
+Nulls hold a fixed filler (NaN, 0, "", b"", NaT), so that equal features are equal bit for bit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from treadle.features.definitions import Field
+from treadle.rpc.columns import Column, numpy_dtype
+
+Array = NDArray[Any]
+MICROS_A_SECOND: Final = 1e6
+
+
+class Status(IntEnum):
+    """Numbered as `treadle.v1.FeatureStatus`."""
+
+    PRESENT = 1
+    NULL = 2
+    MISSING = 3
+    STALE = 4
+
+
+# As plain numbers: reading a member of an enum takes longer than the arithmetic around it.
+_PRESENT, _NULL, _MISSING, _STALE = map(int, Status)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Feature:
+    """N values of one feature: `statuses` is uint8 of `Status`, `ages` is seconds in float64, NaN where MISSING."""
+
+    column: Column
+    statuses: NDArray[np.uint8]
+    ages: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ViewRows:
+    """What a view knows about N entities. Rows where `found` is False hold fillers."""
+
+    found: NDArray[np.bool_]
+    event_micros: NDArray[np.int64]
+    values: Sequence[Array]
+    """One array a field, N rows each."""
+    nulls: NDArray[np.bool_]
+    """Shape (fields, N). True also where absent."""
+    absent: NDArray[np.bool_] | None
+    """Shape (fields, N). True where nothing was ever stored: for the entity, or for a field newer than its row.
+    None: nowhere."""
+
+
+def features_of(
+    names: Sequence[str], fields: Sequence[Field], rows: ViewRows, now: NDArray[np.int64], limit: int | None
+) -> dict[str, Feature]:
+    """Statuses and ages of a view's fields at the moments `now`; `limit` is the freshness in microseconds."""
+    age_micros = now - rows.event_micros
+    ages = age_micros / MICROS_A_SECOND
+    statuses = np.full(rows.nulls.shape, _PRESENT, np.uint8)
+    if limit is not None:
+        statuses[:, age_micros > limit] = _STALE
+    statuses[rows.nulls] = _NULL
+    every_age: Sequence[NDArray[np.float64]] = [ages] * len(fields)
+    if rows.absent is not None:
+        statuses[rows.absent] = _MISSING
+        every_age = np.where(rows.absent, np.nan, ages)  # type: ignore[assignment]  # an array is a sequence of its rows
+    some_null: list[bool] = np.asarray(rows.nulls.any(axis=1)).tolist()
+    return {
+        name: Feature(
+            _filled(name, field.dtype, rows.values[at], rows.nulls[at])
+            if some_null[at]
+            else Column(name, field.dtype, rows.values[at]),
+            statuses[at],
+            every_age[at],
+        )
+        for at, (name, field) in enumerate(zip(names, fields, strict=True))
+    }
+
+
+def context_feature(column: Column) -> Feature:
+    """A request-time column as a feature: age 0, NULL where null."""
+    nulls = np.zeros(column.rows, bool) if column.nulls is None else column.nulls
+    statuses = np.where(nulls, Status.NULL, Status.PRESENT).astype(np.uint8)
+    return Feature(column_of(column.name, column.dtype, column.values, nulls), statuses, np.zeros(column.rows))
+
+
+def column_of(name: str, dtype: str, values: Array, nulls: NDArray[np.bool_]) -> Column:
+    """A column whose nulls hold the filler."""
+    return _filled(name, dtype, values, nulls) if nulls.any() else Column(name, dtype, values)
+
+
+def _filled(name: str, dtype: str, values: Array, nulls: NDArray[np.bool_]) -> Column:
+    filled = values.copy()
+    filled[nulls] = filler(dtype)
+    return Column(name, dtype, filled, nulls)
+
+
+def filler(dtype: str) -> Any:
+    """What a null of this type holds: NaN, NaT, "", b"", False or 0."""
+    if dtype == "STRING":
+        return ""
+    if dtype == "BYTES":
+        return b""
+    wanted = numpy_dtype(dtype)
+    return np.array("NaT", wanted)[()] if wanted.kind == "M" else wanted.type(np.nan if wanted.kind == "f" else 0)

@@ -1,0 +1,1 @@
+"""The inference service: loads the versions that deployments ask for, and runs them in batches."""

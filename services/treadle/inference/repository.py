@@ -1,0 +1,297 @@
+"""Which model versions are here, and in what state.
+
+    (needed) → LOADING → READY → UNLOADING → (gone)
+                  ↓  ↑      ↓
+               UNAVAILABLE (with the reason)
+
+A version is needed while a deployment asks for it or somebody has pinned it. One that could not be loaded for a reason
+that may pass (the registry cannot be reached, the disk is full) is tried again; one that hangs stays UNAVAILABLE until
+it is loaded anew.
+"""
+
+import asyncio
+import contextvars
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from structlog.typing import FilteringBoundLogger
+
+from treadle.inference.batcher import Batcher, Limits
+from treadle.inference.models import ModelKey, Registered
+from treadle.inference.observe import ModelObserver
+from treadle.inference.worker import Worker
+from treadle.plugins.checked import CheckedModel
+from treadle.rpc.errors import Internal, InvalidInput, NotFound, StorageFull, TreadleError, Unavailable
+
+Describe = Callable[[ModelKey], Awaitable[Registered]]
+Load = Callable[[Registered, Worker], Awaitable[CheckedModel]]
+FIRST_RETRY_SECONDS = 0.5
+LAST_RETRY_SECONDS = 30.0
+CLOSE_SECONDS = 5.0
+
+
+class State(StrEnum):
+    """The names are those of the protocol."""
+
+    LOADING = "LOADING"
+    READY = "READY"
+    UNLOADING = "UNLOADING"
+    UNAVAILABLE = "UNAVAILABLE"
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A version in memory."""
+
+    registered: Registered
+    model: CheckedModel
+    batcher: Batcher
+    observer: ModelObserver
+    worker: Worker
+    restored: dict[str, str]
+    """Inputs whose dtype has no name on the wire: STRING, TIMESTAMP."""
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One version and its state."""
+
+    key: ModelKey
+    state: State = State.LOADING
+    reason: str = ""
+    error: TreadleError | None = None
+    served: Served | None = None
+    task: "asyncio.Task[None] | None" = None
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once the first attempt to load has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What the repository works with."""
+
+    describe: Describe
+    load: Load
+    discard: Callable[[Registered], Awaitable[None]]
+    observer: Callable[[ModelKey], ModelObserver]
+    announce: Callable[[str, bool], Awaitable[None]]
+    """Tells health whether "model/NAME/VERSION" serves."""
+    limits: Limits
+    log: FilteringBoundLogger
+    parallel_loads: int = 2
+
+
+class Repository:
+    """The versions of this process. Lives on one event loop."""
+
+    def __init__(self, tools: Tools, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+        self._tools = tools
+        self._sleep = sleep
+        self._entries: dict[ModelKey, Entry] = {}
+        self._desired: frozenset[ModelKey] = frozenset()
+        self._pinned: frozenset[ModelKey] = frozenset()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loads = asyncio.Semaphore(tools.parallel_loads)
+        self._closing = False
+
+    @property
+    def entries(self) -> list[Entry]:
+        """All of them, by name and version."""
+        return [self._entries[key] for key in sorted(self._entries)]
+
+    @property
+    def pinned(self) -> frozenset[ModelKey]:
+        """Versions kept because somebody asked for them by name."""
+        return self._pinned
+
+    @property
+    def desired(self) -> frozenset[ModelKey]:
+        """Versions that deployments ask for."""
+        return self._desired
+
+    def set_desired(self, keys: Iterable[ModelKey]) -> None:
+        """Makes these the versions that deployments ask for: loads what is new, unloads what nobody needs."""
+        self._desired = frozenset(keys)
+        self._reconcile()
+
+    def pin(self, keys: Iterable[ModelKey]) -> None:
+        """Keeps these until `unpin`."""
+        self._pinned |= frozenset(keys)
+        self._reconcile()
+
+    def unpin(self, keys: Iterable[ModelKey]) -> None:
+        """Lets go of these; versions that deployments ask for stay."""
+        self._pinned -= frozenset(keys)
+        self._reconcile()
+
+    async def loaded(self, key: ModelKey) -> Entry:
+        """The pinned or desired version once it is READY; raises what kept it from being so. One that was
+        UNAVAILABLE is loaded anew first."""
+        entry = self._entries[key]
+        if entry.state is State.UNAVAILABLE:
+            await self._stop(entry)
+            self._reconcile()
+            entry = self._entries[key]
+        await entry.settled.wait()
+        if entry.error is not None:
+            raise type(entry.error)(f"model {key} cannot be loaded: {entry.error.message}", entry.error.violations)
+        return entry
+
+    async def gone(self, keys: Iterable[ModelKey]) -> None:
+        """Waits until these are no longer here."""
+        tasks = [entry.task for key in keys if (entry := self._entries.get(key)) and entry.task]
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def find(self, name: str, version: str = "") -> Entry:
+        """The entry that a request means. Without a version: the highest READY one that deployments ask for, else the
+        highest READY one, else the highest. NotFound if it is not here."""
+        if version:
+            entry = self._entries.get(_key(name, version))
+            if entry is None:
+                raise NotFound(f"model {name!r} version {version[:32]!r} is not here; deploy it, or load it")
+            return entry
+        found = [entry for entry in self._entries.values() if entry.key.name == name]
+        if not found:
+            raise NotFound(f"model {name[:128]!r} is not here; deploy it, or load it")
+        return max(found, key=lambda e: (e.state is State.READY, e.key in self._desired, e.key.version))
+
+    def serving(self, name: str, version: str = "") -> Served:
+        """What runs the requests for a model. Unavailable, with the state, if it is not READY."""
+        entry = self.find(name, version)
+        if entry.served is None or entry.state is not State.READY:
+            why = f": {entry.reason}" if entry.reason else ""
+            raise Unavailable(f"model {entry.key} is {entry.state}{why}")
+        return entry.served
+
+    async def close(self) -> None:
+        """Unloads everything."""
+        self._closing = True
+        self._desired = self._pinned = frozenset()
+        for entry in self.entries:
+            self._unload(entry)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _reconcile(self) -> None:
+        needed = self._desired | self._pinned
+        for key in sorted(needed - self._entries.keys()):
+            if not self._closing:
+                entry = self._entries[key] = Entry(key)
+                entry.task = self._start(self._load(entry))
+        for entry in self.entries:
+            if entry.key not in needed:
+                self._unload(entry)
+
+    def _unload(self, entry: Entry) -> None:
+        if entry.state is not State.UNLOADING:
+            loading, entry.state = entry.task, State.UNLOADING
+            entry.task = self._start(self._leave(entry, loading))
+
+    async def _stop(self, entry: Entry) -> None:
+        self._unload(entry)
+        if entry.task is not None:
+            await entry.task
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        # In a context of its own: the call that caused it must not lend it its deadline or its trace.
+        task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _load(self, entry: Entry) -> None:
+        delay = FIRST_RETRY_SECONDS
+        while True:
+            try:
+                entry.served = await self._serve(entry)
+            except TreadleError as error:
+                await self._fail(entry, error)
+            except Exception as error:
+                self._tools.log.error("a model could not be loaded", model=str(entry.key), exc_info=error)
+                await self._fail(entry, Internal(f"loading raised {type(error).__name__}; the log tells more"))
+            else:
+                entry.state, entry.reason, entry.error = State.READY, "", None
+                await self._announce(entry.key)
+                self._tools.log.info("model ready", model=entry.key.name, version=entry.key.version)
+                entry.settled.set()
+                return
+            entry.settled.set()
+            if entry.error is None or not (entry.error.retryable or isinstance(entry.error, StorageFull)):
+                return
+            await self._sleep(delay)
+            delay = min(delay * 2, LAST_RETRY_SECONDS)
+            entry.state = State.LOADING
+
+    async def _serve(self, entry: Entry) -> Served:
+        registered = await self._tools.describe(entry.key)
+        worker = Worker(f"model-{entry.key}")
+        try:
+            async with self._loads:
+                model = await self._tools.load(registered, worker)
+        except BaseException:
+            worker.stop()
+            raise
+        observer = self._tools.observer(entry.key)
+        batcher = Batcher(
+            str(entry.key),
+            model.predict,
+            worker,
+            self._tools.limits,
+            observe=observer.batch,
+            on_hang=lambda reason: self._hangs(entry, reason),
+        )
+        restored = {s.name: s.dtype for s in registered.signature.inputs if s.dtype in {"STRING", "TIMESTAMP"}}
+        return Served(registered, model, batcher, observer, worker, restored)
+
+    async def _fail(self, entry: Entry, error: TreadleError) -> None:
+        entry.state, entry.reason, entry.error = State.UNAVAILABLE, error.message, error
+        self._tools.log.warning("model unavailable", model=str(entry.key), reason=error.message)
+        await self._announce(entry.key)
+
+    def _hangs(self, entry: Entry, reason: str) -> None:
+        served, entry.served = entry.served, None
+        if served is not None:
+            served.worker.stop()
+        entry.task = self._start(self._fail(entry, Unavailable(reason)))
+
+    async def _leave(self, entry: Entry, loading: "asyncio.Task[None] | None") -> None:
+        if loading is not None:
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
+        entry.state = State.UNLOADING  # the load may have ended well at the same moment
+        await self._announce(entry.key)
+        served = entry.served
+        if served is not None:
+            await served.batcher.drain()
+            await self._free(served)
+        entry.served = None
+        entry.settled.set()
+        del self._entries[entry.key]
+        await self._announce(entry.key)
+        self._tools.log.info("model unloaded", model=entry.key.name, version=entry.key.version)
+        self._reconcile()
+
+    async def _free(self, served: Served) -> None:
+        try:
+            await asyncio.wait_for(served.worker.call(served.model.close), CLOSE_SECONDS)
+        except Exception as error:
+            key = str(served.registered.key)
+            self._tools.log.warning("closing a model failed", model=key, error=type(error).__name__)
+        served.worker.stop()
+        await self._tools.discard(served.registered)
+
+    async def _announce(self, key: ModelKey) -> None:
+        """Health of the version, and of the model: it serves if any version of it does."""
+        ready = [e.key for e in self._entries.values() if e.state is State.READY and e.key.name == key.name]
+        await self._tools.announce(f"model/{key}", key in ready)
+        await self._tools.announce(f"model/{key.name}", bool(ready))
+
+
+def _key(name: str, version: str) -> ModelKey:
+    if not (version.isascii() and version.isdigit()):
+        raise InvalidInput(f"{version[:32]!r} is no version; versions are numbers from 1")
+    try:
+        return ModelKey(name, int(version))
+    except (InvalidInput, ValueError):
+        raise NotFound(f"model {name[:128]!r} version {version[:32]!r} is not here; deploy it, or load it") from None

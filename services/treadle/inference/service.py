@@ -1,0 +1,98 @@
+"""The composition root of the inference service."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from treadle import oip
+from treadle.inference.artifacts import Artifacts
+from treadle.inference.batcher import Limits
+from treadle.inference.catalogue import Catalogue
+from treadle.inference.desired import Desired
+from treadle.inference.inferring import Inferring
+from treadle.inference.loader import Loader
+from treadle.inference.observe import ModelMeters, ModelObserver
+from treadle.inference.repository import Repository, Tools
+from treadle.inference.servicer import InferenceServicer
+from treadle.plugins.checked import SAMPLE_TOLERANCE
+from treadle.plugins.manager import Plugins, names_in
+from treadle.rpc.errors import FailedPrecondition
+from treadle.rpc.service import Runtime
+from treadle.rpc.tasks import end
+
+
+@dataclass(frozen=True)
+class Settings:
+    """TREADLE_INFERENCE_MAX_BATCH_ROWS and so on."""
+
+    max_batch_rows: int = 1024
+    """Rows in one batch; a larger request is split."""
+    queue_rows: int = 16_384
+    """Rows that may wait for one model version; more are refused with RESOURCE_EXHAUSTED."""
+    max_request_rows: int = 100_000
+    """Rows in one request."""
+    threads_per_model: int = 1
+    """Threads that one version may use inside its backend."""
+    load_timeout_seconds: float = 120.0
+    """Time for loading and warming up, without the download."""
+    predict_timeout_seconds: float = 30.0
+    """A batch that takes longer means that the model hangs: it becomes UNAVAILABLE."""
+    parallel_loads: int = 2
+    """Versions that are loaded at the same time."""
+    sample_tolerance: float = SAMPLE_TOLERANCE
+    """Relative and absolute difference allowed between sample outputs at load and when the model was made."""
+    stream_in_flight: int = 64
+    """Requests of one stream that run at the same time."""
+    blocked_plugins: str = ""
+    """Names of plugins that must not be used, separated by commas."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch_rows", "queue_rows", "max_request_rows", "threads_per_model", "stream_in_flight"):
+            if getattr(self, name) < 1:
+                raise FailedPrecondition(f"TREADLE_INFERENCE_{name.upper()} must be 1 or more")
+
+
+@asynccontextmanager
+async def open_service(settings: Settings, runtime: Runtime, plugins: Plugins | None = None) -> AsyncIterator[None]:
+    """Starts with what it served last, and follows the registry from there."""
+    plugins = plugins or Plugins.load(blocked=names_in(settings.blocked_plugins))
+    registry = runtime.connect("registry")
+    catalogue = Catalogue(registry, runtime.home)
+    repository = _repository(settings, runtime, plugins, catalogue)
+    desired = Desired(registry, repository, runtime.home / "desired.json", runtime.telemetry.log)
+    servicer = InferenceServicer(
+        Inferring(repository, settings.max_request_rows),
+        catalogue,
+        save_pins=desired.save_pins,
+        max_batch_rows=settings.max_batch_rows,
+        stream_in_flight=settings.stream_in_flight,
+    )
+    oip.add_GRPCInferenceServiceServicer_to_server(servicer, runtime.server)
+    runtime.reflect(oip.POOL)
+    desired.restore()
+    following = asyncio.create_task(desired.follow())
+    try:
+        yield
+    finally:
+        await end(following)
+        await repository.close()
+
+
+def _repository(settings: Settings, runtime: Runtime, plugins: Plugins, catalogue: Catalogue) -> Repository:
+    telemetry, artifacts = runtime.telemetry, Artifacts(runtime.home, catalogue.fetch)
+    meters = ModelMeters(telemetry.meters)
+    loader = Loader(
+        plugins, artifacts, settings.threads_per_model, settings.load_timeout_seconds, settings.sample_tolerance
+    )
+    tools = Tools(
+        describe=catalogue.describe,
+        load=loader.load,
+        discard=artifacts.discard,
+        observer=lambda key: ModelObserver(key, telemetry.tracer, meters),
+        announce=runtime.health.set,
+        limits=Limits(settings.max_batch_rows, settings.queue_rows, settings.predict_timeout_seconds),
+        log=telemetry.log,
+        parallel_loads=settings.parallel_loads,
+    )
+    return Repository(tools)

@@ -1,0 +1,1 @@
+"""What runs and ends: materializing features, building training sets, and the like."""

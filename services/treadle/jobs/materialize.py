@@ -1,0 +1,90 @@
+"""Fills the online store from history: the newest row of each entity up to a moment, pushed to the features service."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from treadle.features.definitions import FeatureView
+from treadle.features.history import EVENT, connection, history_sql, ident
+from treadle.rpc.columns import encode
+from treadle.rpc.errors import InvalidInput
+from treadle.v1 import features_pb2 as pb
+from treadle.v1 import features_pb2_grpc
+
+Progress = Callable[[int, int], None]
+"""Rows sent so far, rows in all."""
+ROWS_A_MESSAGE: Final = 5_000
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What became of the rows: `written`, or `outdated` where the store had something newer."""
+
+    rows: int
+    written: int
+    outdated: int
+
+
+async def materialize(
+    view: FeatureView,
+    stub: "features_pb2_grpc.FeatureServiceAsyncStub",
+    *,
+    until: datetime | None = None,
+    progress: Progress | None = None,
+) -> Pushed:
+    """Pushes the newest row of each entity with an event time up to `until` (None: all history).
+
+    Running it again changes nothing. NotFound when the source is not there; InvalidInput when it does not fit the view.
+    """
+    return await push_table(view, stub, await asyncio.to_thread(latest_rows, view, until), progress=progress)
+
+
+def latest_rows(view: FeatureView, until: datetime | None = None) -> Any:
+    """An Arrow table with the newest row of each entity: entity columns, fields, and EVENT in microseconds."""
+    moment = "" if until is None else f" WHERE {EVENT} <= {to_micros(until)}"
+    keys = ", ".join(ident(each.name) for each in view.entities)
+    with connection() as db:
+        history = history_sql(db, view, view.fields)
+        return db.sql(
+            f"SELECT * FROM ({history}){moment} "  # noqa: S608  # every name is quoted
+            f"QUALIFY lead({EVENT}) OVER (PARTITION BY {keys} ORDER BY {EVENT}) IS NULL"
+        ).to_arrow_table()
+
+
+async def push_table(
+    view: FeatureView,
+    stub: "features_pb2_grpc.FeatureServiceAsyncStub",
+    rows: Any,
+    *,
+    progress: Progress | None = None,
+) -> Pushed:
+    """Pushes an Arrow table with the view's columns and EVENT (`_event_micros`, int64), in its order."""
+    if not rows.num_rows:
+        return Pushed(0, 0, 0)
+    answer = await stub.Push(_messages(view, rows, progress))
+    return Pushed(rows.num_rows, answer.rows_written, answer.rows_outdated)
+
+
+async def _messages(view: FeatureView, rows: Any, progress: Progress | None) -> AsyncIterator[pb.PushRequest]:
+    for start in range(0, rows.num_rows, ROWS_A_MESSAGE):
+        yield await asyncio.to_thread(_message, view, rows.slice(start, ROWS_A_MESSAGE))
+        if progress is not None:
+            progress(min(start + ROWS_A_MESSAGE, rows.num_rows), rows.num_rows)
+
+
+def _message(view: FeatureView, rows: Any) -> pb.PushRequest:
+    from treadle.features.offline import history_column
+
+    columns = [encode(history_column(each.name, rows[each.name], each.dtype)) for each in view.columns()]
+    return pb.PushRequest(view=view.name, columns=columns, event_micros=rows[EVENT].to_pylist())
+
+
+def to_micros(moment: datetime) -> int:
+    """Microseconds since 1970 UTC, exactly. InvalidInput without a time zone."""
+    if moment.tzinfo is None:
+        raise InvalidInput("the moment needs a time zone, such as 2013-10-01T00:00:00+00:00")
+    since = moment - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds

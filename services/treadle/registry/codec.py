@@ -1,0 +1,155 @@
+"""Between the contract's messages and the core's plain objects."""
+
+from collections.abc import Iterable
+
+from google.protobuf.message import DecodeError
+
+from treadle.plugins.specs import TensorSpec
+from treadle.registry import deployments, history, manifest, models, policy, watch
+from treadle.registry.manifest import Ref
+from treadle.rpc.errors import InvalidInput, Violation
+from treadle.v1 import evaluation_pb2, registry_pb2, types_pb2
+
+
+def decode_ref(pb: types_pb2.ModelRef) -> Ref:
+    """A model version."""
+    return Ref(pb.model, pb.version)
+
+
+def decode_manifest(pb: registry_pb2.Manifest) -> manifest.Manifest:
+    """InvalidInput if a sample column cannot be decoded."""
+    return manifest.Manifest(
+        backend=pb.backend,
+        body=pb.SerializeToString(deterministic=True),
+        feature_service=pb.feature_service,
+        description=pb.description,
+        inputs=tuple(map(TensorSpec.from_proto, pb.signature.inputs)),
+        outputs=tuple(map(TensorSpec.from_proto, pb.signature.outputs)),
+        sample_inputs=_decode_samples(pb.sample_inputs, "manifest.sample_inputs"),
+        sample_outputs=_decode_samples(pb.sample_outputs, "manifest.sample_outputs"),
+        files=tuple(manifest.File(file.path, file.sha256, file.size_bytes) for file in pb.files),
+        parent=decode_ref(pb.lineage.parent) if pb.lineage.HasField("parent") else None,
+    )
+
+
+def _decode_samples(pbs: Iterable[types_pb2.Column], where: str) -> tuple[manifest.Sample, ...]:
+    from treadle.rpc import columns  # brings numpy, which an idle registry does without
+
+    table = columns.decode_all(pbs, where)
+    return tuple(manifest.Sample(column.name, column.dtype, column.values.shape) for column in table.values())
+
+
+def decode_policy(pb: registry_pb2.Deployment) -> policy.Policy:
+    """InvalidInput if a constant answer cannot be decoded or has not exactly one row."""
+    body = registry_pb2.Deployment()
+    body.CopyFrom(pb)
+    # Set by the registry: what a caller sends in them is ignored, so that read, change, apply works.
+    body.ClearField("revision")
+    body.ClearField("updated_micros")
+    body.ClearField("updated_by")
+    feature_policy = pb.feature_policy or registry_pb2.FEATURE_POLICY_SERVE
+    known = feature_policy in registry_pb2.FeaturePolicy.values()
+    return policy.Policy(
+        name=pb.name,
+        body=body.SerializeToString(deterministic=True),
+        traffic=tuple(policy.Share(decode_ref(share.ref), share.weight) for share in pb.traffic),
+        shadows=tuple(decode_ref(ref) for ref in pb.shadows),
+        fallbacks=tuple(_decode_step(step, f"deployment.fallbacks[{i}]") for i, step in enumerate(pb.fallbacks)),
+        sticky_entity=pb.sticky_entity,
+        timeout_seconds=pb.timeout_seconds,
+        feature_timeout_seconds=pb.feature_timeout_seconds,
+        feature_policy=registry_pb2.FeaturePolicy.Name(feature_policy).removeprefix("FEATURE_POLICY_") if known else "",
+        description=pb.description,
+        restored_revision=pb.restored_revision,
+    )
+
+
+def _decode_step(pb: registry_pb2.FallbackStep, where: str) -> policy.Step:
+    if pb.WhichOneof("answer") == "constant":
+        from treadle.rpc import columns  # as above
+
+        constant = tuple(columns.decode_all(pb.constant.outputs, f"{where}.constant.outputs", rows=1))
+        return policy.Step(pb.name, pb.timeout_seconds, constant=constant)
+    ref = decode_ref(pb.ref) if pb.HasField("ref") else None
+    return policy.Step(pb.name, pb.timeout_seconds, ref)
+
+
+def check_report(report: bytes) -> None:
+    """InvalidInput unless this is a serialized EvaluationReport."""
+    try:
+        whole = evaluation_pb2.EvaluationReport.FromString(report) if report else None
+    except DecodeError:
+        whole = None
+    if whole is None:
+        wanted = "must be a serialized treadle.v1.EvaluationReport"
+        raise InvalidInput(f"report {wanted}", [Violation("report", wanted)])
+
+
+def encode_model(model: models.Model) -> registry_pb2.Model:
+    """A model."""
+    return registry_pb2.Model(
+        name=model.name,
+        description=model.description,
+        owner=model.owner,
+        created_micros=model.created_micros,
+        latest_version=model.latest_version,
+        aliases=model.aliases,
+    )
+
+
+def encode_version(version: models.Version) -> registry_pb2.ModelVersion:
+    """A version with its whole manifest."""
+    return registry_pb2.ModelVersion(
+        ref=_encode_ref(version.ref),
+        manifest=registry_pb2.Manifest.FromString(version.manifest),
+        created_micros=version.created_micros,
+        created_by=version.created_by,
+        aliases=version.aliases,
+    )
+
+
+def encode_report(report: models.Report) -> registry_pb2.StoredReport:
+    """A report under its id."""
+    return registry_pb2.StoredReport(
+        report_id=f"report-{report.sequence}",
+        ref=_encode_ref(report.ref),
+        report=report.report,
+        created_micros=report.created_micros,
+    )
+
+
+def encode_deployment(deployment: deployments.Deployment) -> registry_pb2.Deployment:
+    """A deployment with what the registry sets."""
+    pb = registry_pb2.Deployment.FromString(deployment.body)
+    pb.revision = deployment.revision
+    pb.updated_micros = deployment.updated_micros
+    pb.updated_by = deployment.updated_by
+    return pb
+
+
+def encode_watch_event(event: watch.Event) -> registry_pb2.DeploymentEvent:
+    """One event of a watch."""
+    match event:
+        case watch.Applied(cursor, deployment):
+            return registry_pb2.DeploymentEvent(cursor=cursor, applied=encode_deployment(deployment))
+        case watch.Deleted(cursor, name):
+            return registry_pb2.DeploymentEvent(cursor=cursor, deleted=name)
+        case watch.CaughtUp(cursor):
+            return registry_pb2.DeploymentEvent(cursor=cursor, caught_up=True)
+
+
+def encode_history_event(event: history.Event) -> registry_pb2.HistoryEvent:
+    """One event of the history."""
+    return registry_pb2.HistoryEvent(
+        sequence=event.sequence,
+        at_micros=event.at_micros,
+        actor=event.actor,
+        action=event.action,
+        subject=event.subject,
+        reason=event.reason,
+        details_json=event.details_json,
+    )
+
+
+def _encode_ref(ref: Ref) -> types_pb2.ModelRef:
+    return types_pb2.ModelRef(model=ref.model, version=ref.version)

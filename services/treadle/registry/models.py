@@ -1,0 +1,261 @@
+"""Models, their versions, aliases and reports, as they are kept."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from treadle.registry import paging, schema
+from treadle.registry.manifest import Manifest, Ref
+from treadle.registry.paging import Page
+from treadle.registry.store import Transaction
+from treadle.rpc.errors import AlreadyExists, FailedPrecondition, NotFound
+
+_LISTED_FILES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A name under which versions are counted."""
+
+    name: str
+    description: str
+    owner: str
+    created_micros: int
+    latest_version: int
+    aliases: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A version as it was made; only the aliases that point at it change."""
+
+    ref: Ref
+    manifest: bytes
+    created_micros: int
+    created_by: str
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """An evaluation report of a version."""
+
+    sequence: int
+    ref: Ref
+    report: bytes
+    created_micros: int
+
+
+def create(tx: Transaction, name: str, description: str = "", owner: str = "") -> Model:
+    """AlreadyExists if the name is taken."""
+    if _model_row(tx.connection, name) is not None:
+        raise AlreadyExists(f"model {name!r} exists already")
+    row = {"name": name, "description": description, "owner": owner}
+    tx.connection.execute(schema.models.insert(), row | {"created_micros": tx.at_micros, "latest_version": 0})
+    tx.record("model.create", name, details={"description": description, "owner": owner})
+    return Model(name, description, owner, tx.at_micros, 0)
+
+
+def get(connection: Connection, name: str) -> Model:
+    """NotFound if there is none."""
+    row = _model_row(connection, name)
+    if row is None:
+        raise NotFound(f"no model {name!r} is registered")
+    return _model(row, _aliases(connection, [name])[name])
+
+
+def listed(connection: Connection, page_size: int, page_token: str) -> Page[Model]:
+    """Models by name."""
+    size, after = paging.page_size(page_size), paging.after("models", page_token, str)
+    query = sa.select(schema.models).order_by(schema.models.c.name).limit(size + 1)
+    if after is not None:
+        query = query.where(schema.models.c.name > after)
+    rows = connection.execute(query).all()
+    shown = rows[:size]
+    aliases = _aliases(connection, [row.name for row in shown])
+    models = [_model(row, aliases[row.name]) for row in shown]
+    return Page(models, paging.token("models", models[-1].name) if len(rows) > size else "")
+
+
+def find_by_key(connection: Connection, model: str, key: str) -> Version | None:
+    """The version that an earlier request with this idempotency key made."""
+    table = schema.versions
+    found = connection.execute(
+        sa.select(table.c.version).where(table.c.model == model, table.c.idempotency_key == key)
+    ).scalar_one_or_none()
+    return None if found is None else get_version(connection, Ref(model, found))
+
+
+def create_version(tx: Transaction, model: str, manifest: Manifest, key: str = "") -> Version:
+    """The next number. Makes the model if it is new; with a key seen before, the version made then."""
+    seen = find_by_key(tx.connection, model, key) if key else None
+    if seen is not None:
+        return seen
+    if manifest.parent is not None:
+        require(tx.connection, [manifest.parent], "the manifest's lineage.parent")
+    row = _model_row(tx.connection, model)
+    latest = create(tx, model).latest_version if row is None else row.latest_version
+    ref = Ref(model, latest + 1)
+    tx.connection.execute(
+        schema.versions.insert(),
+        {
+            "model": model,
+            "version": ref.version,
+            "backend": manifest.backend,
+            "feature_service": manifest.feature_service,
+            "manifest": manifest.body,
+            "created_micros": tx.at_micros,
+            "created_by": tx.actor,
+            "idempotency_key": key or None,
+        },
+    )
+    table = schema.models
+    tx.connection.execute(table.update().where(table.c.name == model).values(latest_version=ref.version))
+    tx.record("version.create", str(ref), details=_version_details(manifest))
+    return Version(ref, manifest.body, tx.at_micros, tx.actor)
+
+
+def _version_details(manifest: Manifest) -> dict[str, object]:
+    files = {file.path: file.sha256 for file in manifest.files[:_LISTED_FILES]}
+    details: dict[str, object] = {"backend": manifest.backend, "files": files, "file_count": len(manifest.files)}
+    if manifest.feature_service:
+        details["feature_service"] = manifest.feature_service
+    if manifest.parent is not None:
+        details["parent"] = str(manifest.parent)
+    return details
+
+
+def get_version(connection: Connection, ref: Ref) -> Version:
+    """NotFound if there is none; says which there are."""
+    table = schema.versions
+    row = connection.execute(
+        sa.select(table.c.manifest, table.c.created_micros, table.c.created_by).where(
+            table.c.model == ref.model, table.c.version == ref.version
+        )
+    ).one_or_none()
+    if row is None:
+        latest = get(connection, ref.model).latest_version
+        raise NotFound(f"model {ref.model!r} has no version {ref.version}; its latest is {latest}")
+    return Version(ref, *row, aliases=_pointing_at(connection, ref.model, [ref.version])[ref.version])
+
+
+def get_by_alias(connection: Connection, model: str, alias: str) -> Version:
+    """NotFound if there is no such model or alias; says which there are."""
+    aliases = get(connection, model).aliases
+    if alias not in aliases:
+        known = ", ".join(sorted(aliases)) or "none"
+        raise NotFound(f"model {model!r} has no alias {alias!r}; it has: {known}")
+    return get_version(connection, Ref(model, aliases[alias]))
+
+
+def list_versions(connection: Connection, model: str, page_size: int, page_token: str) -> Page[Version]:
+    """Versions of a model, newest first. A page ends early where its manifests grow large."""
+    scope = f"versions:{model}"
+    size, before = paging.page_size(page_size), paging.after(scope, page_token, int)
+    latest = get(connection, model).latest_version
+    table = schema.versions
+    query = (
+        sa.select(table.c.version, table.c.manifest, table.c.created_micros, table.c.created_by)
+        .where(table.c.model == model, table.c.version < (latest + 1 if before is None else before))
+        .order_by(table.c.version.desc())
+        .limit(size + 1)
+    )
+    rows, more = paging.cut(connection.execute(query), size, lambda row: len(row.manifest))
+    aliases = _pointing_at(connection, model, [row.version for row in rows])
+    found = [
+        Version(Ref(model, r.version), r.manifest, r.created_micros, r.created_by, aliases[r.version]) for r in rows
+    ]
+    return Page(found, paging.token(scope, found[-1].ref.version) if more else "")
+
+
+def set_alias(tx: Transaction, model: str, alias: str, version: int) -> Model:
+    """Points the alias at a version; 0 removes it. NotFound for a version or, when removing, an alias that is none."""
+    before = get(tx.connection, model).aliases.get(alias)
+    table = schema.aliases
+    here = sa.and_(table.c.model == model, table.c.alias == alias)
+    if version == 0:
+        if before is None:
+            raise NotFound(f"model {model!r} has no alias {alias!r}")
+        tx.connection.execute(table.delete().where(here))
+    elif before is None:
+        get_version(tx.connection, Ref(model, version))
+        tx.connection.execute(table.insert(), {"model": model, "alias": alias, "version": version})
+    elif version != before:
+        get_version(tx.connection, Ref(model, version))
+        tx.connection.execute(table.update().where(here).values(version=version))
+    if version != before:
+        details = {"version": version or None, "previous_version": before}
+        tx.record("alias.set", f"{model}@{alias}", details=details)
+    return get(tx.connection, model)
+
+
+def add_report(tx: Transaction, ref: Ref, report: bytes) -> Report:
+    """NotFound if there is no such version."""
+    get_version(tx.connection, ref)
+    sequence = tx.record("report.add", str(ref), details={"size_bytes": len(report)})
+    row = {"sequence": sequence, "model": ref.model, "version": ref.version, "report": report}
+    tx.connection.execute(schema.reports.insert(), row | {"created_micros": tx.at_micros})
+    return Report(sequence, ref, report, tx.at_micros)
+
+
+def list_reports(connection: Connection, ref: Ref, page_size: int, page_token: str) -> Page[Report]:
+    """Reports of a version, newest first. A page ends early where its reports grow large."""
+    scope = f"reports:{ref}"
+    size, before = paging.page_size(page_size), paging.after(scope, page_token, int)
+    get_version(connection, ref)
+    table = schema.reports
+    query = (
+        sa.select(table.c.sequence, table.c.report, table.c.created_micros)
+        .where(table.c.model == ref.model, table.c.version == ref.version)
+        .order_by(table.c.sequence.desc())
+        .limit(size + 1)
+    )
+    if before is not None:
+        query = query.where(table.c.sequence < before)
+    rows, more = paging.cut(connection.execute(query), size, lambda row: len(row.report))
+    found = [Report(row.sequence, ref, row.report, row.created_micros) for row in rows]
+    return Page(found, paging.token(scope, found[-1].sequence) if more else "")
+
+
+def require(connection: Connection, refs: Iterable[Ref], where: str) -> None:
+    """FailedPrecondition that names every version of these that does not exist."""
+    table = schema.versions
+    missing = [
+        str(ref)
+        for ref in refs
+        if connection.execute(
+            sa.select(table.c.version).where(table.c.model == ref.model, table.c.version == ref.version)
+        ).scalar_one_or_none()
+        is None
+    ]
+    if missing:
+        raise FailedPrecondition(f"{where} names versions that are not registered: {', '.join(missing)}")
+
+
+def _model(row: sa.Row[Any], aliases: dict[str, int]) -> Model:
+    return Model(row.name, row.description, row.owner, row.created_micros, row.latest_version, aliases)
+
+
+def _model_row(connection: Connection, name: str) -> sa.Row[Any] | None:
+    return connection.execute(sa.select(schema.models).where(schema.models.c.name == name)).one_or_none()
+
+
+def _aliases(connection: Connection, models: list[str]) -> defaultdict[str, dict[str, int]]:
+    table = schema.aliases
+    found: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    query = sa.select(table).where(table.c.model.in_(models)).order_by(table.c.alias)
+    for model, alias, version in connection.execute(query):
+        found[model][alias] = version
+    return found
+
+
+def _pointing_at(connection: Connection, model: str, versions: list[int]) -> defaultdict[int, tuple[str, ...]]:
+    found: defaultdict[int, tuple[str, ...]] = defaultdict(tuple)
+    for alias, version in _aliases(connection, [model])[model].items():
+        if version in versions:
+            found[version] += (alias,)
+    return found

@@ -1,0 +1,57 @@
+"""The registry as a service: its settings, and how its parts are put together."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from treadle.registry.artifacts import Artifacts
+from treadle.registry.servicer import Servicer
+from treadle.registry.store import Store
+from treadle.registry.watch import Watches
+from treadle.rpc.service import Runtime
+from treadle.v1 import registry_pb2_grpc
+
+
+@dataclass(frozen=True)
+class Settings:
+    """TREADLE_REGISTRY_…"""
+
+    database_url: str = ""
+    """An SQLAlchemy URL, such as postgresql+psycopg://user@host/treadle. Empty: SQLite in the service's home."""
+    artifacts: Path | None = None
+    """The folder of artifacts; several registries may share one. Empty: in the service's home."""
+    artifact_limit_mib: int = 10_240
+    """The largest artifact."""
+    disk_reserve_mib: int = 64
+    """Space that artifacts leave free on their disk, so that the database beside them can still be written."""
+    busy_timeout_seconds: float = 30.0
+    """How long a write waits for those of other processes (SQLite)."""
+    watch_poll_seconds: float = 1.0
+    """How often to look for changes that other registry processes wrote to the same database."""
+
+
+@asynccontextmanager
+async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[None]:
+    """Makes or migrates the database, then serves.
+
+    FailedPrecondition  the database URL is of no use, or a newer release made the database
+    DataLoss            the database is damaged
+    Unavailable         the database cannot be reached
+    """
+    url = settings.database_url or f"sqlite:///{(runtime.home / 'registry.db').absolute()}"
+    async with AsyncExitStack() as stack:
+        store = await asyncio.to_thread(Store.open, url, busy_timeout_seconds=settings.busy_timeout_seconds)
+        stack.push_async_callback(store.close)
+        artifacts = Artifacts(
+            settings.artifacts or runtime.home / "artifacts",
+            limit_bytes=settings.artifact_limit_mib << 20,
+            reserve_bytes=settings.disk_reserve_mib << 20,
+        )
+        stack.push_async_callback(artifacts.close)
+        watches = Watches(store, runtime.telemetry.log)
+        await stack.enter_async_context(watches.open(settings.watch_poll_seconds))
+        runtime.health.on_drain(watches.close)
+        registry_pb2_grpc.add_RegistryServiceServicer_to_server(Servicer(store, artifacts, watches), runtime.server)
+        yield

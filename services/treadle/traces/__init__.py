@@ -1,0 +1,1 @@
+"""The built-in trace store as a service: OTLP in, slow traces and waterfalls out."""

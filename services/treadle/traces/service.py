@@ -1,0 +1,62 @@
+"""The trace store as a service: its settings, and how its parts are put together.
+
+It must not export spans of its own, which would come back to it for ever: `telemetry.setup` sees to that.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
+
+from treadle.observability.redaction import SpanGuard
+from treadle.observability.store import Retention, SpanStore
+from treadle.rpc.service import Runtime
+from treadle.rpc.tasks import end
+from treadle.traces.servicers import OnDisk, Queries, Receiver, on_thread
+from treadle.v1 import traces_pb2_grpc
+
+
+@dataclass(frozen=True)
+class Settings:
+    """TREADLE_TRACES_…"""
+
+    max_spans: int = 500_000
+    """The oldest go beyond this many."""
+    max_mib: int = 512
+    """The oldest go when the database is larger."""
+    max_age_hours: float = 168.0
+    """The oldest go this long after they came."""
+    expire_seconds: float = 10.0
+    """How often to look whether some must go."""
+
+
+@asynccontextmanager
+async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[None]:
+    """Opens the database in the service's home, then serves. A damaged one is put aside."""
+    retention = Retention(settings.max_spans, settings.max_mib << 20, settings.max_age_hours * 3600)
+    async with AsyncExitStack() as stack:
+        executor = ThreadPoolExecutor(1, thread_name_prefix="traces")
+        stack.callback(executor.shutdown)
+        on_disk = on_thread(executor)
+        store: SpanStore = await on_disk(lambda: SpanStore(runtime.home / "traces.db", retention))
+        stack.push_async_callback(on_disk, store.close)
+        receiver = Receiver(store, SpanGuard(runtime.telemetry.redactor), on_disk)
+        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(receiver, runtime.server)  # type: ignore[no-untyped-call]  # as generated
+        traces_pb2_grpc.add_TraceQueryServiceServicer_to_server(Queries(store, on_disk), runtime.server)
+        expiry = asyncio.create_task(_expire(store, on_disk, settings.expire_seconds, runtime))
+        stack.push_async_callback(end, expiry)
+        yield
+
+
+async def _expire(store: SpanStore, on_disk: OnDisk, seconds: float, runtime: Runtime) -> None:
+    gone = runtime.telemetry.meters.counter("treadle_traces_expired_total", "Spans that retention let go.")
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            gone.add(await on_disk(store.expire))
+        except sqlite3.OperationalError as error:  # a full disk may get room again
+            runtime.telemetry.log.warning("old traces cannot be removed", error=error.sqlite_errorname)
