@@ -1,0 +1,193 @@
+"""What all commands share: `--json`, `--debug`, where the mesh is, one way to fail.
+
+    @command(on_mesh=True)
+    @click.argument("deployment")
+    async def status(session: Session, deployment: str) -> None: ...
+
+Exit status: 0 done; 1 it failed, or a gate did; 2 wrong usage; 130 interrupted.
+"""
+
+import asyncio
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from treadle.cli.errors import IS_IT_RUNNING, CommandError
+from treadle.cli.meshfile import DEFAULT_HOME, MeshFile
+from treadle.cli.output import Output
+from treadle.cli.services import BASE_PORT, GATEWAY, HOST, SERVICES, TRACES
+
+if TYPE_CHECKING:
+    from treadle.client import AsyncClient
+
+FAILED, INTERRUPTED = 1, 130
+
+
+@dataclass(frozen=True)
+class Session:
+    """One run of a command."""
+
+    out: Output
+    home: Path = Path(DEFAULT_HOME)
+    address: str = ""
+    timeout_seconds: float | None = None
+
+    @property
+    def gateway(self) -> str:
+        """The gateway's address: as given, else of the mesh that runs in `home`, else the default."""
+        if self.address:
+            return self.address
+        mesh = MeshFile.read(self.home)
+        return mesh.addresses[GATEWAY] if mesh is not None else f"{HOST}:{BASE_PORT}"
+
+    @property
+    def traces(self) -> str:
+        """The trace store's address: of the mesh that runs in `home`, else beside the gateway."""
+        mesh = None if self.address else MeshFile.read(self.home)
+        if mesh is not None:
+            return mesh.addresses[TRACES]
+        host, _, port = self.gateway.rpartition(":")
+        return f"{host}:{int(port) + SERVICES[TRACES].offset}" if port.isdigit() else self.gateway
+
+    @asynccontextmanager
+    async def client(self) -> "AsyncIterator[AsyncClient]":
+        """A client of the mesh. CommandError, before anything heavy is imported, if nothing listens there."""
+        await require_listening(self.gateway)
+        from getpass import getuser
+
+        from treadle.client import AsyncClient
+
+        async with AsyncClient(self.gateway, timeout_seconds=self.timeout_seconds, actor=getuser()) as client:
+            yield client
+
+
+async def require_listening(address: str) -> None:
+    """CommandError that says how to start a mesh, unless something listens at `address`."""
+    from treadle.cli.health import listens
+
+    local = address.removeprefix("dns:///")
+    if "://" not in local and not await listens(local, timeout_seconds=3.0):
+        raise CommandError(f"no mesh answers at {address}", IS_IT_RUNNING, "UNAVAILABLE")
+
+
+class Command(click.Command):
+    """A command with the options that all have; its callback gets a `Session` first, and may be async."""
+
+    def __init__(self, *args: Any, on_mesh: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.extend(_shared(on_mesh))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the callback; what it raises becomes a line and an exit status."""
+        given = dict(ctx.params)
+        out = Output(as_json=given.pop("as_json"))
+        debug = given.pop("debug")
+        session = Session(
+            out,
+            Path(given.pop("home", None) or DEFAULT_HOME),
+            given.pop("address", None) or "",
+            given.pop("timeout", None),
+        )
+        try:
+            assert self.callback is not None  # noqa: S101  # commands are made from functions
+            result = ctx.invoke(self.callback, session, **given)
+            return asyncio.run(result) if inspect.iscoroutine(result) else result
+        except (click.exceptions.Exit, click.Abort, click.ClickException):
+            raise
+        except KeyboardInterrupt:
+            ctx.exit(INTERRUPTED)
+        except BrokenPipeError:
+            # Whoever read our output has seen enough (`treadle history | head`).
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(0)
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            _report(out, error)
+            ctx.exit(FAILED)
+
+
+def command(
+    name: str | None = None, *, on_mesh: bool = False, **settings: Any
+) -> Callable[[Callable[..., Any]], Command]:
+    """Makes a command of a function. `on_mesh`: it talks to a mesh, so it takes --address, --home and --timeout."""
+
+    def make(function: Callable[..., Any]) -> Command:
+        made = click.command(name, cls=Command, on_mesh=on_mesh, **settings)(function)
+        assert isinstance(made, Command)  # noqa: S101  # `cls` says so
+        return made
+
+    return make
+
+
+def home_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--home, for commands that look at a home without talking to its mesh through the gateway."""
+    return click.option("--home", **_HOME)(function)
+
+
+def _shared(on_mesh: bool) -> list[click.Parameter]:
+    shared: list[click.Parameter] = []
+    if on_mesh:
+        shared += [
+            click.Option(
+                ["--address"],
+                envvar="TREADLE_ADDRESS",
+                metavar="HOST:PORT",
+                help=f"The gateway. Default: of the mesh in --home, else {HOST}:{BASE_PORT}.",
+            ),
+            click.Option(["--home"], **_HOME),
+            click.Option(["--timeout"], type=float, metavar="SECONDS", help="For each call."),
+        ]
+    return [
+        *shared,
+        click.Option(["--json", "as_json"], is_flag=True, help="Write JSON to stdout, and nothing else there."),
+        click.Option(["--debug"], is_flag=True, help="Show tracebacks."),
+    ]
+
+
+_HOME: dict[str, Any] = {
+    "envvar": "TREADLE_HOME",
+    "type": click.Path(file_okay=False),
+    "default": DEFAULT_HOME,
+    "show_default": True,
+    "help": "Where the mesh keeps its data.",
+}
+
+
+def _report(out: Output, error: Exception) -> None:
+    if isinstance(error, CommandError):
+        out.fail(error)
+        return
+    known = sys.modules.get("treadle.rpc.errors")  # when nobody imported it, it is none of these
+    if known is not None and isinstance(error, known.TreadleError):
+        _report_rpc(out, error)
+        return
+    text = f"{type(error).__name__}: {error}"
+    out.fail(CommandError(text, "this is a fault of the command: --debug shows where", "INTERNAL"))
+
+
+def _report_rpc(out: Output, error: Any) -> None:
+    code = error.code.name
+    hint = {
+        "UNAVAILABLE": "treadle status shows which service is down",
+        "DEADLINE_EXCEEDED": "give it longer with --timeout, or see where the time goes: treadle trace",
+        "UNIMPLEMENTED": "that service is older or newer than this command: treadle doctor",
+    }.get(code, "")
+    if out.as_json:
+        from treadle.cli.output import print_json
+
+        violations = [{"field": each.field, "description": each.description} for each in error.violations]
+        print_json({"error": {"code": code, "message": error.message, "hint": hint, "violations": violations}})
+    people = Output()
+    details = [
+        f"{each.field}: {each.description}" for each in error.violations if each.description not in error.message
+    ]
+    people.fail(CommandError(error.message, hint, code), details)

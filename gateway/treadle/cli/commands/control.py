@@ -1,0 +1,41 @@
+"""`treadle start|stop|down`: what another terminal can ask of a running mesh."""
+
+import click
+
+from treadle.cli.command import Session, command, home_option
+from treadle.cli.control import ask
+from treadle.cli.errors import IS_IT_RUNNING, CommandError
+from treadle.cli.meshfile import MeshFile
+
+_service = click.argument("service")
+
+
+@command()
+@home_option
+@_service
+async def start(session: Session, service: str) -> None:
+    """Start one service of the running mesh."""
+    await _ask(session, "start", service, f"{service} serves")
+
+
+@command()
+@home_option
+@_service
+async def stop(session: Session, service: str) -> None:
+    """Stop one service of the running mesh; it stays down."""
+    await _ask(session, "stop", service, f"{service} is drained and down; again up with: treadle start {service}")
+
+
+@command()
+@home_option
+async def down(session: Session) -> None:
+    """End the running mesh."""
+    await _ask(session, "down", "", "the mesh drains and ends")
+
+
+async def _ask(session: Session, do: str, service: str, done: str) -> None:
+    mesh = MeshFile.read(session.home)
+    if mesh is None:
+        raise CommandError(f"no mesh runs in {session.home}", IS_IT_RUNNING, "UNAVAILABLE")
+    answer = await ask(mesh.control, do, service)
+    session.out.show(answer, lambda: done)

@@ -1,0 +1,122 @@
+"""`treadle predict`: asks a deployment, by entity keys or by tensors."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from treadle.cli.command import Session, command
+
+if TYPE_CHECKING:
+    from treadle.client import Feature, Prediction
+
+
+@command(on_mesh=True)
+@click.argument("deployment")
+@click.option("-e", "--entity", "entities", multiple=True, metavar="NAME=VALUE", help="A key; again for another row.")
+@click.option("-c", "--context", multiple=True, metavar="NAME[:DTYPE]=VALUE", help="What only you know now.")
+@click.option("-t", "--tensor", "tensors", multiple=True, metavar="NAME[:DTYPE]=JSON", help="One row of an input.")
+@click.option("--rows", metavar="FILE", help='JSON {"entities": {"name": [...]}, "context": {...}}; - for stdin.')
+@click.option("-o", "--output", "outputs", multiple=True, metavar="NAME", help="Only this output; may be repeated.")
+@click.option("--features", "with_features", is_flag=True, help="Also the feature values used, with status and age.")
+@click.option("--sticky-key", default="", help="Requests with equal keys go to the same version.")
+@click.option("--pin", type=click.IntRange(1), metavar="VERSION", help="Ask this version of the deployment.")
+async def predict(
+    session: Session,
+    deployment: str,
+    entities: tuple[str, ...],
+    context: tuple[str, ...],
+    tensors: tuple[str, ...],
+    rows: str | None,
+    outputs: tuple[str, ...],
+    with_features: bool,
+    sticky_key: str,
+    pin: int | None,
+) -> None:
+    """Ask a deployment.
+
+    treadle predict flight-delay -e tail_number=N14228 -c distance=1400
+    """
+    async with session.client() as client:
+        given = _given(entities, context, tensors, rows)
+        if given.get("tensors"):
+            answer = await client.predict_tensors(
+                deployment, given["tensors"], outputs=outputs, sticky_key=sticky_key, pin_version=pin
+            )
+        else:
+            answer = await client.predict(
+                deployment,
+                given.get("entities"),
+                given.get("context"),
+                outputs=outputs,
+                return_features=with_features,
+                sticky_key=sticky_key,
+                pin_version=pin,
+            )
+    from treadle.cli.plain import plain
+
+    session.out.show(plain(answer), lambda: _picture(answer, with_features))
+
+
+def _given(
+    entities: tuple[str, ...], context: tuple[str, ...], tensors: tuple[str, ...], rows: str | None
+) -> Mapping[str, Mapping[str, Any]]:
+    from treadle.cli.cells import columns_of, read_rows
+
+    typed = {"entities": columns_of(entities), "context": columns_of(context), "tensors": columns_of(tensors)}
+    given: Mapping[str, Mapping[str, Any]] = {key: columns for key, columns in typed.items() if columns}
+    if rows is not None:
+        if given:
+            raise click.UsageError("--rows stands in place of -e, -c and -t")
+        given = read_rows(rows)
+    if not given:
+        raise click.UsageError("say for what: -e NAME=VALUE, -t NAME=JSON, or --rows FILE")
+    if "tensors" in given and len(given) > 1:
+        raise click.UsageError("tensors are the model's own inputs: give them without entities and context")
+    return given
+
+
+def _picture(answer: "Prediction", with_features: bool) -> Any:
+    from rich.console import Group
+
+    from treadle.cli.output import facts, table
+    from treadle.cli.plain import plain
+
+    names = list(answer.outputs)
+    rows = [
+        [identity, *(_cell(plain(answer.outputs[name])[row]) for name in names)]
+        for row, identity in enumerate(answer.prediction_ids)
+    ]
+    about = facts(
+        (
+            ("by", f"{answer.model}/{answer.version}" if answer.version else "a default answer"),
+            ("served by", answer.served_by),
+            ("degraded", answer.degraded_reason),
+            ("trace", answer.trace_id and f"treadle trace {answer.trace_id}"),
+        )
+    )
+    parts: list[Any] = [table(["prediction id", *(f">{name}" for name in names)], rows), about]
+    if answer.features:
+        parts.append(_features(list(answer.features.values()), with_features))
+    return Group(*parts)
+
+
+def _features(features: "list[Feature]", with_values: bool) -> Any:
+    """The first row's features: a picture for people, not all the data."""
+    from treadle.cli.output import table
+    from treadle.cli.plain import plain
+
+    rows = []
+    for feature in features:
+        age = plain(feature.ages_seconds)[0] if len(feature.ages_seconds) else None
+        value = plain(feature.values)[0] if feature.values is not None and len(feature.values) else ""
+        cells = [feature.name, feature.statuses[0] if feature.statuses else "", "" if age is None else f"{age:,.0f} s"]
+        rows.append([*cells, _cell(value)] if with_values else cells)
+    columns = ["feature (first row)", "status", ">age", *([">value"] if with_values else [])]
+    return table(columns, rows)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(_cell(each) for each in value) + "]"
+    return f"{value:.6g}" if isinstance(value, float) else "" if value is None else str(value)

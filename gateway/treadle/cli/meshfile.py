@@ -1,0 +1,56 @@
+"""`<home>/mesh.json`: where the running mesh is, so that other commands find it."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Self
+
+DEFAULT_HOME = ".treadle"
+_NAME = "mesh.json"
+
+
+@dataclass(frozen=True)
+class MeshFile:
+    """A running mesh, as its supervisor wrote it down. Gone when the mesh is."""
+
+    supervisor_pid: int
+    control: str
+    """Path of the control socket."""
+    addresses: dict[str, str]
+    """gRPC address of each service."""
+    rest: str
+    """"host:port" of the REST door."""
+    metrics: dict[str, str]
+    logs: dict[str, str]
+    pids: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, home: Path) -> Self | None:
+        """The mesh whose home this is; None when no live supervisor has one there."""
+        try:
+            found = cls(**json.loads((home / _NAME).read_text()))
+        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, TypeError):
+            return None
+        return found if _alive(found.supervisor_pid) else None
+
+    def write(self, home: Path) -> None:
+        """Replaces the file in one step, so that no reader ever sees half of it."""
+        temporary = home / f"{_NAME}.{os.getpid()}"
+        temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        temporary.replace(home / _NAME)
+
+    @staticmethod
+    def remove(home: Path) -> None:
+        """Forgets the mesh."""
+        (home / _NAME).unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,107 @@
+"""The inference service's own door: what is loaded, load, unload."""
+
+import asyncio
+from functools import cached_property
+from typing import NamedTuple
+
+from treadle import oip
+from treadle.client.references import show
+from treadle.client.versions import Versions
+from treadle.rpc.errors import DeadlineExceeded, FailedPrecondition, NotFound
+from treadle.v1 import registry_pb2, types_pb2
+
+# Loading a large model takes longer than other calls may.
+_LOAD_SECONDS = 180.0
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 1.0
+
+
+class LoadedModel(NamedTuple):
+    """One version as the inference service has it."""
+
+    model: str
+    version: str
+    state: str
+    """LOADING, READY, UNLOADING or UNAVAILABLE."""
+    reason: str
+    """Why it is UNAVAILABLE."""
+
+
+class Inference(Versions):
+    """The part of a client that looks after loaded models. Deployments load theirs by themselves."""
+
+    @cached_property
+    def _oip(self) -> oip.GRPCInferenceServiceStub:
+        return oip.GRPCInferenceServiceStub(self.channel)
+
+    async def loaded_models(self) -> list[LoadedModel]:
+        """Every version that the inference service knows of."""
+        index = await self._oip.RepositoryIndex(oip.RepositoryIndexRequest())
+        return [LoadedModel(each.name, each.version, each.state, each.reason) for each in index.models]
+
+    async def load_model(self, version: str) -> None:
+        """Loads, verifies and warms up a version ("model/3", "model@alias"), and keeps it loaded."""
+        ref = await self._resolve(version)
+        await self._oip.RepositoryModelLoad(
+            oip.RepositoryModelLoadRequest(model_name=ref.model, parameters=_version(ref)), timeout=_LOAD_SECONDS
+        )
+
+    async def unload_model(self, version: str) -> None:
+        """Lets a version go. FailedPrecondition while a deployment needs it."""
+        ref = await self._resolve(version)
+        await self._oip.RepositoryModelUnload(
+            oip.RepositoryModelUnloadRequest(model_name=ref.model, parameters=_version(ref))
+        )
+
+    async def wait_until_loaded(self, *versions: str, timeout_seconds: float = 120.0) -> None:
+        """Waits until the inference service has these versions READY, as after `deploy`.
+
+        FailedPrecondition with the reason if one can't be loaded; DeadlineExceeded.
+        """
+        wanted = [await self._resolve(version) for version in versions]
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                pause = _FIRST_PAUSE_SECONDS
+                while waiting := _not_ready(wanted, await self.loaded_models()):
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        except TimeoutError:
+            raise DeadlineExceeded(f"not loaded within {timeout_seconds:g} s: {', '.join(waiting)}") from None
+
+    async def wait_until_ready(self, deployment: str, timeout_seconds: float = 120.0) -> None:
+        """Waits until a deployment's versions, fallbacks included, are loaded and the gateway sends it traffic.
+
+        NotFound; FailedPrecondition with the reason if a version can't be loaded; DeadlineExceeded.
+        """
+        policy = await self._registry.GetDeployment(registry_pb2.GetDeploymentRequest(name=deployment))
+        refs = [share.ref for share in policy.traffic] + [step.ref for step in policy.fallbacks if step.HasField("ref")]
+        await self.wait_until_loaded(*map(show, refs), timeout_seconds=timeout_seconds)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while not await self._gateway_knows(deployment):  # noqa: ASYNC110  # another process: no event to wait for
+                    await asyncio.sleep(_FIRST_PAUSE_SECONDS)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"the gateway does not know {deployment!r} after {timeout_seconds:g} s: can it reach the registry?"
+            ) from None
+
+    async def _gateway_knows(self, deployment: str) -> bool:
+        try:
+            return (await self._oip.ModelReady(oip.ModelReadyRequest(name=deployment))).ready
+        except NotFound:
+            return False
+
+
+def _not_ready(wanted: list[types_pb2.ModelRef], known: list[LoadedModel]) -> list[str]:
+    states = {f"{each.model}/{each.version}": each for each in known}
+    waiting = []
+    for name in map(show, wanted):
+        found = states.get(name)
+        if found is not None and found.state == "UNAVAILABLE" and found.reason:
+            raise FailedPrecondition(f"{name} can't be loaded: {found.reason}")
+        if found is None or found.state != "READY":
+            waiting.append(name)
+    return waiting
+
+
+def _version(ref: types_pb2.ModelRef) -> dict[str, oip.ModelRepositoryParameter]:
+    return {"version": oip.ModelRepositoryParameter(int64_param=ref.version)}

@@ -1,0 +1,135 @@
+"""Models and their versions: push, list, look at, name."""
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from treadle.client.references import Reference
+from treadle.client.uploads import Progress, UploadProgress, artifact_chunks
+from treadle.client.versions import Versions
+from treadle.v1 import evaluation_pb2, registry_pb2
+
+_PAGE = 200
+
+
+class Models(Versions):
+    """The part of a client that speaks of models. It answers with the registry's own messages."""
+
+    async def push_model(
+        self, name: str, folder: str | Path, *, idempotency_key: str = "", progress: Progress | None = None
+    ) -> registry_pb2.ModelVersion:
+        """Registers what `treadle.plugins.save_model` wrote to `folder` as the next version of `name`.
+
+        Files that the registry holds already are not sent again. The same folder pushed twice is one version,
+        unless each push has an `idempotency_key` of its own. NotFound if the folder holds no package.
+        """
+        from treadle.plugins.packaging import read_package
+
+        folder = Path(folder)
+        manifest = await asyncio.to_thread(read_package, folder)
+        await self._upload(folder, manifest, progress)
+        request = registry_pb2.CreateModelVersionRequest(
+            model=name, manifest=manifest, idempotency_key=idempotency_key or _content_key(name, manifest)
+        )
+        return await self._registry.CreateModelVersion(request)
+
+    async def models(self) -> list[registry_pb2.Model]:
+        """Every model."""
+        found: list[registry_pb2.Model] = []
+        token = ""
+        while True:
+            page = await self._registry.ListModels(registry_pb2.ListModelsRequest(page_size=_PAGE, page_token=token))
+            found.extend(page.models)
+            if not (token := page.next_page_token):
+                return found
+
+    async def get_model(self, name: str) -> registry_pb2.Model:
+        """One model with its aliases; NotFound."""
+        return await self._registry.GetModel(registry_pb2.GetModelRequest(name=name))
+
+    async def versions(self, model: str) -> list[registry_pb2.ModelVersion]:
+        """Every version of a model, newest first; NotFound."""
+        found: list[registry_pb2.ModelVersion] = []
+        token = ""
+        while True:
+            request = registry_pb2.ListModelVersionsRequest(model=model, page_size=_PAGE, page_token=token)
+            page = await self._registry.ListModelVersions(request)
+            found.extend(page.versions)
+            if not (token := page.next_page_token):
+                return found
+
+    async def get_version(self, reference: str) -> registry_pb2.ModelVersion:
+        """By number or alias: "flight-delay/3", "flight-delay@champion"; NotFound."""
+        return await self._registry.GetModelVersion(Reference.parse(reference).request())
+
+    async def set_alias(self, model: str, alias: str, version: int) -> registry_pb2.Model:
+        """Points a name such as "champion" at a version; version 0 removes it."""
+        return await self._registry.SetAlias(registry_pb2.SetAliasRequest(model=model, alias=alias, version=version))
+
+    async def reports(self, reference: str) -> list[evaluation_pb2.EvaluationReport]:
+        """The evaluation reports of a version, newest first."""
+        version = await self.get_version(reference)
+        answer = await self._registry.ListReports(registry_pb2.ListReportsRequest(ref=version.ref))
+        return [evaluation_pb2.EvaluationReport.FromString(stored.report) for stored in answer.reports]
+
+    async def download_artifact(self, sha256: str, path: str | Path) -> int:
+        """Writes an artifact to `path`; its size in bytes. Its digest is checked; DataLoss leaves no file."""
+        from treadle.rpc.errors import DataLoss
+
+        path, digest, size = Path(path), hashlib.sha256(), 0
+        part = path.with_name(f".{path.name}.part")
+        try:
+            with part.open("wb") as file:  # chunks are small and the disk is local
+                async for message in self._registry.DownloadArtifact(
+                    registry_pb2.DownloadArtifactRequest(sha256=sha256)
+                ):
+                    digest.update(message.chunk)
+                    size += file.write(message.chunk)
+            if digest.hexdigest() != sha256:
+                raise DataLoss(f"artifact {sha256[:12]}… arrived with another digest; ask again")
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+        return size
+
+    async def history(self, subject_prefix: str = "", *, limit: int = 50) -> list[registry_pb2.HistoryEvent]:
+        """What happened, newest first, at most `limit`: to "flight-delay", "deployment:flight-delay", or all."""
+        found: list[registry_pb2.HistoryEvent] = []
+        token = ""
+        while len(found) < limit:
+            request = registry_pb2.ListHistoryRequest(
+                subject_prefix=subject_prefix, page_size=min(_PAGE, limit - len(found)), page_token=token
+            )
+            page = await self._registry.ListHistory(request)
+            found.extend(page.events)
+            if not (token := page.next_page_token):
+                break
+        return found
+
+    async def _upload(self, folder: Path, manifest: registry_pb2.Manifest, progress: Progress | None) -> None:
+        total, done = sum(file.size_bytes for file in manifest.files), 0
+        for file in manifest.files:
+            tell = _teller(progress, file.path, done, total)
+            await self._registry.UploadArtifact(artifact_chunks(folder / file.path, file, tell))
+            done += file.size_bytes
+            if progress is not None:
+                progress(UploadProgress(file.path, done, total))
+
+
+def _teller(progress: Progress | None, path: str, before: int, total: int) -> Callable[[int], None]:
+    """Adds up what was sent of one file."""
+    done = before
+
+    def tell(size: int) -> None:
+        nonlocal done
+        done += size
+        if progress is not None:
+            progress(UploadProgress(path, done, total))
+
+    return tell
+
+
+def _content_key(name: str, manifest: registry_pb2.Manifest) -> str:
+    """The same for the same content, so that a push repeated after a broken connection makes no second version."""
+    return f"{name}:{hashlib.sha256(manifest.SerializeToString(deterministic=True)).hexdigest()}"

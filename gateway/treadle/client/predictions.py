@@ -1,0 +1,224 @@
+"""Predictions: by entity keys, by tensors, many over one stream; and the labels that come later."""
+
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from treadle.client.connection import Connection
+from treadle.client.tables import Array, Feature, Table, from_columns, to_columns, to_feature, to_micros
+from treadle.rpc.columns import Column, dtype_name, encode
+from treadle.rpc.errors import InvalidInput, TreadleError, from_status
+from treadle.v1 import evaluation_pb2, evaluation_pb2_grpc, prediction_pb2, prediction_pb2_grpc
+
+PIN = "treadle-pin-version"
+_LABELS_A_MESSAGE = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The answer to one request of N rows."""
+
+    outputs: Mapping[str, Array]
+    """Arrays by output name; the first axis of each is the N rows."""
+    model: str
+    """What answered."""
+    version: int
+    """0 for a default answer."""
+    prediction_ids: tuple[str, ...]
+    """N; labels are joined by them."""
+    served_by: str
+    """ "traffic", "pinned" or "fallback:NAME"."""
+    degraded_reason: str = ""
+    """Why the answer is not what it should be; empty when all went as meant."""
+    features: Mapping[str, Feature] = field(default_factory=dict)
+    trace_id: str = ""
+    """`treadle trace ID` shows where the time went."""
+    request_id: str = ""
+
+    @property
+    def degraded(self) -> bool:
+        """Whether something stood in for what should have answered."""
+        return bool(self.degraded_reason)
+
+    def __len__(self) -> int:
+        return len(self.prediction_ids)
+
+    def __getitem__(self, output: str) -> Array:
+        return self.outputs[output]
+
+    def __repr__(self) -> str:
+        by = f"{self.model}/{self.version}" if self.version else "a default answer"
+        degraded = f", degraded: {self.degraded_reason}" if self.degraded else ""
+        rows = "1 row" if len(self) == 1 else f"{len(self)} rows"
+        lines = [f"<Prediction of {rows} by {by} ({self.served_by}{degraded})"]
+        for name, values in self.outputs.items():
+            shown = np.array2string(values, precision=4, threshold=6, edgeitems=2, separator=", ").replace("\n", "")
+            kind = dtype_name(values.dtype) if values.dtype != object else "STRING"
+            lines.append(f"  {name}: {kind} {list(values.shape)} {shown}")
+        return "\n".join(lines) + ">"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request on a stream; by entities and context, or by tensors."""
+
+    deployment: str
+    entities: Table | None = None
+    context: Table | None = None
+    tensors: Table | None = None
+    outputs: Sequence[str] = ()
+    return_features: bool = False
+    sticky_key: str = ""
+    request_id: str = ""
+    """Comes back with the answer; made up when empty."""
+    now: datetime | np.datetime64 | None = None
+    """The moment of asking, from which feature ages are counted: for replays of the past."""
+
+    def to_proto(self, request_id: str = "") -> prediction_pb2.PredictRequest:
+        """The wire form."""
+        return prediction_pb2.PredictRequest(
+            deployment=self.deployment,
+            request_id=self.request_id or request_id,
+            entities=to_columns(self.entities),
+            context=to_columns(self.context),
+            tensors=to_columns(self.tensors),
+            outputs=self.outputs,
+            return_features=self.return_features,
+            sticky_key=self.sticky_key,
+            now_micros=0 if self.now is None else to_micros(self.now, 1)[0],
+        )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back for one `Ask`: a prediction or its error, never both."""
+
+    request_id: str
+    prediction: Prediction | None = None
+    error: TreadleError | None = None
+
+    def result(self) -> Prediction:
+        """The prediction; raises the error if that is what came."""
+        if self.prediction is None:
+            raise self.error or RuntimeError("an answer without prediction and without error")
+        return self.prediction
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What the ledger took."""
+
+    rows: int
+    duplicates: int
+
+
+class Predictions(Connection):
+    """The part of a client that asks deployed models."""
+
+    @cached_property
+    def _prediction(self) -> "prediction_pb2_grpc.PredictionServiceAsyncStub":
+        return prediction_pb2_grpc.PredictionServiceStub(self.channel)
+
+    async def predict(
+        self,
+        deployment: str,
+        entities: Table | None = None,
+        context: Table | None = None,
+        *,
+        outputs: Sequence[str] | None = None,
+        return_features: bool = False,
+        sticky_key: str = "",
+        pin_version: int | None = None,
+        now: datetime | np.datetime64 | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Prediction:
+        """Predicts N rows by entity key: `predict("flight-delay", {"tail_number": ["N14228"]}, {"distance": [1400]})`.
+
+        `context` holds what only the caller knows now. `pin_version` asks for one version of the deployment.
+        `now` is the moment of asking, for replays of the past.
+        """
+        ask = Ask(deployment, entities, context, None, outputs or (), return_features, sticky_key, now=now)
+        return await self._predict(ask, pin_version, timeout_seconds)
+
+    async def predict_tensors(
+        self,
+        deployment: str,
+        tensors: Table,
+        *,
+        outputs: Sequence[str] | None = None,
+        sticky_key: str = "",
+        pin_version: int | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Prediction:
+        """Predicts N rows from the model's own inputs, by tensor name; the first axis of each is the rows."""
+        ask = Ask(deployment, tensors=tensors, outputs=outputs or (), sticky_key=sticky_key)
+        return await self._predict(ask, pin_version, timeout_seconds)
+
+    async def predict_stream(self, asks: Iterable[Ask] | AsyncIterable[Ask]) -> AsyncIterator[Answer]:
+        """Sends many requests over one stream and yields answers as they complete, matched by `request_id`.
+
+        A request that fails yields its error; the others go on.
+        """
+        async for response in self._prediction.PredictStream(_numbered(asks)):
+            if response.WhichOneof("result") == "error":
+                yield Answer(response.request_id, error=from_status(response.error))
+            else:
+                yield Answer(response.request_id, prediction=_prediction(response.response))
+
+    async def record_labels(self, prediction_ids: Sequence[str], labels: Any, at: Any = None) -> Recorded:
+        """Tells what really happened, before or after the prediction is known to the ledger.
+
+        `labels` is numeric, one for each id. `at` is when the truth became known: one moment or N; now if None.
+        A later label for the same prediction replaces the earlier one.
+        """
+        values = np.asarray(labels)
+        if values.shape != (len(prediction_ids),):
+            raise InvalidInput(f"{len(prediction_ids)} prediction ids need as many labels, not shape {values.shape}")
+        moments = to_micros(np.datetime64("now", "us") if at is None else at, len(values))
+        stub = evaluation_pb2_grpc.EvaluationServiceStub(self.channel)
+        answer = await stub.RecordLabels(_label_batches(prediction_ids, values, moments))
+        return Recorded(answer.rows_recorded, answer.rows_duplicate)
+
+    async def _predict(self, ask: Ask, pin_version: int | None, timeout_seconds: float | None) -> Prediction:
+        metadata = () if pin_version is None else ((PIN, str(pin_version)),)
+        response = await self._prediction.Predict(ask.to_proto(), timeout=timeout_seconds, metadata=metadata)
+        return _prediction(response)
+
+
+def _prediction(pb: prediction_pb2.PredictResponse) -> Prediction:
+    return Prediction(
+        outputs=from_columns(pb.outputs),
+        model=pb.model.model,
+        version=pb.model.version,
+        prediction_ids=tuple(pb.prediction_ids),
+        served_by=pb.served_by,
+        degraded_reason=pb.degraded_reason,
+        features={feature.column.name: to_feature(feature) for feature in pb.features},
+        trace_id=pb.trace_id,
+        request_id=pb.request_id,
+    )
+
+
+async def _numbered(asks: Iterable[Ask] | AsyncIterable[Ask]) -> AsyncIterator[prediction_pb2.PredictRequest]:
+    """Requests, each with an id of its own: its position in the stream unless it has one."""
+    position = 0
+    if isinstance(asks, AsyncIterable):
+        async for ask in asks:
+            yield ask.to_proto(str(position))
+            position += 1
+        return
+    for position, ask in enumerate(asks):
+        yield ask.to_proto(str(position))
+
+
+async def _label_batches(
+    ids: Sequence[str], labels: Array, moments: Sequence[int]
+) -> AsyncIterator[evaluation_pb2.LabelBatch]:
+    for start in range(0, len(ids), _LABELS_A_MESSAGE):
+        part = slice(start, start + _LABELS_A_MESSAGE)
+        column = encode(Column.of("label", labels[part]))
+        yield evaluation_pb2.LabelBatch(prediction_ids=ids[part], labels=column, at_micros=moments[part])

@@ -1,0 +1,22 @@
+"""The registry behind the door, and how a client finds the version that people named."""
+
+from functools import cached_property
+
+from treadle.client.connection import Connection
+from treadle.client.references import Reference
+from treadle.v1 import registry_pb2_grpc, types_pb2
+
+
+class Versions(Connection):
+    """What the parts of a client that name model versions share."""
+
+    @cached_property
+    def _registry(self) -> "registry_pb2_grpc.RegistryServiceAsyncStub":
+        return registry_pb2_grpc.RegistryServiceStub(self.channel)
+
+    async def _resolve(self, version: str) -> types_pb2.ModelRef:
+        """The version that "model/3" or "model@alias" names now. Only an alias is asked for; NotFound."""
+        reference = Reference.parse(version)
+        if not reference.alias:
+            return types_pb2.ModelRef(model=reference.model, version=reference.version)
+        return (await self._registry.GetModelVersion(reference.request())).ref

@@ -1,0 +1,89 @@
+"""What the gateway takes in: how many requests at once, how many rows, in which form."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from treadle.gateway.asking import Ask
+from treadle.gateway.policies import Deployment
+from treadle.rpc.errors import InvalidInput, Overloaded, Violation
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The most that is admitted."""
+
+    request_rows: int
+    in_flight: int
+    retry_after_seconds: float = 0.1
+    """What an overloaded gateway tells clients to wait."""
+
+
+class Admission:
+    """Counts requests in flight and refuses what is too much or malformed."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.in_flight = 0
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """One of the places for requests in flight; Overloaded when all are taken."""
+        if self.in_flight >= self._limits.in_flight:
+            raise Overloaded(
+                f"the gateway has {self.in_flight} requests in flight, its limit; retry later",
+                retry_after_seconds=self._limits.retry_after_seconds,
+            )
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+
+    def check(self, ask: Ask, deployment: Deployment) -> None:
+        """InvalidInput, naming everything that is wrong with the request's form."""
+        violations = [*_form(ask), *_entities(ask), *_unknown(ask, deployment)]
+        if not violations and ask.rows == 0:
+            violations.append(Violation("tensors" if ask.tensors else "entities", "hold no rows; send at least one"))
+        if ask.rows > self._limits.request_rows:
+            most = self._limits.request_rows
+            violations.append(Violation("rows", f"{ask.rows} rows are more than the {most} of one request; split it"))
+        if violations:
+            text = "; ".join(f"{violation.field} {violation.description}" for violation in violations[:5])
+            raise InvalidInput(f"the request is malformed: {text}", violations)
+
+
+def _form(ask: Ask) -> Iterator[Violation]:
+    if ask.tensors and (ask.entities or ask.context):
+        yield Violation("tensors", "exclude entities and context; send the one or the other")
+    if not (ask.tensors or ask.entities or ask.context):
+        yield Violation("entities", "are missing; send entities (with context), or tensors")
+    for name in sorted(ask.entities.keys() & ask.context.keys()):
+        yield Violation(f"context[{name}]", "is an entity as well; send it once")
+    for where, columns in (("entities", ask.entities), ("context", ask.context), ("tensors", ask.tensors)):
+        for name, column in columns.items():
+            if column.rows != ask.rows:
+                yield Violation(f"{where}[{name}]", f"has {column.rows} rows where the first column has {ask.rows}")
+    if len(set(ask.outputs)) != len(ask.outputs):
+        yield Violation("outputs", "name one output twice")
+
+
+def _entities(ask: Ask) -> Iterator[Violation]:
+    for name, column in ask.entities.items():
+        if column.row_shape:
+            yield Violation(f"entities[{name}]", "must hold one key a row")
+        if column.nulls is not None and column.nulls.any():
+            row = int(column.nulls.argmax())
+            yield Violation(f"entities[{name}]", f"is null in row {row}; every row needs its keys")
+
+
+def _unknown(ask: Ask, deployment: Deployment) -> Iterator[Violation]:
+    """A misspelt column would otherwise be ignored, and its feature silently missing."""
+    known = deployment.known_columns if not ask.tensors else None
+    if known is None:
+        return
+    for where, columns in (("entities", ask.entities), ("context", ask.context)):
+        for name in columns:
+            if name not in known:
+                there = ", ".join(sorted(known))
+                yield Violation(f"{where}[{name}]", f"is used by nothing in {deployment.name!r}; it takes {there}")

@@ -1,0 +1,65 @@
+"""The request and its answer as the core sees them, whatever door they came through."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from treadle.gateway.policies import Ref
+from treadle.rpc.columns import Column
+
+PRESENT, NULL, MISSING, STALE = 1, 2, 3, 4
+"""Feature statuses, numbered as in `treadle.v1.FeatureStatus`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request for N rows: `entities` and `context`, or `tensors`."""
+
+    deployment: str
+    entities: Mapping[str, Column] = field(default_factory=dict)
+    context: Mapping[str, Column] = field(default_factory=dict)
+    tensors: Mapping[str, Column] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
+    """Outputs wanted; empty: all."""
+    request_id: str = ""
+    sticky_key: str = ""
+    return_features: bool = False
+    pin: int | None = None
+    now_micros: int = 0
+    """The moment that feature ages are counted from, microseconds since 1970 (UTC); 0: the feature service's clock."""
+
+    @property
+    def rows(self) -> int:
+        """N; 0 when there are no columns."""
+        for columns in (self.entities, self.context, self.tensors):
+            for column in columns.values():
+                return column.rows
+        return 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureValues:
+    """One feature of N rows. `statuses` and `ages_seconds` have the shape (N,)."""
+
+    column: Column
+    statuses: NDArray[np.uint8]
+    ages_seconds: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the caller gets."""
+
+    outputs: tuple[Column, ...]
+    ref: Ref
+    prediction_ids: tuple[str, ...]
+    features: tuple[FeatureValues, ...]
+    served_by: str
+    degraded_reason: str = ""
+
+
+Tensors = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
+"""Arrays by tensor name, rows first."""

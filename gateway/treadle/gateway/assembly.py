@@ -1,0 +1,171 @@
+"""Model inputs out of feature, context and entity columns, as the version's signature wants them.
+
+What the caller sends wins over what was looked up, so a request can override a feature.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from treadle.gateway.asking import MISSING, NULL, STALE, Ask, FeatureValues, Tensors
+from treadle.gateway.policies import ServedVersion
+from treadle.plugins.specs import TensorSpec
+from treadle.rpc.columns import Column, numpy_dtype
+from treadle.rpc.errors import InvalidInput, Unavailable
+
+Array = np.ndarray[Any, np.dtype[Any]]
+_FLOATS = frozenset({"FP16", "FP32", "FP64"})
+
+
+class CannotAnswer(Unavailable):
+    """A version lacks a value that it can't do without: the next step of the chain is asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """Inputs by tensor name, and the features among them that were stale."""
+
+    inputs: Tensors
+    stale: tuple[str, ...] = ()
+
+
+def covered(version: ServedVersion, ask: Ask) -> bool:
+    """Whether the caller sent every column that the version needs, so that nothing must be looked up."""
+    return all(name in ask.context or name in ask.entities for name in version.needs)
+
+
+def from_tensors(version: ServedVersion, ask: Ask) -> Assembled:
+    """The caller's tensors as they are. InvalidInput where they do not fit the signature."""
+    specs = {spec.name: spec for spec in version.signature.inputs}
+    inputs: dict[str, Array] = {}
+    for name, column in ask.tensors.items():
+        values = column.values
+        spec = specs.get(name)
+        if column.nulls is not None and column.nulls.any():
+            if spec is None or not spec.allow_nan or column.dtype not in _FLOATS:
+                raise _invalid("tensors", name, f"is null in row {int(column.nulls.argmax())}; null is not accepted")
+            values = column.as_float(column.dtype)
+        inputs[name] = values
+    version.signature.check_inputs(inputs)
+    return Assembled(inputs)
+
+
+def from_columns(
+    version: ServedVersion, ask: Ask, features: Mapping[str, FeatureValues], *, strict: bool = False
+) -> Assembled:
+    """One tensor for each input of the signature, N rows each.
+
+    With `strict`, a stale value counts as missing. Raises CannotAnswer when a looked-up value is null, missing or of a
+    type that does not fit where NaN can't stand for it; InvalidInput when it was the caller who should have sent it.
+    """
+    sources = _Sources(ask, features, strict)
+    inputs = {spec.name: _tensor(spec, sources, ask.rows) for spec in version.signature.inputs}
+    version.signature.check_inputs(inputs)
+    return Assembled(inputs, tuple(sources.stale))
+
+
+class _Sources:
+    """Finds columns by name, and remembers which were stale."""
+
+    def __init__(self, ask: Ask, features: Mapping[str, FeatureValues], strict: bool) -> None:
+        self._ask = ask
+        self._features = features
+        self._strict = strict
+        self.stale: list[str] = []
+
+    def find(self, name: str) -> tuple[Column, NDArray[np.bool_] | None, bool]:
+        """The column, its null rows (NaN counts as null), and whether it is the caller's."""
+        column = self._ask.context.get(name) or self._ask.entities.get(name)
+        if column is not None:
+            return column, _nulls(column, column.nulls), True
+        feature = self._features.get(name)
+        if feature is None:
+            raise _invalid("context", name, "is missing; the model needs it")
+        return feature.column, self._feature_nulls(name, feature), False
+
+    def _feature_nulls(self, name: str, feature: FeatureValues) -> NDArray[np.bool_] | None:
+        statuses = feature.statuses
+        nulls = feature.column.nulls
+        # Statuses are mostly all PRESENT, the smallest: one comparison settles it.
+        if statuses.size and statuses.max() > 1:
+            absent = (statuses == NULL) | (statuses == MISSING)
+            stale = statuses == STALE
+            if stale.any():
+                self.stale.append(name)
+                absent = absent | stale if self._strict else absent
+            nulls = absent if nulls is None else nulls | absent
+        return _nulls(feature.column, nulls)
+
+
+def _nulls(column: Column, nulls: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    values = column.values
+    if values.dtype.kind in "fM":
+        nan = np.isnan(values) if values.dtype.kind == "f" else np.isnat(values)
+        if nan.any() and values.ndim == 1:
+            nulls = nan if nulls is None else nulls | nan
+    return nulls if nulls is not None and nulls.any() else None
+
+
+def _tensor(spec: TensorSpec, sources: _Sources, rows: int) -> Array:
+    if not spec.columns:
+        values = _values(spec.name, spec, sources)
+        return values.reshape(rows, 1) if values.ndim == 1 and spec.shape in {(-1, 1), (-1, -1)} else values
+    matrix = np.empty((rows, len(spec.columns)), numpy_dtype(spec.dtype))
+    for position, name in enumerate(spec.columns):
+        values = _values(name, spec, sources)
+        if values.ndim != 1:
+            raise CannotAnswer(f"column {name!r} has rows of shape {list(values.shape[1:])}; one value a row is wanted")
+        matrix[:, position] = values
+    return matrix
+
+
+def _values(name: str, spec: TensorSpec, sources: _Sources) -> Array:
+    """One column in the spec's dtype, NaN in its null rows."""
+    column, nulls, callers = sources.find(name)
+    values = _cast(column, spec.dtype)
+    if values is None:
+        raise _unfit(name, f"is {column.dtype}, which does not fit {spec.dtype} of input {spec.name!r}", callers)
+    if nulls is None:
+        return values
+    if not spec.allow_nan:
+        row = int(nulls.argmax())
+        raise _unfit(name, f"has no usable value in row {row}, and the model does not accept that", callers)
+    values = values.copy() if values is column.values else values
+    values[nulls] = np.nan
+    return values
+
+
+def _cast(column: Column, dtype: str) -> Array | None:
+    """The values in `dtype`; None when that would change their meaning."""
+    values = column.values
+    if column.dtype == dtype:
+        return values
+    if dtype == "BYTES" and column.dtype == "STRING":
+        encoded = np.empty(values.size, dtype=object)
+        encoded[:] = [text.encode() for text in values.flat]
+        return encoded.reshape(values.shape)
+    wanted = numpy_dtype(dtype)
+    if values.dtype.kind == "M" and dtype in {"INT64", "FP64"}:
+        return values.astype("datetime64[us]").view(np.int64).astype(wanted)  # microseconds since 1970
+    if wanted.kind == "f" and values.dtype.kind in "biuf":
+        with np.errstate(over="ignore"):
+            return values.astype(wanted)
+    if wanted.kind in "iu" and values.dtype.kind in "biu" and _in_range(values, wanted):
+        return values.astype(wanted)
+    return None
+
+
+def _in_range(values: Array, wanted: np.dtype[Any]) -> bool:
+    limits = np.iinfo(wanted)
+    return not values.size or (int(values.min()) >= limits.min and int(values.max()) <= limits.max)
+
+
+def _unfit(name: str, what: str, callers: bool) -> InvalidInput | CannotAnswer:
+    return _invalid("context", name, what) if callers else CannotAnswer(f"features: {name} {what}")
+
+
+def _invalid(where: str, name: str, what: str) -> InvalidInput:
+    return InvalidInput.at(f"{where}[{name}]", what)

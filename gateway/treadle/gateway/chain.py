@@ -1,0 +1,264 @@
+"""One request: route, features, inference, fallbacks, record. The order of `Chain.predict` is the order of the work."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from treadle.gateway import assembly
+from treadle.gateway.admission import Admission
+from treadle.gateway.asking import Answer, Ask, FeatureValues, Tensors
+from treadle.gateway.hops import FeatureLookup, Inference
+from treadle.gateway.ids import PredictionIds
+from treadle.gateway.lookups import Lookups
+from treadle.gateway.policies import Deployment, Ref, ServedVersion, Snapshot, Step
+from treadle.gateway.routing import route, sticky_key
+from treadle.gateway.shadows import Shadows
+from treadle.rpc.columns import Column
+from treadle.rpc.context import remaining
+from treadle.rpc.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    InvalidInput,
+    OutOfRange,
+    PermissionDenied,
+    TreadleError,
+    Unauthenticated,
+    Unavailable,
+    Violation,
+)
+
+# No other version would judge these differently: they are the caller's to mend.
+CALLERS_FAULT = (InvalidInput, OutOfRange, Unauthenticated, PermissionDenied, Cancelled)
+# While another step stands behind it, a step may take this share of the time left, so that the net can still catch.
+SHARE_WITH_NET = 0.75
+DEFAULT_TIMEOUT_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """One answered request, for the ledger."""
+
+    ask: Ask
+    deployment: Deployment
+    answer: Answer
+    latency_seconds: float
+    shadow: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one version made of a request."""
+
+    outputs: tuple[Column, ...]
+    features: tuple[FeatureValues, ...] = ()
+    degraded: str = ""
+
+
+class Chain:
+    """Answers requests. `remember` is called with each answer before the caller gets it, and must not block."""
+
+    def __init__(
+        self,
+        snapshot: Callable[[], Snapshot],
+        admission: Admission,
+        features: FeatureLookup,
+        inference: Inference,
+        shadows: Shadows,
+        ids: PredictionIds,
+        remember: Callable[[Remembered], None],
+        random: Callable[[], float],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.snapshot = snapshot
+        self._admission = admission
+        self._features = features
+        self._inference = inference
+        self._shadows = shadows
+        self._ids = ids
+        self._remember = remember
+        self._random = random
+        self._clock = clock
+
+    async def predict(self, ask: Ask) -> Answer:
+        """The answer, or a TreadleError: see `PredictionService.Predict` for which."""
+        with self._admission.place():
+            started = self._clock()
+            deployment = self.snapshot().deployment(ask.deployment)
+            self._admission.check(ask, deployment)
+            key = sticky_key(ask.sticky_key, ask.request_id, ask.entities, deployment.sticky_entity)
+            chosen = route(deployment, pin=ask.pin, key=key, random=self._random)
+            work = self._work(ask, deployment, started)
+            try:
+                outcome, ref, served_by = await work.answer(chosen.ref, chosen.served_by)
+                answer = self._answer(ask, outcome, ref, served_by)
+                self._remember(Remembered(ask, deployment, answer, self._clock() - started))
+            finally:
+                self._cast_shadows(work, chosen.ref)
+            return answer
+
+    def _work(self, ask: Ask, deployment: Deployment, started: float) -> "Work":
+        timeout = deployment.timeout_seconds or DEFAULT_TIMEOUT_SECONDS
+        left = remaining()
+        budget = Budget(started + (timeout if left is None else left), self._clock)
+        lookups = Lookups(ask, deployment, self._features)
+        return Work(ask, deployment, lookups, self._inference, budget)
+
+    def _answer(self, ask: Ask, outcome: Outcome, ref: Ref, served_by: str) -> Answer:
+        ids = tuple(self._ids.take(ask.rows))
+        return Answer(outcome.outputs, ref, ids, outcome.features, served_by, outcome.degraded)
+
+    def _cast_shadows(self, work: "Work", chosen: Ref) -> None:
+        for ref in work.deployment.shadows:
+            if ref != chosen:
+                self._shadows.cast(str(ref), partial(self._shadow, work, ref))
+
+    async def _shadow(self, work: "Work", ref: Ref) -> None:
+        """The same request to a version whose answer only the ledger sees, with time of its own."""
+        started = self._clock()
+        timeout = work.deployment.timeout_seconds or DEFAULT_TIMEOUT_SECONDS
+        shadow = Work(work.ask, work.deployment, work.lookups, self._inference, Budget(started + timeout, self._clock))
+        outcome = await shadow.by(ref, shadow.budget)
+        answer = self._answer(work.ask, outcome, ref, "shadow")
+        self._remember(Remembered(work.ask, work.deployment, answer, self._clock() - started, shadow=True))
+
+
+class Budget:
+    """A deadline that steps share."""
+
+    def __init__(self, deadline: float, clock: Callable[[], float]) -> None:
+        self._deadline = deadline
+        self._clock = clock
+
+    def left(self) -> float:
+        """Seconds, 0 when it is over."""
+        return max(0.0, self._deadline - self._clock())
+
+    def within(self, seconds: float) -> "Budget":
+        """A budget of at most `seconds` inside this one."""
+        return Budget(min(self._deadline, self._clock() + seconds), self._clock)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What the steps of one request share."""
+
+    ask: Ask
+    deployment: Deployment
+    lookups: Lookups
+    inference: Inference
+    budget: Budget
+
+    async def answer(self, chosen: Ref, served_by: str) -> tuple[Outcome, Ref, str]:
+        """The first outcome of the chosen version and the fallbacks behind it, who gave it, and as what.
+
+        Raises the caller's fault at once; DeadlineExceeded when the time is over; Unavailable when no step could
+        answer.
+        """
+        attempts = list(self._attempts(chosen, served_by))
+        failures: list[str] = []
+        last: TreadleError | None = None
+        for position, step in enumerate(attempts):
+            try:
+                outcome = await self._attempt(step, has_net=position + 1 < len(attempts))
+            except TreadleError as error:
+                if isinstance(error, CALLERS_FAULT) and position == 0:
+                    raise
+                failures.append(error.message if position == 0 else f"{step.name}: {error.message}")
+                last = error
+                if self.budget.left() <= 0:
+                    raise DeadlineExceeded(f"the deadline passed: {'; '.join(failures)}") from error
+            else:
+                reason = "; ".join(filter(None, [*failures, outcome.degraded]))
+                answered = Outcome(outcome.outputs, outcome.features, reason)
+                return (
+                    answered,
+                    step.ref or Ref(chosen.model, 0),
+                    served_by if position == 0 else f"fallback:{step.name}",
+                )
+        raise _exhausted(failures, last)
+
+    def _attempts(self, chosen: Ref, served_by: str) -> Iterator[Step]:
+        yield Step(served_by, chosen)
+        for step in self.deployment.fallbacks:
+            if step.ref != chosen:
+                yield step
+
+    async def _attempt(self, step: Step, *, has_net: bool) -> Outcome:
+        left = self.budget.left()
+        most = left * SHARE_WITH_NET if has_net else left
+        budget = self.budget.within(min(most, step.timeout_seconds) if step.timeout_seconds else most)
+        if step.ref is None:
+            return Outcome(_constant(step.constant, self.ask))
+        return await self.by(step.ref, budget)
+
+    async def by(self, ref: Ref, budget: Budget) -> Outcome:
+        """The outcome of one version. Messages begin with the hop that failed."""
+        version = self.deployment.version(ref)
+        _check_outputs(self.ask.outputs, tuple(spec.name for spec in version.signature.outputs))
+        features: Mapping[str, FeatureValues] = {}
+        if self.ask.tensors:
+            assembled = assembly.from_tensors(version, self.ask)
+        else:
+            features = await self._features(version, budget)
+            assembled = assembly.from_columns(version, self.ask, features, strict=self.deployment.strict)
+        with _named(str(ref)):
+            found = await self.inference.infer(ref, assembled.inputs, self.ask.outputs, budget.left())
+        degraded = f"features: stale: {', '.join(assembled.stale)}" if assembled.stale else ""
+        return Outcome(_outputs(version, self.ask, found), tuple(features.values()), degraded)
+
+    async def _features(self, version: ServedVersion, budget: Budget) -> Mapping[str, FeatureValues]:
+        if not version.feature_service or assembly.covered(version, self.ask):
+            return {}
+        most = self.deployment.feature_timeout_seconds
+        timeout = min(most, budget.left()) if most else min(self.budget.left() / 2, budget.left())
+        with _named("features"):
+            return await self.lookups.get(version.feature_service, timeout)
+
+
+class _named:  # noqa: N801  # reads as the statement it is
+    """Puts the hop in front of the message of an error that is not the caller's."""
+
+    def __init__(self, hop: str) -> None:
+        self._hop = hop
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, TreadleError) and not isinstance(error, CALLERS_FAULT):
+            text = f"{self._hop}: {error.code.name}: {error.message}"
+            raise type(error)(text, error.violations, error.retry_after_seconds) from error
+
+
+def _exhausted(failures: list[str], last: TreadleError | None) -> TreadleError:
+    """Why nothing answered: the one error as it is when there was no chain to fall back on."""
+    if last is not None and len(failures) == 1 and not isinstance(last, DeadlineExceeded):
+        return last
+    return Unavailable(f"nothing in the fallback chain could answer: {'; '.join(failures)}")
+
+
+def _check_outputs(wanted: tuple[str, ...], there: tuple[str, ...]) -> None:
+    unknown = [name for name in wanted if name not in there]
+    if unknown:
+        what = f"is no output; there are {', '.join(there)}"
+        raise InvalidInput(
+            f"outputs: {', '.join(map(repr, unknown))} {what}",
+            [Violation(f"outputs[{name}]", what) for name in unknown],
+        )
+
+
+def _outputs(version: ServedVersion, ask: Ask, found: Tensors) -> tuple[Column, ...]:
+    specs = [spec for spec in version.signature.outputs if not ask.outputs or spec.name in ask.outputs]
+    for spec in specs:
+        if spec.name not in found or len(found[spec.name]) != ask.rows:
+            raise Unavailable(f"{version.ref}: output {spec.name!r} is missing or has not {ask.rows} rows")
+    return tuple(Column(spec.name, spec.dtype, found[spec.name]) for spec in specs)
+
+
+def _constant(row: tuple[Column, ...], ask: Ask) -> tuple[Column, ...]:
+    """The default answer's one row, as often as there are rows."""
+    _check_outputs(ask.outputs, tuple(column.name for column in row))
+    index = np.zeros(ask.rows, dtype=np.int64)
+    return tuple(column.take(index) for column in row if not ask.outputs or column.name in ask.outputs)

@@ -1,0 +1,31 @@
+"""The two hops of a request, as the core sees them. Coalescing and caching wrap these; nothing is patched."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from treadle.gateway.asking import FeatureValues, Tensors
+from treadle.gateway.policies import Ref
+from treadle.rpc.columns import Column
+
+
+class FeatureLookup(Protocol):
+    """Looks features up online."""
+
+    async def look_up(
+        self, service: str, entities: Sequence[Column], context: Sequence[Column], now_micros: int, timeout: float
+    ) -> Mapping[str, FeatureValues]:
+        """Features by name, one row for each row of the columns.
+
+        `now_micros` is the moment that ages are counted from, 0: now. `timeout` is in seconds. Raises TreadleError:
+        InvalidInput when the caller's columns are wrong, DeadlineExceeded when the time is up, others when the service
+        can't answer.
+        """
+        ...
+
+
+class Inference(Protocol):
+    """Runs a model version."""
+
+    async def infer(self, ref: Ref, inputs: Tensors, outputs: Sequence[str], timeout: float) -> Tensors:
+        """Outputs by name with as many rows as the inputs; all of them when `outputs` is empty. Raises TreadleError."""
+        ...

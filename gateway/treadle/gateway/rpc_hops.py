@@ -1,0 +1,64 @@
+"""The hops over gRPC: what the core asks for, as the calls of `FeatureService` and the Open Inference Protocol."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from treadle import oip
+from treadle.gateway.asking import FeatureValues, Tensors
+from treadle.gateway.policies import Ref
+from treadle.rpc.columns import Column, decode, encode_all
+from treadle.rpc.errors import Internal, InvalidInput
+from treadle.rpc.tensors import decode_outputs, encode_inputs
+from treadle.v1 import features_pb2, features_pb2_grpc, types_pb2
+
+
+class RpcFeatures:
+    """`FeatureLookup` through the feature service."""
+
+    def __init__(self, stub: "features_pb2_grpc.FeatureServiceAsyncStub") -> None:
+        self._stub = stub
+
+    async def look_up(
+        self, service: str, entities: Sequence[Column], context: Sequence[Column], now_micros: int, timeout: float
+    ) -> Mapping[str, FeatureValues]:
+        """See `FeatureLookup`."""
+        request = features_pb2.GetOnlineFeaturesRequest(
+            feature_service=service,
+            entities=encode_all(entities),
+            context=encode_all(context),
+            now_micros=now_micros,
+        )
+        response = await self._stub.GetOnlineFeatures(request, timeout=timeout)
+        try:
+            return {pb.column.name: _feature(pb) for pb in response.features}
+        except InvalidInput as error:  # the answer's fault, not the caller's
+            raise Internal(f"the answer of the feature service cannot be read: {error.message}") from error
+
+
+def _feature(pb: types_pb2.FeatureColumn) -> FeatureValues:
+    column = decode(pb.column, "features")
+    statuses = np.fromiter(pb.statuses, dtype=np.uint8, count=len(pb.statuses))
+    ages = np.fromiter(pb.ages_seconds, dtype=np.float64, count=len(pb.ages_seconds))
+    if not len(statuses) == len(ages) == column.rows:
+        raise InvalidInput(f"features[{column.name}] has statuses or ages for another number of rows")
+    return FeatureValues(column, statuses, ages)
+
+
+class RpcInference:
+    """`Inference` through the inference service."""
+
+    def __init__(self, stub: oip.GRPCInferenceServiceStub) -> None:
+        self._stub = stub
+
+    async def infer(self, ref: Ref, inputs: Tensors, outputs: Sequence[str], timeout: float) -> Tensors:
+        """See `Inference`. Tensors travel raw."""
+        request = oip.ModelInferRequest(model_name=ref.model, model_version=str(ref.version))
+        encode_inputs(request, inputs)
+        for name in outputs:
+            request.outputs.add(name=name)
+        response = await self._stub.ModelInfer(request, timeout=timeout)
+        try:
+            return decode_outputs(response)
+        except InvalidInput as error:
+            raise Internal(f"the answer of the inference service cannot be read: {error.message}") from error

@@ -1,0 +1,158 @@
+"""The gateway's composition root."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+
+from structlog.typing import FilteringBoundLogger
+
+from treadle import oip
+from treadle.gateway.admission import Admission, Limits
+from treadle.gateway.chain import Chain
+from treadle.gateway.ids import PredictionIds
+from treadle.gateway.meters import GatewayMeters
+from treadle.gateway.oip_servicer import OipServicer
+from treadle.gateway.passthrough import FORWARDED_SERVICES, forward
+from treadle.gateway.recorder import Recorder
+from treadle.gateway.rpc_hops import RpcFeatures, RpcInference
+from treadle.gateway.sender import Sender
+from treadle.gateway.servicer import PredictionServicer
+from treadle.gateway.shadows import Shadows
+from treadle.gateway.spool import Spool, SpoolLimits
+from treadle.gateway.watching import PolicyWatch
+from treadle.rpc.service import Runtime
+from treadle.rpc.tasks import end
+from treadle.v1 import evaluation_pb2_grpc, features_pb2_grpc, prediction_pb2_grpc, registry_pb2_grpc
+
+
+@dataclass(frozen=True)
+class Settings:
+    """TREADLE_GATEWAY_…"""
+
+    rest_listen: str | None = None
+    """host:port of REST, port 0 picks a free one; no REST when empty. Without TLS: beyond loopback, put a proxy before
+    it."""
+    max_body_bytes: int = 16 << 20
+    """Largest REST request body."""
+    max_request_rows: int = 10_000
+    """Most rows of one request."""
+    max_in_flight: int = 1_024
+    """Most predictions in work at once; more are refused with RESOURCE_EXHAUSTED."""
+    stream_in_flight: int = 64
+    """Most unanswered requests of one stream; no more are read until some are answered."""
+    shadow_in_flight: int = 16
+    """Most shadow requests at once; more are dropped."""
+    spool_max_bytes: int = 1 << 30
+    """Most bytes of prediction records that wait on disk; past it records are dropped, counted and logged."""
+    spool_segment_bytes: int = 4 << 20
+    """A segment of the spool is closed, and can be sent, at this size …"""
+    spool_segment_seconds: float = 0.5
+    """… or this age."""
+    feature_refresh_seconds: float = 30.0
+    """How often definitions of features are asked for again."""
+    start_seconds: float = 2.0
+    """How long to wait at start for the registry before serving the last good copy of the policies."""
+
+
+@asynccontextmanager
+async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[None]:
+    """The gateway on `runtime`; serves with any of the other services down."""
+    async with AsyncExitStack() as stack:
+        meters = GatewayMeters(runtime.telemetry.meters)
+        spool = _spool(settings, runtime, meters)
+        stack.callback(spool.rotate)
+        watch = PolicyWatch(
+            registry_pb2_grpc.RegistryServiceStub(runtime.connect("registry")),
+            features_pb2_grpc.FeatureServiceStub(runtime.connect("features")),
+            runtime.home,
+            runtime.telemetry.log,
+            settings.feature_refresh_seconds,
+            lambda names: runtime.telemetry.redactor.add(*names),
+        )
+        chain = _chain(settings, runtime, meters, watch, Recorder(spool, meters, time.time), stack)
+        _register(settings, runtime, chain)
+        await watch.start()
+        sender = Sender(
+            spool,
+            runtime.home,
+            evaluation_pb2_grpc.EvaluationServiceStub(runtime.connect("evaluation")),
+            runtime.telemetry,
+            meters,
+        )
+        for work in (watch.run, watch.refresh_forever, sender.run):
+            task = asyncio.create_task(_kept_running(work, runtime.telemetry.log))
+            stack.push_async_callback(end, task)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(watch.caught_up.wait(), settings.start_seconds)
+        if settings.rest_listen:
+            from treadle.gateway.rest import Rest, make_app
+            from treadle.gateway.rest_server import serve_rest
+
+            inference = oip.GRPCInferenceServiceStub(runtime.connect("inference"))
+            app = make_app(Rest(chain, inference, settings.max_body_bytes), runtime.telemetry)
+            await stack.enter_async_context(serve_rest(settings.rest_listen, app, runtime.telemetry.log))
+        yield
+
+
+def _spool(settings: Settings, runtime: Runtime, meters: GatewayMeters) -> Spool:
+    log = runtime.telemetry.log
+    limits = SpoolLimits(settings.spool_max_bytes, settings.spool_segment_bytes, settings.spool_segment_seconds)
+
+    def dropped(reason: str) -> None:
+        meters.dropped("no room")
+        log.error("dropped a prediction record", why=reason)
+
+    return Spool(runtime.home / "spool", limits, time.monotonic, dropped)
+
+
+def _chain(
+    settings: Settings,
+    runtime: Runtime,
+    meters: GatewayMeters,
+    watch: PolicyWatch,
+    recorder: Recorder,
+    stack: AsyncExitStack,
+) -> Chain:
+    log = runtime.telemetry.log
+
+    def failed(version: str, error: BaseException) -> None:
+        log.error("a shadow request failed unexpectedly", version=version, exc_info=error)
+
+    shadows = Shadows(settings.shadow_in_flight, meters.shadowed, failed)
+    stack.push_async_callback(shadows.close)
+    rng = random.SystemRandom()
+    return Chain(
+        watch.snapshot,
+        Admission(Limits(settings.max_request_rows, settings.max_in_flight)),
+        RpcFeatures(features_pb2_grpc.FeatureServiceStub(runtime.connect("features"))),
+        RpcInference(oip.GRPCInferenceServiceStub(runtime.connect("inference"))),
+        shadows,
+        PredictionIds(time.time, random.Random(rng.getrandbits(128)).getrandbits),  # noqa: S311  # unique, not secret
+        recorder.remember,
+        rng.random,
+    )
+
+
+def _register(settings: Settings, runtime: Runtime, chain: Chain) -> None:
+    server = runtime.server
+    prediction_pb2_grpc.add_PredictionServiceServicer_to_server(
+        PredictionServicer(chain, settings.stream_in_flight), server
+    )
+    inference = oip.GRPCInferenceServiceStub(runtime.connect("inference"))
+    oip.add_GRPCInferenceServiceServicer_to_server(OipServicer(chain, inference, settings.stream_in_flight), server)
+    runtime.reflect(oip.POOL)
+    for name, service in FORWARDED_SERVICES.items():
+        forward(service, runtime.connect(name), server)
+
+
+async def _kept_running(work: Callable[[], Awaitable[None]], log: FilteringBoundLogger) -> None:
+    """Background work that is meant to run for ever; what it did not foresee is logged, and it starts again."""
+    while True:
+        try:
+            await work()
+        except Exception as error:
+            log.error("background work failed and starts again", work=str(work), exc_info=error)
+            await asyncio.sleep(1.0)

@@ -1,0 +1,86 @@
+"""`PredictionService`: decode, call the chain, encode."""
+
+from collections.abc import AsyncIterator
+from typing import Any, TypeAlias
+
+import grpc.aio
+from opentelemetry import trace
+
+from treadle.gateway.asking import Answer
+from treadle.gateway.chain import Chain
+from treadle.gateway.streams import answered
+from treadle.gateway.wire import answer_to_proto, ask_from_proto
+from treadle.rpc.context import current
+from treadle.rpc.errors import InvalidInput, TreadleError, Violation
+from treadle.v1 import prediction_pb2, prediction_pb2_grpc
+
+# Generic in the type stubs alone.
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
+    """Answers over gRPC."""
+
+    def __init__(self, chain: Chain, stream_in_flight: int) -> None:
+        self._chain = chain
+        self._stream_in_flight = stream_in_flight
+
+    async def Predict(self, request: prediction_pb2.PredictRequest, context: Context) -> prediction_pb2.PredictResponse:
+        """See the proto."""
+        return await self._predict(request)
+
+    async def PredictStream(
+        self, request_iterator: AsyncIterator[prediction_pb2.PredictRequest], context: Context
+    ) -> AsyncIterator[prediction_pb2.PredictStreamResponse]:
+        """See the proto. Reads no further while `stream_in_flight` requests are unanswered."""
+        waiting: set[str] = set()
+
+        async def answer(request: prediction_pb2.PredictRequest) -> prediction_pb2.PredictStreamResponse:
+            return await self._answer_one(request, waiting)
+
+        async for response in answered(request_iterator, answer, self._stream_in_flight):
+            yield response
+
+    async def _answer_one(
+        self, request: prediction_pb2.PredictRequest, waiting: set[str]
+    ) -> prediction_pb2.PredictStreamResponse:
+        request_id = request.request_id
+        response = prediction_pb2.PredictStreamResponse(request_id=request_id)
+        taken = request_id in waiting
+        try:
+            _check_id(request_id, taken)
+            waiting.add(request_id)
+            response.response.CopyFrom(await self._predict(request))
+        except TreadleError as error:
+            response.error.CopyFrom(error.to_status())
+        finally:
+            if not taken:
+                waiting.discard(request_id)
+        return response
+
+    async def _predict(self, request: prediction_pb2.PredictRequest) -> prediction_pb2.PredictResponse:
+        call = current()
+        ask = ask_from_proto(request, call.metadata)
+        answer = await self._chain.predict(ask)
+        annotate(ask.deployment, answer)
+        return answer_to_proto(answer, ask, call.trace_id)
+
+
+def annotate(deployment: str, answer: Answer) -> None:
+    """Says on the current server span what happened."""
+    span = trace.get_current_span()
+    if not span.is_recording():
+        return
+    span.set_attribute("treadle.deployment", deployment)
+    span.set_attribute("treadle.model", answer.ref.model)
+    span.set_attribute("treadle.version", answer.ref.version)
+    span.set_attribute("treadle.rows", len(answer.prediction_ids))
+    span.set_attribute("treadle.served_by", answer.served_by)
+    if answer.degraded_reason:
+        span.set_attribute("treadle.degraded_reason", answer.degraded_reason)
+
+
+def _check_id(request_id: str, taken: bool) -> None:
+    if not request_id or taken:
+        what = "is in flight on this stream already" if request_id else "is required on a stream"
+        raise InvalidInput(f"request_id {what}", [Violation("request_id", what)])
