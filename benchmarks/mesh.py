@@ -1,0 +1,137 @@
+"""What a mesh costs before it does anything, and what one request costs: `make bench`.
+
+Prints start-up time, resident memory of each idle process, the time of `treadle --help`, and the latency of one
+lone request through the whole chain and of 32 in flight, beside the limits that Treadle sets itself. `--json` prints
+the same for machines; `--check` exits with 1 if a limit is missed.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from treadle.cli.ports import free_base_port
+from treadle.cli.supervisor import Mesh
+from treadle.client import AsyncClient
+
+LIMITS = {"ready_seconds": 8.0, "idle_mesh_mib": 500.0, "help_seconds": 0.5}
+# The five services of a request and its record; the trace store and the supervisor come on top.
+FIVE = ("gateway", "features", "inference", "evaluation", "registry")
+REPEAT = 5
+
+
+async def measure() -> dict[str, Any]:
+    """All figures: seconds, MiB, milliseconds, requests a second."""
+    figures: dict[str, Any] = {"machine": f"{os.cpu_count()} cores, Python {platform.python_version()}"}
+    figures["help_seconds"] = statistics.median(_help_seconds() for _ in range(REPEAT))
+    readies = []
+    for _ in range(3):
+        with tempfile.TemporaryDirectory() as home:
+            started = time.perf_counter()
+            async with Mesh(Path(home), free_base_port(20_000)) as mesh:
+                readies.append(time.perf_counter() - started)
+                await asyncio.sleep(2)  # what start-up allocated for a moment is given back
+                memory = {name: _mib(pid) for name, pid in mesh.processes.items()}
+                latency = await _latency(mesh, Path(home))
+    figures["ready_seconds"] = statistics.median(readies)
+    figures["idle_mib"] = memory
+    figures["idle_mesh_mib"] = sum(memory[name] for name in FIVE)
+    return {**figures, **latency}
+
+
+def _help_seconds() -> float:
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "treadle.cli.main", "--help"], check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
+def _mib(pid: int) -> float:
+    return float(psutil.Process(pid).memory_info().rss) / 2**20
+
+
+async def _latency(mesh: Mesh, home: Path) -> dict[str, float]:
+    """A logistic regression of 30 features by tensors: gateway, inference and the record."""
+    from sklearn.datasets import load_breast_cancer
+    from sklearn.linear_model import LogisticRegression
+
+    from treadle.plugins.packaging import save_model
+
+    data = load_breast_cancer()
+    model = LogisticRegression(max_iter=5000).fit(data.data, data.target)
+    save_model(model, home / "model", {"features": data.data[:10]})
+    async with AsyncClient(mesh.address("gateway")) as client:
+        await client.push_model("tumour", home / "model")
+        await client.deploy("tumour", {"tumour/1": 100})
+        ask = {"features": data.data[:1]}
+        await _until_ready(client, ask)
+        lone = [await _timed(client, ask) for _ in range(300)][50:]
+        started = time.perf_counter()
+        loops = await asyncio.gather(*(_one_by_one(client, ask, 60) for _ in range(32)))
+        inflight = [seconds for loop in loops for seconds in loop]
+        rate = len(inflight) / (time.perf_counter() - started)
+    return {
+        "lone_p50_ms": float(np.median(lone)) * 1000,
+        "lone_p99_ms": float(np.percentile(lone, 99)) * 1000,
+        "inflight32_per_second": rate,
+        "inflight32_p99_ms": float(np.percentile(inflight, 99)) * 1000,
+    }
+
+
+async def _until_ready(client: AsyncClient, ask: dict[str, Any]) -> None:
+    from treadle.rpc.errors import TreadleError
+
+    for _ in range(200):
+        try:
+            await client.predict_tensors("tumour", ask)
+            return
+        except TreadleError:
+            await asyncio.sleep(0.1)
+    raise SystemExit("the deployment never became ready")
+
+
+async def _one_by_one(client: AsyncClient, ask: dict[str, Any], requests: int) -> list[float]:
+    return [await _timed(client, ask) for _ in range(requests)]
+
+
+async def _timed(client: AsyncClient, ask: dict[str, Any]) -> float:
+    started = time.perf_counter()
+    await client.predict_tensors("tumour", ask)
+    return time.perf_counter() - started
+
+
+def table(figures: dict[str, Any]) -> str:
+    """For people: each figure, and the limit beside it where there is one."""
+    lines = [figures["machine"]]
+    for name, value in figures.items():
+        if isinstance(value, float):
+            limit = f"   limit {LIMITS[name]:g} {'ok' if value <= LIMITS[name] else 'MISSED'}" if name in LIMITS else ""
+            lines.append(f"  {name:<24}{value:>10.2f}{limit}")
+    lines += [f"    {name:<22}{mib:>10.1f} MiB" for name, mib in figures["idle_mib"].items()]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a limit is missed")
+    options = parser.parse_args()
+    figures = asyncio.run(measure())
+    sys.stdout.write((json.dumps(figures, indent=2) if options.json else table(figures)) + "\n")
+    missed = [name for name, limit in LIMITS.items() if figures[name] > limit]
+    return 1 if options.check and missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
