@@ -1,0 +1,128 @@
+"""Telemetry is a contract: which service calls which, in one trace; and what must never be in any of it."""
+
+import asyncio
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from treadle.observability.convert import trace_from_proto
+from treadle.observability.edges import (
+    EVALUATION_EDGES,
+    REQUEST_EDGES,
+    SERVICE_EDGES,
+    missing_edges,
+    missing_signals,
+    undeclared_edges,
+)
+from treadle.observability.telemetry import Telemetry
+from treadle.rpc.channel import Channel
+from treadle.rpc.errors import NotFound
+from treadle.v1 import traces_pb2, traces_pb2_grpc
+
+from .conftest import SECRET_STREET
+
+pytestmark = pytest.mark.slow
+
+FIVE = missing_signals(())
+
+
+async def trace_with(shop, trace_id, wanted):
+    """The trace, once it holds the wanted edges: spans are exported about once a second. Its edges are all declared."""
+    async with Channel(shop.mesh.address("traces"), service="traces", telemetry=Telemetry.off()) as channel:
+        stub = traces_pb2_grpc.TraceQueryServiceStub(channel)
+        missing = list(wanted)
+        for _ in range(60):
+            try:
+                found = trace_from_proto(await stub.GetTrace(traces_pb2.GetTraceRequest(trace_id=trace_id)))
+                missing = missing_edges(found.spans, wanted)
+                if not missing:
+                    assert undeclared_edges(found.spans, SERVICE_EDGES) == set()
+                    return found
+            except NotFound:
+                pass
+            await asyncio.sleep(0.25)
+    raise AssertionError(f"edges missing: {missing}")
+
+
+async def test_a_request_is_one_trace_through_gateway_features_and_inference(shop):
+    async with shop.client() as client:
+        answer = await client.predict("purchase", shop.entities(1), shop.context(30))
+    trace = await trace_with(shop, answer.trace_id, REQUEST_EDGES)
+    assert {span.trace_id for span in trace.spans} == {answer.trace_id}
+    (root,) = [span for span in trace.spans if not span.parent_id]
+    assert root.service == "gateway"
+
+
+async def test_a_batch_links_to_the_requests_in_it(shop):
+    async with shop.client() as client:
+        answers = await asyncio.gather(
+            *(client.predict("purchase", shop.entities(n), shop.context(30)) for n in range(40))
+        )
+    trace = await trace_with(shop, answers[-1].trace_id, REQUEST_EDGES)
+    batches = [span for span in (*trace.linked, *trace.spans) if "batch" in span.name]
+    assert batches, "the request's batch is shown with its trace"
+
+
+async def test_an_evaluation_is_one_trace_through_all_five_services(shop, tmp_path):
+    path = dataset(tmp_path)
+    async with shop.client() as client:
+        report = await client.evaluate(
+            "purchase/2", str(path), label="bought", score_output="probability", baseline="purchase/1"
+        )
+    trace = await trace_with(shop, report.trace_id, EVALUATION_EDGES)
+    assert {span.service for span in trace.spans} >= FIVE
+
+
+def dataset(folder: Path) -> Path:
+    chance = np.random.default_rng(5)
+    basket = chance.uniform(1, 300, 300)
+    amount = chance.uniform(5, 200, 300)
+    table = pa.table({
+        "spending__visits": chance.integers(1, 30, 300).astype(float),
+        "spending__mean_amount": amount,
+        "basket": basket,
+        "ratio": basket / amount,
+        "bought": (basket / amount < 1.2).astype(float),
+    })  # fmt: skip
+    pq.write_table(table, folder / "baskets.parquet")
+    return folder / "baskets.parquet"
+
+
+async def test_the_callers_trace_goes_on_over_grpc_and_rest(shop):
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    parent = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}
+    body = {"entities": {"customer": [1]}, "context": {"basket": [30.0]}}
+    async with httpx.AsyncClient(base_url=shop.mesh.rest) as http:
+        answer = (await http.post("/v1/deployments/purchase:predict", json=body, headers=parent)).json()
+    assert answer["trace_id"] == trace_id
+    await trace_with(shop, trace_id, REQUEST_EDGES)
+
+
+async def test_each_process_has_metrics_by_model_and_method(shop):
+    async with shop.client() as client:
+        await client.predict("purchase", shop.entities(1), shop.context(30))
+    async with httpx.AsyncClient() as http:
+        for service in FIVE:
+            text = (await http.get(f"http://{shop.mesh.mesh.plan.metrics_address(service)}/metrics")).text
+            assert "rpc_server_call_duration_seconds_bucket" in text
+            if service == "inference":
+                assert 'model="purchase",version="1"' in text
+
+
+async def test_sensitive_values_are_in_no_log_and_no_trace(shop):
+    async with shop.client() as client:
+        answer = await client.predict("purchase", shop.entities(3), shop.context(30), return_features=True)
+        with pytest.raises(Exception, match=r"(?i)street"):
+            await client.predict("purchase", {"customer": [3], "street": [f"{SECRET_STREET} 3"]}, shop.context(30))
+    await trace_with(shop, answer.trace_id, REQUEST_EDGES)
+    searched = 0
+    for folder in ("logs", "traces", "gateway", "evaluation", "registry", "inference"):
+        for path in (shop.mesh.home / folder).rglob("*"):
+            if path.is_file():
+                searched += 1
+                assert SECRET_STREET.encode() not in path.read_bytes(), f"{path} holds a sensitive value"
+    assert searched > 10

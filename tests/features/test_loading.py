@@ -1,0 +1,94 @@
+"""User modules: loaded under the name that serving imports, afresh, with clear errors."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from treadle.features import load_definitions
+from treadle.features.source import digest_in, resolve
+from treadle.rpc.errors import FailedPrecondition, InvalidInput
+
+Write = Callable[..., Path]
+
+
+def test_functions_resolve_to_the_same_code(write_project: Write) -> None:
+    path = write_project()
+    found = load_definitions(path)
+    assert [each.name for each in found.views] == ["weather", "delays"]
+    (transform,) = found.services[0].named_transforms
+    assert transform.function == f"{path.stem}:push_of_wind"
+    call, digest = resolve(transform.function)
+    assert call is transform.call
+    assert digest == transform.source_digest
+
+
+def test_source_paths_are_relative_to_the_file(write_project: Write) -> None:
+    path = write_project()
+    source = load_definitions(path).views[0].source
+    assert source is not None
+    assert source.path == str(path.parent / "weather.parquet")
+
+
+def test_an_edited_file_is_read_anew(write_project: Write) -> None:
+    path = write_project()
+    first = load_definitions(path)
+    write_project(path.read_text().replace("nan=1.0", "nan=2.0"), path)
+    (before,), (after,) = (each.services[0].named_transforms for each in (first, load_definitions(path)))
+    assert before.source_digest != after.source_digest
+    write_project(path.read_text().replace("nan=2.0", "nan=3.0"), path)
+    _, digest = resolve(after.function)
+    assert digest not in {before.source_digest, after.source_digest}
+
+
+def test_modules_in_packages(write_project: Write, tmp_path: Path) -> None:
+    package = tmp_path / "project" / "features_of_test_package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    text = write_project().read_text()
+    found = load_definitions(write_project(text, package / "flights.py"))
+    assert found.services[0].named_transforms[0].function == "features_of_test_package.flights:push_of_wind"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1", "defines no FeatureView"),
+        ("def broken(:", "SyntaxError"),
+        ("import not_there_at_all", "ModuleNotFoundError"),
+        ("raise RuntimeError('no')", "RuntimeError: no"),
+        ("from treadle.features import *\nv = FeatureView('v', [], None, [])", "at least one entity"),
+        (
+            "from treadle.features import *\ns = FeatureService('s', [FeatureSet('gone')])",
+            "unknown view 'gone'; there are none",
+        ),
+    ],
+)
+def test_files_that_cannot_be_used(write_project: Write, text: str, message: str) -> None:
+    path = write_project(text)
+    with pytest.raises(InvalidInput, match=message):
+        load_definitions(path)
+    assert path.stem not in sys.modules or text == "x = 1" or "FeatureSet" in text
+
+
+def test_paths_that_are_no_module(tmp_path: Path, write_project: Write) -> None:
+    with pytest.raises(InvalidInput, match="not a Python file"):
+        load_definitions(tmp_path / "gone.py")
+    clash = write_project("x = 1", tmp_path / "project" / "json.py")
+    with pytest.raises(InvalidInput, match="clashes with the module 'json'"):
+        load_definitions(clash)
+
+
+@pytest.mark.parametrize("function", ["not_there_at_all:f", "json:gone", "json:JSONDecoder", "math:sqrt"])
+def test_functions_that_cannot_be_resolved(function: str) -> None:
+    with pytest.raises((FailedPrecondition, InvalidInput)):
+        resolve(function)
+
+
+def test_the_digest_is_of_the_function_alone() -> None:
+    text = "a = 1\n@mark\ndef f(x):\n    return x\n"
+    assert digest_in(text, "f") == digest_in("\n\n" + text.replace("a = 1", "b = 2"), "f")
+    assert digest_in(text, "f") != digest_in(text.replace("return x", "return -x"), "f")
+    with pytest.raises(InvalidInput, match="not a plain function"):
+        digest_in("f = 1", "f")

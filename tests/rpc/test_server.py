@@ -1,0 +1,167 @@
+"""The server seam: what every call of every service gets."""
+
+import asyncio
+
+import pytest
+
+from treadle.rpc import context
+from treadle.rpc.errors import DeadlineExceeded, InvalidInput, StorageFull, Unavailable, Unimplemented
+from treadle.v1 import evaluation_pb2, evaluation_pb2_grpc, features_pb2, prediction_pb2, registry_pb2
+
+from .conftest import echo
+
+
+async def names(*items):
+    for item in items:
+        yield prediction_pb2.PredictRequest(deployment=item)
+
+
+async def test_all_four_kinds_of_call_work(mesh):
+    async with mesh(echo) as (stubs, _):
+        assert await stubs.predict("one") == "one"
+        pushed = await stubs.features.Push(features_pb2.PushRequest(view=v) for v in "ab")
+        assert pushed.rows_written == 2
+        watched = stubs.registry.WatchDeployments(registry_pb2.WatchDeploymentsRequest(cursor="c"))
+        assert [event.cursor async for event in watched] == ["c0", "c1", "c2"]
+        streamed = stubs.predictions.PredictStream(names("x", "y"))
+        assert [answer.request_id async for answer in streamed] == ["x", "y"]
+
+
+async def test_an_error_in_the_middle_of_a_stream_ends_it_with_that_error(mesh):
+    async def answer(name):
+        if name.endswith("1"):
+            raise InvalidInput("no ones")
+        return name
+
+    async with mesh(answer) as (stubs, _):
+        got = []
+        with pytest.raises(InvalidInput, match="no ones"):
+            async for event in stubs.registry.WatchDeployments(registry_pb2.WatchDeploymentsRequest()):
+                got.append(event.cursor)  # noqa: PERF401  # what came before the error counts
+        assert got == ["0"]
+        with pytest.raises(InvalidInput, match="no ones"):
+            async for _ in stubs.predictions.PredictStream(names("0", "1")):
+                pass
+
+
+async def test_the_call_knows_its_deadline_tenant_and_metadata(mesh):
+    async with mesh(echo) as (stubs, member):
+        await stubs.predict(timeout=5, metadata=[("treadle-tenant", "acme"), ("treadle-pin-version", "3")])
+        await stubs.predict()
+    with_deadline, without = member.calls
+    assert with_deadline.deadline is not None
+    assert (with_deadline.tenant, with_deadline.metadata["treadle-pin-version"]) == ("acme", "3")
+    assert (without.deadline, without.tenant) == (None, "")
+    assert len(with_deadline.trace_id) == 32
+
+
+async def test_a_late_answer_is_deadline_exceeded_and_the_handler_is_cancelled(mesh):
+    cancelled = asyncio.Event()
+
+    async def answer(name):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+        return name
+
+    async with mesh(answer) as (stubs, _):
+        with pytest.raises(DeadlineExceeded):
+            await stubs.predict(timeout=0.05)
+        await cancelled.wait()
+
+
+async def test_a_caller_that_leaves_a_stream_ends_its_handler(mesh):
+    arrived = asyncio.Event()
+
+    async def answer(name):
+        if name == "1":
+            arrived.set()
+            await asyncio.Event().wait()
+        return name
+
+    async with mesh(answer) as (stubs, member):
+        stream = stubs.registry.WatchDeployments(registry_pb2.WatchDeploymentsRequest())
+        assert (await anext(stream)).cursor == "0"
+        await arrived.wait()
+        await stream.aclose()
+        await member.ended.wait()
+        member.answer = echo
+        assert await stubs.predict("still here") == "still here"
+
+
+async def test_a_cancelled_call_cancels_its_handler(mesh):
+    arrived, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def answer(name):
+        arrived.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+        return name
+
+    async with mesh(answer) as (stubs, _):
+        task = asyncio.create_task(stubs.predict())
+        await arrived.wait()
+        task.cancel()
+        await cancelled.wait()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_a_message_over_the_limit_is_refused_before_it_is_read(mesh):
+    async with mesh(echo) as (stubs, member):
+        with pytest.raises(StorageFull, match="larger than max"):
+            await stubs.predict("x" * (65 << 20))
+        assert member.calls == []
+        assert await stubs.predict("small") == "small"
+
+
+async def test_an_unknown_method_is_unimplemented(mesh):
+    async with mesh(echo) as (stubs, _):
+        stub = evaluation_pb2_grpc.EvaluationServiceStub(stubs.channel)
+        with pytest.raises(Unimplemented):
+            await stub.GetLiveMetrics(evaluation_pb2.GetLiveMetricsRequest())
+
+
+async def test_garbage_bytes_do_not_reach_the_servicer(mesh):
+    async with mesh(echo) as (stubs, member):
+        call = stubs.channel.unary_unary("/treadle.v1.PredictionService/Predict")
+        with pytest.raises(InvalidInput, match="no valid message"):
+            await call(b"\xff\xff\xff")
+        assert member.calls == []
+        assert await stubs.predict("fine") == "fine"
+
+
+async def test_calls_are_measured_by_method_and_code(mesh, telemetry):
+    async def answer(name):
+        if name == "bad":
+            raise InvalidInput("bad")
+        return name
+
+    async with mesh(answer) as (stubs, _):
+        await stubs.predict("good")
+        with pytest.raises(InvalidInput):
+            await stubs.predict("bad")
+    for side in ("server", "client"):
+        for code in ("OK", "INVALID_ARGUMENT"):
+            labels = {"rpc_method": "treadle.v1.PredictionService/Predict", "rpc_status_code": code}
+            counted = telemetry.meters.registry.get_sample_value(f"rpc_{side}_call_duration_seconds_count", labels)
+            assert counted == 1
+
+
+async def test_the_context_of_one_call_does_not_reach_another(mesh):
+    async with mesh(echo) as (stubs, member):
+        await asyncio.gather(*(stubs.predict(metadata=[("treadle-tenant", f"t{i}")]) for i in range(20)))
+    assert sorted(call.tenant for call in member.calls) == sorted(f"t{i}" for i in range(20))
+    assert context.current().tenant == ""
+
+
+async def test_a_cancellation_that_nobody_asked_for_is_answered(mesh):
+    async def answer(name):
+        raise asyncio.CancelledError
+
+    async with mesh(answer) as (stubs, _):
+        with pytest.raises(Unavailable, match="was cancelled; try again"):
+            await stubs.predict(timeout=20)
