@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,6 @@ from treadle.features import Definitions, load_definitions
 from treadle.features.codec import service_to_proto, view_to_proto
 from treadle.jobs.materialize import materialize
 from treadle.plugins.packaging import load_package
-from treadle.rpc.errors import Unavailable
 from treadle.v1 import evaluation_pb2, features_pb2_grpc
 
 HERE = training.HERE
@@ -237,18 +235,8 @@ class Outage:
             self.answered = range(done, done)
         elif self._replay.away and done >= self._to:
             await self._mesh.start("features")
-            await self._until_reached()
             self._replay.away = False
             self.answered = range(self.answered.start, done)
-
-    async def _until_reached(self) -> None:
-        """The gateway finds a service that came back within a second; the backlog goes out after that."""
-        async with asyncio.timeout(30), AsyncClient(self._mesh.address("gateway")) as client:
-            while True:
-                with suppress(Unavailable):
-                    await client.freshness()
-                    return
-                await asyncio.sleep(0.1)
 
 
 def report_split(story: Story, answered: list[Answered]) -> None:

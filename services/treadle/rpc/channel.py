@@ -7,7 +7,6 @@ writing by hand) are not offered.
 """
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -24,26 +23,10 @@ from treadle.observability.telemetry import Telemetry
 from treadle.rpc import context as call_context
 from treadle.rpc.ending import Ending, Outgoing
 from treadle.rpc.errors import DeadlineExceeded, TreadleError, Unavailable, from_rpc
+from treadle.rpc.retries import service_config
 
-# Retries happen inside the deadline, before any answer has begun, and stop when a peer fails most calls.
-_SERVICE_CONFIG = {
-    "loadBalancingConfig": [{"round_robin": {}}],
-    "methodConfig": [
-        {
-            "name": [{}],
-            "retryPolicy": {
-                "maxAttempts": 3,
-                "initialBackoff": "0.02s",
-                "maxBackoff": "0.5s",
-                "backoffMultiplier": 3,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ],
-    "retryThrottling": {"maxTokens": 50, "tokenRatio": 0.2},
-}
 _OPTIONS = (
-    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    ("grpc.service_config", service_config()),
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     # A peer that restarts is found again within a second.
