@@ -163,9 +163,19 @@ def test_services_end_with_their_supervisor_however_it_ends(tmp_path: Path, numb
         os.close(watched)
 
 
-async def test_a_mesh_refuses_tls_variables_rather_than_never_becoming_ready(tmp_path):
-    with pytest.raises(CommandError, match="TREADLE_TLS_CERT is set"):
-        async with Mesh(tmp_path, environ={"TREADLE_TLS_CERT": "mesh.crt"}):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TREADLE_TLS_CERT", "mesh.crt"),
+        ("TREADLE_LISTEN", "127.0.0.1:9"),
+        ("TREADLE_METRICS_LISTEN", "127.0.0.1:9"),
+        ("TREADLE_GATEWAY_REST_LISTEN", "127.0.0.1:9"),
+        ("TREADLE_PEER_FEATURES", "127.0.0.1:9"),
+    ],
+)
+async def test_a_mesh_refuses_variables_that_it_would_override(tmp_path, name, value):
+    with pytest.raises(CommandError, match=f"{name} is set"):
+        async with Mesh(tmp_path, environ={name: value}):
             pass
 
 

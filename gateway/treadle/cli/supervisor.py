@@ -30,6 +30,7 @@ _DRAIN = ((GATEWAY,), ("features", "inference", "evaluation"), ("registry",), (T
 # How long a service drains unless TREADLE_DRAIN_SECONDS says so, and what its process needs besides to end by itself.
 _DRAIN_SECONDS, _MARGIN_SECONDS = 10.0, 5.0
 _LOGS_KEPT = 5
+_OWN_ADDRESSES = ("TREADLE_LISTEN", "TREADLE_METRICS_LISTEN", "TREADLE_GATEWAY_REST_LISTEN")
 
 
 def _silent(_service: str, _text: str) -> None:
@@ -62,7 +63,7 @@ class Mesh:
         """Set when another command asked for the end of the mesh: leave its context then."""
 
     async def __aenter__(self) -> Self:
-        _require_plaintext(self._environ)
+        _require_nothing_ignored(self._environ)
         _require_no_other(self.plan.home)
         require_free(self.plan, self._names)
         try:
@@ -223,13 +224,20 @@ def _drain_seconds(environ: Mapping[str, str]) -> float:
         raise CommandError(f"TREADLE_DRAIN_SECONDS must be a number, not {text!r}") from None
 
 
-def _require_plaintext(environ: Mapping[str, str]) -> None:
-    """The supervisor and its services talk on loopback, in the clear."""
-    given = sorted(name for name, value in environ.items() if name.startswith("TREADLE_TLS_") and value)
-    if given:
+def _require_nothing_ignored(environ: Mapping[str, str]) -> None:
+    """What the supervisor would have to override is refused, so that no setting is silently without effect."""
+    given = sorted(name for name, value in environ.items() if value)
+    tls = [name for name in given if name.startswith("TREADLE_TLS_")]
+    if tls:
         raise CommandError(
-            f"`treadle up` keeps to loopback and speaks no TLS, but {', '.join(given)} is set",
+            f"`treadle up` keeps to loopback and speaks no TLS, but {', '.join(tls)} is set",
             "unset it here; for TLS between machines start each service with `treadle serve`",
+        )
+    addresses = [name for name in given if name in _OWN_ADDRESSES or name.startswith("TREADLE_PEER_")]
+    if addresses:
+        raise CommandError(
+            f"`treadle up` chooses the addresses of its services, but {', '.join(addresses)} is set",
+            "unset it here, and say --base-port; for addresses of your own start each service with `treadle serve`",
         )
 
 
