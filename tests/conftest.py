@@ -1,9 +1,19 @@
-"""For all tests: a run that requires services does not accept that one is absent."""
+"""For all tests: ports of their own, and a run that requires services does not accept that one is absent."""
 
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import pytest
+
+from treadle.cli.ports import free_base_port
+
+BasePort = Callable[[], int]
+
+
+@pytest.fixture(scope="session")
+def base_port() -> BasePort:
+    """Finds free ports for a mesh: apart from other test runs', and below those that outgoing connections get."""
+    return lambda: free_base_port(10_000 + os.getpid() % 250 * 80)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -15,7 +15,6 @@ from click.testing import CliRunner, Result
 from sklearn.linear_model import LogisticRegression
 
 from treadle.cli.main import main
-from treadle.cli.ports import free_base_port
 from treadle.plugins.packaging import save_model
 
 Treadle = Callable[..., Result]
@@ -37,9 +36,8 @@ class Up:
         return event
 
 
-def start_up(home: Path, *more: str) -> Up:
+def start_up(home: Path, base_port: int, *more: str) -> Up:
     """Starts a mesh and waits until it says that it is ready."""
-    base_port = free_base_port(23_000 + os.getpid() % 100 * 80)
     command = [sys.executable, "-m", "treadle.cli.main", "up", "--json", "--home", str(home)]
     process = subprocess.Popen(
         [*command, "--base-port", str(base_port), *more], stdout=subprocess.PIPE, text=True, env=clean_environment()
@@ -55,18 +53,18 @@ def clean_environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+def up(tmp_path_factory: pytest.TempPathFactory, base_port: Callable[[], int]) -> Iterator[Up]:
     """One mesh for all tests that leave it as they found it."""
-    running = start_up(tmp_path_factory.mktemp("mesh"))
+    running = start_up(tmp_path_factory.mktemp("mesh"), base_port())
     yield running
     running.process.terminate()
     running.process.communicate(timeout=60)
 
 
 @pytest.fixture
-def start_mesh() -> Callable[..., Up]:
+def start_mesh(base_port: Callable[[], int]) -> Callable[..., Up]:
     """Starts a mesh of a test's own."""
-    return start_up
+    return lambda home, *more: start_up(home, base_port(), *more)
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ from click.testing import Result
 
 from treadle.cli.cells import columns_of, read_rows
 from treadle.cli.deployfile import parse_fallback, parse_share, read_plan
-from treadle.cli.ports import free_base_port
 from treadle.client import Fallback
 from treadle.rpc.errors import InvalidInput, NotFound
 
 Treadle = Callable[..., Result]
+BasePort = Callable[[], int]
 
 
 def findings(treadle: Treadle, *arguments: object) -> tuple[int, dict[str, dict[str, str]]]:
@@ -27,16 +27,16 @@ def findings(treadle: Treadle, *arguments: object) -> tuple[int, dict[str, dict[
     return done.exit_code, {each["what"]: each for each in json.loads(done.stdout)["findings"]}
 
 
-def test_doctor_finds_a_fit_machine(treadle: Treadle, tmp_path: Path) -> None:
-    status, found = findings(treadle, "--home", tmp_path, "--base-port", free_base_port(35_000))
+def test_doctor_finds_a_fit_machine(treadle: Treadle, tmp_path: Path, base_port: BasePort) -> None:
+    status, found = findings(treadle, "--home", tmp_path, "--base-port", base_port())
     assert status == 0
     assert found["Python"]["level"] == found["home"]["level"] == found["treadle"]["level"] == "ok"
     assert found["plugin sklearn"]["level"] == "ok"
     assert found["mesh"]["do"] == "treadle up"
 
 
-def test_doctor_says_what_to_do_about_a_busy_port(treadle: Treadle, tmp_path: Path) -> None:
-    base = free_base_port(35_000)
+def test_doctor_says_what_to_do_about_a_busy_port(treadle: Treadle, tmp_path: Path, base_port: BasePort) -> None:
+    base = base_port()
     with socket.create_server(("127.0.0.1", base + 1)):
         status, found = findings(treadle, "--home", tmp_path, "--base-port", base)
     assert status == 1
@@ -44,15 +44,15 @@ def test_doctor_says_what_to_do_about_a_busy_port(treadle: Treadle, tmp_path: Pa
     assert "--base-port" in found["ports"]["do"]
 
 
-def test_doctor_says_what_to_do_about_a_home_it_cannot_write(treadle: Treadle) -> None:
+def test_doctor_says_what_to_do_about_a_home_it_cannot_write(treadle: Treadle, base_port: BasePort) -> None:
     # Nobody makes files in /proc, not even root.
-    status, found = findings(treadle, "--home", "/proc/treadle", "--base-port", free_base_port(35_000))
+    status, found = findings(treadle, "--home", "/proc/treadle", "--base-port", base_port())
     assert status == 1
     assert "--home" in found["home"]["do"]
 
 
-def test_doctor_for_people(treadle: Treadle, tmp_path: Path) -> None:
-    shown = treadle("doctor", "--home", tmp_path, "--base-port", free_base_port(35_000)).stdout
+def test_doctor_for_people(treadle: Treadle, tmp_path: Path, base_port: BasePort) -> None:
+    shown = treadle("doctor", "--home", tmp_path, "--base-port", base_port()).stdout
     assert "CPython" in shown
     assert "treadle up" in shown
 

@@ -1,19 +1,19 @@
 """Ports are asked for before anything starts."""
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from treadle.cli.errors import CommandError
-from treadle.cli.ports import busy, free_base_port, require_free
+from treadle.cli.ports import busy, require_free
 from treadle.cli.services import SERVICES, Plan
 
 
 @pytest.fixture
-def plan(tmp_path: Path) -> Plan:
-    return Plan(tmp_path, free_base_port(31_000))
+def plan(tmp_path: Path, base_port: Callable[[], int]) -> Plan:
+    return Plan(tmp_path, base_port())
 
 
 @pytest.fixture

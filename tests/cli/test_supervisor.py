@@ -15,12 +15,12 @@ from treadle.cli.control import ask
 from treadle.cli.errors import CommandError
 from treadle.cli.health import Health, check
 from treadle.cli.meshfile import MeshFile
-from treadle.cli.ports import free_base_port
 from treadle.cli.supervisor import Mesh
 
 pytestmark = pytest.mark.slow
 SOME = ("registry", "features")
 Heard = list[tuple[str, str]]
+BasePort = Callable[[], int]
 
 
 @pytest.fixture
@@ -29,9 +29,9 @@ def heard() -> Heard:
 
 
 @pytest.fixture
-async def mesh(tmp_path: Path, heard: Heard) -> AsyncIterator[Mesh]:
+async def mesh(tmp_path: Path, heard: Heard, base_port: BasePort) -> AsyncIterator[Mesh]:
     notice: Callable[[str, str], None] = lambda service, text: heard.append((service, text))  # noqa: E731
-    async with Mesh(tmp_path, free_base_port(32_000), services=SOME, notice=notice) as mesh:
+    async with Mesh(tmp_path, base_port(), services=SOME, notice=notice) as mesh:
         yield mesh
 
 
@@ -88,17 +88,17 @@ async def test_the_control_socket_is_ours_alone(mesh: Mesh) -> None:
     assert Path(found.control).stat().st_mode & 0o077 == 0  # noqa: ASYNC240
 
 
-async def test_logs_are_json_and_rotate(tmp_path: Path) -> None:
+async def test_logs_are_json_and_rotate(tmp_path: Path, base_port: BasePort) -> None:
     for _ in range(2):
-        async with Mesh(tmp_path, free_base_port(32_000), services=["registry"]) as mesh:
+        async with Mesh(tmp_path, base_port(), services=["registry"]) as mesh:
             log = mesh.log("registry")
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert lines[0]["event"] == "serving"
     assert (tmp_path / "logs" / "registry.1.jsonl").exists()
 
 
-async def test_nothing_is_left_when_it_ends(tmp_path: Path) -> None:
-    async with Mesh(tmp_path, free_base_port(32_000), services=SOME) as mesh:
+async def test_nothing_is_left_when_it_ends(tmp_path: Path, base_port: BasePort) -> None:
+    async with Mesh(tmp_path, base_port(), services=SOME) as mesh:
         pids = list(mesh.processes.values())
     assert not any(alive(pid) for pid in pids)
     assert MeshFile.read(tmp_path) is None
@@ -118,19 +118,19 @@ async def test_one_mesh_a_home(mesh: Mesh, tmp_path: Path) -> None:
     assert "a mesh runs in" in error.decode()
 
 
-async def test_a_service_that_cannot_start_fails_the_mesh_with_its_reason(tmp_path: Path) -> None:
+async def test_a_service_that_cannot_start_fails_the_mesh_with_its_reason(tmp_path: Path, base_port: BasePort) -> None:
     environ = {**os.environ, "TREADLE_REGISTRY_NONSENSE": "1"}
     with pytest.raises(
         CommandError, match=r"registry did not start \(exit status 1\): .*TREADLE_REGISTRY_NONSENSE"
     ) as caught:
-        async with Mesh(tmp_path, free_base_port(32_000), services=SOME, environ=environ):
+        async with Mesh(tmp_path, base_port(), services=SOME, environ=environ):
             pytest.fail("it can't be ready")
     assert "registry.jsonl" in caught.value.hint
 
 
-async def test_a_long_home_still_has_a_socket(tmp_path: Path) -> None:
+async def test_a_long_home_still_has_a_socket(tmp_path: Path, base_port: BasePort) -> None:
     home = tmp_path / ("long" * 30)
-    async with Mesh(home, free_base_port(32_000), services=["registry"]):
+    async with Mesh(home, base_port(), services=["registry"]):
         found = MeshFile.read(home)
         assert found is not None
         assert (await ask(found.control, "status"))["services"]["registry"]["state"] == "ready"
@@ -138,7 +138,9 @@ async def test_a_long_home_still_has_a_socket(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_services_end_with_their_supervisor_however_it_ends(tmp_path: Path, number: signal.Signals) -> None:
+def test_services_end_with_their_supervisor_however_it_ends(
+    tmp_path: Path, number: signal.Signals, base_port: BasePort
+) -> None:
     program = (
         "import asyncio, json, sys\nfrom pathlib import Path\nfrom treadle.cli.supervisor import Mesh\n"
         "async def main():\n"
@@ -147,7 +149,7 @@ def test_services_end_with_their_supervisor_however_it_ends(tmp_path: Path, numb
         "        await asyncio.Event().wait()\n"
         "asyncio.run(main())"
     )
-    arguments = [sys.executable, "-c", program, str(tmp_path), str(free_base_port(32_000))]
+    arguments = [sys.executable, "-c", program, str(tmp_path), str(base_port())]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as supervisor:
         assert supervisor.stdout is not None
         pid = json.loads(supervisor.stdout.readline())["registry"]

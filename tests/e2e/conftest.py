@@ -4,7 +4,7 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
-from treadle.cli.ports import free_base_port
 from treadle.cli.supervisor import Mesh
 from treadle.client import AsyncClient, Fallback
 
@@ -26,12 +25,12 @@ T = TypeVar("T")
 class LiveMesh:
     """A mesh whose supervisor runs on a thread of its own, so that tests in any event loop can use it."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, base_port: int) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         environ = {**os.environ, "TREADLE_GATEWAY_SPOOL_SEGMENT_SECONDS": "0.2"}
-        self.mesh = Mesh(home, free_base_port(17_700 + os.getpid() % 400 * 40), PROJECT, environ=environ)
+        self.mesh = Mesh(home, base_port, PROJECT, environ=environ)
         self.home = home
         self.run(self.mesh.__aenter__())
 
@@ -77,9 +76,9 @@ class LiveMesh:
 
 
 @pytest.fixture(scope="session")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveMesh]:
+def live(tmp_path_factory: pytest.TempPathFactory, base_port: Callable[[], int]) -> Iterator[LiveMesh]:
     """The mesh alone."""
-    mesh = LiveMesh(tmp_path_factory.mktemp("mesh"))
+    mesh = LiveMesh(tmp_path_factory.mktemp("mesh"), base_port())
     yield mesh
     mesh.close()
 
