@@ -316,6 +316,25 @@ async def test_a_stream_answers_in_order_and_goes_on_after_an_error(ready: Any) 
             pass
 
 
+async def test_a_stream_whose_caller_goes_away_ends_though_its_queue_is_full(
+    registry: Any, serve: Any, odd: Any
+) -> None:
+    async def endless() -> AsyncIterator[oip.ModelInferRequest]:
+        yield request((1, 0))
+        while True:
+            yield request((HANG, 0))
+
+    async with serve(registry.address, stream_in_flight=2) as inference:  # which also must end
+        await registry.push_odd()
+        await inference.load()
+        answers = inference.stub.ModelStreamInfer(endless())
+        assert not (await anext(answers)).error_message
+        await asyncio.to_thread(odd.hanging.wait)
+        await answers.aclose()
+        odd.release.set()
+        assert await sums(inference, (1, 2)) == [3]
+
+
 async def test_a_large_request_is_split_and_put_together(registry: Any, serve: Any, odd: Any) -> None:
     async with serve(registry.address, max_batch_rows=16) as inference:
         await registry.push_odd()

@@ -19,10 +19,10 @@ from treadle.gateway.passthrough import passed_on
 from treadle.gateway.policies import Deployment, Ref
 from treadle.gateway.routing import parse_pin
 from treadle.gateway.servicer import annotate
-from treadle.gateway.streams import answered
 from treadle.rpc.columns import Column, dtype_name
 from treadle.rpc.context import current
 from treadle.rpc.errors import FailedPrecondition, InvalidInput, TreadleError, Violation
+from treadle.rpc.streams import answered
 from treadle.rpc.tensors import decode_inputs, encode_outputs
 
 # Generic in the type stubs alone.

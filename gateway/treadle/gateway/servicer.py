@@ -8,10 +8,10 @@ from opentelemetry import trace
 
 from treadle.gateway.asking import Answer
 from treadle.gateway.chain import Chain
-from treadle.gateway.streams import answered
 from treadle.gateway.wire import answer_to_proto, ask_from_proto
 from treadle.rpc.context import current
 from treadle.rpc.errors import InvalidInput, TreadleError, Violation
+from treadle.rpc.streams import answered
 from treadle.v1 import prediction_pb2, prediction_pb2_grpc
 
 # Generic in the type stubs alone.

@@ -1,6 +1,5 @@
 """`inference.GRPCInferenceService` over a repository: decode, call, encode."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from importlib.metadata import version as installed_version
 
@@ -13,6 +12,7 @@ from treadle.inference.repository import Repository, State
 from treadle.oip.service import Context
 from treadle.rpc import context as call_context
 from treadle.rpc.errors import FailedPrecondition, InvalidInput, TreadleError, Violation
+from treadle.rpc.streams import answered
 
 _EXTENSIONS = (
     "binary_tensor_data",
@@ -101,30 +101,12 @@ class InferenceServicer(oip.GRPCInferenceServiceServicer):
     ) -> AsyncIterator[oip.ModelStreamInferResponse]:
         """Many requests in flight at once, answered in their order."""
         strict = call_context.current().metadata.get("triton_grpc_error", "") == "true"
-        answers: asyncio.Queue[asyncio.Task[oip.ModelStreamInferResponse] | None] = asyncio.Queue(
-            self._stream_in_flight
-        )
-        started: set[asyncio.Task[oip.ModelStreamInferResponse]] = set()
 
-        async def read() -> None:
-            try:
-                async for request in request_iterator:
-                    task = asyncio.create_task(self._streamed(request, strict))
-                    started.add(task)
-                    await answers.put(task)
-            finally:
-                await answers.put(None)
+        async def answer(request: oip.ModelInferRequest) -> oip.ModelStreamInferResponse:
+            return await self._streamed(request, strict)
 
-        reader = asyncio.create_task(read())
-        try:
-            while (task := await answers.get()) is not None:
-                yield await task
-                started.discard(task)
-            await reader  # raises what reading raised
-        finally:
-            for left in (reader, *started):
-                left.cancel()
-            await asyncio.gather(reader, *started, return_exceptions=True)
+        async for response in answered(request_iterator, answer, self._stream_in_flight, in_order=True):
+            yield response
 
     async def _streamed(self, request: oip.ModelInferRequest, strict: bool) -> oip.ModelStreamInferResponse:
         try:
