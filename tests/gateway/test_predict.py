@@ -165,13 +165,13 @@ async def test_bad_input_is_named(gate: Any, kit: Any, change: Any, wanted: str)
         ([[1.0]], "shape"),
         ([1.0, 2.0], "shape"),
         ([[1, 2]], "dtype"),
-        ([["a", "b"]], "dtype|mixes"),
+        ([["a", "b"]], "dtype"),
     ],
 )
 async def test_bad_tensors_are_named(gate: Any, kit: Any, tensor: Any, wanted: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         await gate.rpc.Predict(kit.tensors(x=tensor))
-    assert any(v.description and wanted.split("|", maxsplit=1)[0] in v.description for v in caught.value.violations)
+    assert any(wanted in v.description for v in caught.value.violations)
 
 
 async def test_tensors(shared: Any, kit: Any) -> None:
