@@ -1,11 +1,16 @@
 """The server seam: what every call of every service gets."""
 
 import asyncio
+import contextvars
+import gc
+from types import SimpleNamespace
 
+import grpc
 import pytest
 
 from treadle.rpc import context
 from treadle.rpc.errors import DeadlineExceeded, InvalidInput, StorageFull, Unavailable, Unimplemented
+from treadle.rpc.server import Server
 from treadle.v1 import evaluation_pb2, evaluation_pb2_grpc, features_pb2, prediction_pb2, registry_pb2
 
 from .conftest import echo
@@ -165,3 +170,46 @@ async def test_a_cancellation_that_nobody_asked_for_is_answered(mesh):
     async with mesh(answer) as (stubs, _):
         with pytest.raises(Unavailable, match="was cancelled; try again"):
             await stubs.predict(timeout=20)
+
+
+def counted(telemetry, method, code):
+    labels = {"rpc_method": method, "rpc_status_code": code}
+    return telemetry.meters.registry.get_sample_value("rpc_server_call_duration_seconds_count", labels)
+
+
+@pytest.mark.parametrize(("timeout", "code"), [(None, "CANCELLED"), (1.0, "DEADLINE_EXCEEDED")])
+async def test_a_stream_that_is_abandoned_while_it_is_being_sent_ends_in_order(mesh, telemetry, timeout, code):
+    """grpc.aio drops such a handler's generator, and the loop closes it from a context of its own."""
+    complaints = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, details: complaints.append(details))
+
+    async def large(name):
+        return name * (4 << 20)
+
+    async with mesh(large) as (stubs, member):
+        stream = stubs.predictions.PredictStream(names(*"abcdefgh"), timeout=timeout)
+        assert (await anext(stream)).request_id[0] == "a"
+        if timeout is None:
+            await stream.aclose()
+        await member.ended.wait()
+        gc.collect()
+        await stream.aclose()
+    assert complaints == []
+    assert counted(telemetry, "treadle.v1.PredictionService/PredictStream", code) == 1
+
+
+async def test_a_stream_that_is_closed_from_another_context_still_knows_its_deadline(telemetry):
+    async def forever(request, context):
+        while True:
+            yield request
+
+    server = Server(telemetry)
+    handler = grpc.unary_stream_rpc_method_handler(forever)
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("a.Service", {"Method": handler})])
+    hosted = SimpleNamespace(invocation_metadata=tuple, time_remaining=lambda: 0.05, peer=lambda: "")
+    wrapped = server.service(SimpleNamespace(method="/a.Service/Method", invocation_metadata=()))
+    stream = wrapped.unary_stream(b"x", hosted)
+    assert await anext(stream) == b"x"
+    await asyncio.sleep(0.1)
+    await asyncio.create_task(stream.aclose(), context=contextvars.Context())
+    assert counted(telemetry, "a.Service/Method", "DEADLINE_EXCEEDED") == 1

@@ -5,7 +5,7 @@ The server seam sets it for the time of a call; the client seam passes it on to 
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -43,9 +43,10 @@ def remaining() -> float | None:
 
 @contextmanager
 def serving(call: Call) -> Iterator[None]:
-    """Makes `call` the present one."""
+    """Makes `call` the present one. Like `tracing.active`, it does not mind being left from another context."""
     token = _call.set(call)
     try:
         yield
     finally:
-        _call.reset(token)
+        with suppress(ValueError):
+            _call.reset(token)

@@ -131,7 +131,10 @@ def _reader(handler: _Handler) -> _Reader:
 
 
 class _Observed:
-    """One call, from arrival to status."""
+    """One call, from arrival to status.
+
+    It keeps its `Call`, for an abandoned stream is ended from another context, where no call is the present one.
+    """
 
     def __init__(
         self, method: str, telemetry: Telemetry, seconds: Callable[..., None], streams: bool, context: Any
@@ -149,7 +152,7 @@ class _Observed:
         metadata = {k: v for k, v in received if isinstance(v, str)}
         self._span = self._start_span(received)
         left = self._context.time_remaining()
-        call = Call(
+        self._call = Call(
             deadline=None if left is None else time.monotonic() + left,
             tenant=metadata.get(call_context.TENANT, ""),
             metadata=metadata,
@@ -157,7 +160,7 @@ class _Observed:
             peer=self._context.peer(),
         )
         self._stack.enter_context(tracing.active(self._span))
-        self._stack.enter_context(call_context.serving(call))
+        self._stack.enter_context(call_context.serving(self._call))
         if left is not None and left <= 0:
             await self.__aexit__(None, DeadlineExceeded("the deadline had passed when the call arrived"), None)
 
@@ -183,7 +186,7 @@ class _Observed:
             code = self._aborted_code()
         self._seconds(
             time.perf_counter() - self._started,
-            exemplar=call_context.current().trace_id if self._span.is_recording() else "",
+            exemplar=self._call.trace_id if self._span.is_recording() else "",
             rpc_method=self._method[1:],
             rpc_status_code=code,
         )
@@ -216,8 +219,7 @@ class _Observed:
         if cancelled_by_nobody(error):
             return Unavailable("something that this call waited for was cancelled; try again")
         if isinstance(error, asyncio.CancelledError | GeneratorExit):
-            left = call_context.remaining()
-            late = left is not None and left <= 0
+            late = self._call.deadline is not None and self._call.deadline <= time.monotonic()
             return DeadlineExceeded("the deadline passed") if late else Cancelled("the caller went away")
         error_id = uuid.uuid4().hex[:12]
         if not isinstance(error, grpc.aio.AbortError):
