@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from treadle.gateway.policies import Deployment, Ref, Share, Step
-from treadle.gateway.routing import parse_pin, pick, position, route, sticky_key
+from treadle.gateway.routing import parse_pin, pick, pinned, position, route, sticky_key
 from treadle.rpc.columns import Column
 from treadle.rpc.errors import FailedPrecondition, InvalidInput
 
@@ -84,7 +84,12 @@ def test_pins_reach_traffic_shadows_and_fallbacks_and_nothing_else() -> None:
         route(deployment, pin=4, key="", random=lambda: 0.0)
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "x", "1.5", "٣"])
+def test_a_number_means_the_deployments_own_model_before_another_of_that_number() -> None:
+    deployment = Deployment("d", (Share(Ref("a", 2), 10), Share(Ref("b", 2), 90)))
+    assert pinned(deployment, 2) == Ref("b", 2)
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "x", "1.5", "٣", "9" * 19, "9" * 5_000])
 def test_a_pin_is_a_number(text: str) -> None:
     with pytest.raises(InvalidInput):
         parse_pin({"treadle-pin-version": text})

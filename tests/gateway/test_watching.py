@@ -69,14 +69,14 @@ async def test_a_registry_that_returns_is_watched_again(mesh: Any, kit: Any) -> 
         await until_gone(gate, kit)
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"format": 99}', "[]", '{"format": 1}'])
-async def test_a_broken_copy_is_set_aside(shared: Any, kit: Any, text: str) -> None:
+@pytest.mark.parametrize("content", [b"", b"{", b'{"format": 99}', b"[]", b'{"format": 1}', b"\xff\xfe{"])
+async def test_a_broken_copy_is_set_aside(shared: Any, kit: Any, content: bytes) -> None:
     path = shared.home / "broken" / "policies.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(text)
+    path.write_bytes(content)
     async with shared.gateway("broken") as gate:
         assert (await gate.rpc.Predict(kit.flights("N1"))).served_by == "traffic"
-    assert path.with_suffix(".broken").read_text() == text
+    assert path.with_suffix(".broken").read_bytes() == content
 
 
 async def test_no_write_outlives_the_watch(shared: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

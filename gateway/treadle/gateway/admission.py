@@ -15,8 +15,6 @@ class Limits:
 
     request_rows: int
     in_flight: int
-    retry_after_seconds: float = 0.1
-    """What an overloaded gateway tells clients to wait."""
 
 
 class Admission:
@@ -30,10 +28,7 @@ class Admission:
     def place(self) -> Iterator[None]:
         """One of the places for requests in flight; Overloaded when all are taken."""
         if self.in_flight >= self._limits.in_flight:
-            raise Overloaded(
-                f"the gateway has {self.in_flight} requests in flight, its limit; retry later",
-                retry_after_seconds=self._limits.retry_after_seconds,
-            )
+            raise Overloaded(f"the gateway has {self.in_flight} requests in flight, its limit; retry later")
         self.in_flight += 1
         try:
             yield

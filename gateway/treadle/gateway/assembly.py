@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from treadle.gateway.asking import MISSING, NULL, STALE, Ask, FeatureValues, Tensors
+from treadle.gateway.asking import MISSING, NULL, PRESENT, STALE, Ask, FeatureValues, Tensors
 from treadle.gateway.policies import ServedVersion
-from treadle.plugins.specs import TensorSpec
+from treadle.plugins.specs import FLOATS, TensorSpec
 from treadle.rpc.columns import Column, numpy_dtype
 from treadle.rpc.errors import InvalidInput, Unavailable
 
 Array = np.ndarray[Any, np.dtype[Any]]
-_FLOATS = frozenset({"FP16", "FP32", "FP64"})
 
 
 class CannotAnswer(Unavailable):
@@ -45,7 +44,7 @@ def from_tensors(version: ServedVersion, ask: Ask) -> Assembled:
         values = column.values
         spec = specs.get(name)
         if column.nulls is not None and column.nulls.any():
-            if spec is None or not spec.allow_nan or column.dtype not in _FLOATS:
+            if spec is None or not spec.allow_nan or column.dtype not in FLOATS:
                 raise _invalid("tensors", name, f"is null in row {int(column.nulls.argmax())}; null is not accepted")
             values = column.as_float(column.dtype)
         inputs[name] = values
@@ -90,7 +89,7 @@ class _Sources:
         statuses = feature.statuses
         nulls = feature.column.nulls
         # Statuses are mostly all PRESENT, the smallest: one comparison settles it.
-        if statuses.size and statuses.max() > 1:
+        if statuses.size and statuses.max() > PRESENT:
             absent = (statuses == NULL) | (statuses == MISSING)
             stale = statuses == STALE
             if stale.any():

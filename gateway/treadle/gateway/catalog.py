@@ -37,7 +37,6 @@ class Catalog:
     def add_version(self, version: registry_pb2.ModelVersion) -> None:
         """Keeps what is needed to call it."""
         manifest = registry_pb2.Manifest(
-            backend=version.manifest.backend,
             signature=version.manifest.signature,
             feature_service=version.manifest.feature_service,
         )
@@ -45,7 +44,7 @@ class Catalog:
 
     def wanted(self) -> set[Ref]:
         """Versions that the deployments name and that are not known yet."""
-        return {ref for pb in self.deployments.values() for ref in _refs(pb)} - self.versions.keys()
+        return self._named() - self.versions.keys()
 
     def wanted_services(self) -> list[str]:
         """Feature services that the versions name, known or not: their definitions may change."""
@@ -54,8 +53,11 @@ class Catalog:
 
     def prune(self) -> None:
         """Forgets versions that no deployment names."""
-        named = {ref for pb in self.deployments.values() for ref in _refs(pb)}
+        named = self._named()
         self.versions = {ref: version for ref, version in self.versions.items() if ref in named}
+
+    def _named(self) -> set[Ref]:
+        return {ref for pb in self.deployments.values() for ref in _refs(pb)}
 
     def snapshot(self, refused: Callable[[str, TreadleError], None]) -> Snapshot:
         """The picture that requests use. What cannot be read is left out and told to `refused(what, error)`."""
@@ -85,7 +87,7 @@ class Catalog:
         }
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
+    def from_json(cls, text: str | bytes) -> Self:
         """Raises DataLoss when the text is not such a copy."""
         try:
             kept = json.loads(text)
@@ -147,7 +149,6 @@ def _deployment(
         timeout_seconds=pb.timeout_seconds,
         feature_timeout_seconds=pb.feature_timeout_seconds,
         strict=pb.feature_policy == registry_pb2.FEATURE_POLICY_STRICT,
-        revision=pb.revision,
         versions={ref: versions[ref] for ref in _refs(pb) if ref in versions},
         feature_services=needs,
     )

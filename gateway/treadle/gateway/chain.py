@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -100,11 +100,14 @@ class Chain:
             return answer
 
     def _work(self, ask: Ask, deployment: Deployment, started: float) -> "Work":
-        timeout = deployment.timeout_seconds or DEFAULT_TIMEOUT_SECONDS
-        left = remaining()
-        budget = Budget(started + (timeout if left is None else left), self._clock)
         lookups = Lookups(ask, deployment, self._features)
-        return Work(ask, deployment, lookups, self._inference, budget)
+        return Work(ask, deployment, lookups, self._inference, self._budget(deployment, started))
+
+    def _budget(self, deployment: Deployment, started: float) -> "Budget":
+        """What the caller gives, or without a deadline what the deployment does."""
+        left = remaining()
+        seconds = (deployment.timeout_seconds or DEFAULT_TIMEOUT_SECONDS) if left is None else left
+        return Budget(started + seconds, self._clock)
 
     def _answer(self, ask: Ask, outcome: Outcome, ref: Ref, served_by: str) -> Answer:
         ids = tuple(self._ids.take(ask.rows))
@@ -118,8 +121,7 @@ class Chain:
     async def _shadow(self, work: "Work", ref: Ref) -> None:
         """The same request to a version whose answer only the ledger sees, with time of its own."""
         started = self._clock()
-        timeout = work.deployment.timeout_seconds or DEFAULT_TIMEOUT_SECONDS
-        shadow = Work(work.ask, work.deployment, work.lookups, self._inference, Budget(started + timeout, self._clock))
+        shadow = replace(work, budget=self._budget(work.deployment, started))
         outcome = await shadow.by(ref, shadow.budget)
         answer = self._answer(work.ask, outcome, ref, "shadow")
         self._remember(Remembered(work.ask, work.deployment, answer, self._clock() - started, shadow=True))

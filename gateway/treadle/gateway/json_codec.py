@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from treadle.gateway.asking import Answer, Ask, FeatureValues
+from treadle.gateway.asking import MISSING, NULL, PRESENT, STALE, Answer, Ask, FeatureValues
 from treadle.gateway.policies import Deployment
 from treadle.rpc.columns import Column, numpy_dtype
 from treadle.rpc.errors import InvalidInput, Violation
 
-_STATUSES = {1: "PRESENT", 2: "NULL", 3: "MISSING", 4: "STALE"}
+_STATUSES = {PRESENT: "PRESENT", NULL: "NULL", MISSING: "MISSING", STALE: "STALE"}
 _PARTS = ("entities", "context", "tensors")
 _FIELDS: Mapping[str, type] = {
     "entities": dict,
@@ -29,6 +29,10 @@ _FIELDS: Mapping[str, type] = {
     "return_features": bool,
     "now_micros": int,
 }
+# The kinds of numbers in JSON that a dtype takes, by numpy's letters for the two.
+_FITS = {"f": "iuf", "i": "iu", "u": "iu", "M": "iu", "b": "b"}
+_INT64 = np.iinfo(np.int64)
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def parse(body: bytes) -> dict[str, Any]:
@@ -39,6 +43,8 @@ def parse(body: bytes) -> dict[str, Any]:
 
     try:
         found = json.loads(body, parse_constant=refuse)
+        if b"\\u" in body:  # half of a surrogate pair may be escaped in JSON; no text that travels can hold it
+            json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"the body is not JSON: {error}") from None
     if not isinstance(found, dict):
@@ -55,8 +61,11 @@ def ask_from_json(body: Mapping[str, Any], deployment: Deployment, pin: int | No
         if name in body and type(body[name]) is not wanted
     ]
     outputs = body.get("outputs", [])
-    if not all(isinstance(name, str) for name in outputs if isinstance(outputs, list)):
+    if isinstance(outputs, list) and not all(isinstance(name, str) for name in outputs):
         violations.append(Violation("outputs", "must be a list of names"))
+    moment = body.get("now_micros")
+    if type(moment) is int and not _INT64.min <= moment <= _INT64.max:
+        violations.append(Violation("now_micros", "must fit into 64 bits"))
     if violations:
         raise InvalidInput("; ".join(f"{v.field} {v.description}" for v in violations), violations)
     dtypes = _dtypes(deployment)
@@ -86,11 +95,8 @@ def column_from_json(part: str, name: str, values: Any, dtype: str | None) -> Co
 
 
 def _text(where: str, name: str, values: list[Any], dtype: str) -> Column:
-    flat = np.empty(len(values), dtype=object)
-    flat[:] = values if not any(isinstance(item, list) for item in values) else None
+    flat = np.array(values, dtype=object)
     nulls = np.array([item is None for item in values], dtype=bool)
-    if any(isinstance(item, list) for item in values):
-        flat = np.array(values, dtype=object)
     for item in flat.flat:
         if item is not None and type(item) is not str:
             raise InvalidInput.at(where, f"must hold strings: it is {dtype}")
@@ -101,7 +107,7 @@ def _text(where: str, name: str, values: list[Any], dtype: str) -> Column:
     return Column(name, dtype, flat, nulls if nulls.any() else None)
 
 
-def _bytes(texts: "np.ndarray[Any, np.dtype[Any]]") -> "np.ndarray[Any, np.dtype[Any]]":
+def _bytes(texts: Array) -> Array:
     encoded = np.empty(texts.size, dtype=object)
     encoded[:] = [b"" if text is None else base64.b64decode(text, validate=True) for text in texts.flat]
     return encoded.reshape(texts.shape)
@@ -116,21 +122,24 @@ def _numbers(where: str, name: str, values: list[Any], dtype: str | None) -> Col
     if array.dtype.kind not in "biuf":
         raise TypeError
     named = dtype or ("BOOL" if array.dtype.kind == "b" else "FP64" if array.dtype.kind == "f" else "INT64")
-    wanted = numpy_dtype(named)
-    if array.dtype.kind != wanted.kind:
-        _check_kind(where, array, wanted, named)
-    with np.errstate(over="ignore"):
-        cast = array.astype(wanted)
-    exact = wanted.kind in "fM" or np.array_equal(cast, array)
-    if not exact or (wanted.kind == "f" and np.isinf(cast).any()):
+    cast = cast_exactly(where, array, named)
+    if cast is None:
         raise InvalidInput.at(where, f"holds a value outside the range of {named}")
     return Column(name, named, cast, nulls if nulls.any() else None)
 
 
-def _check_kind(where: str, array: "np.ndarray[Any, np.dtype[Any]]", wanted: "np.dtype[Any]", dtype: str) -> None:
-    fits = {"f": "iu", "i": "iu", "u": "iu", "M": "iu", "b": ""}[wanted.kind]
-    if array.dtype.kind not in fits and array.size:
+def cast_exactly(where: str, array: Array, dtype: str) -> Array | None:
+    """Numbers of a JSON body as `dtype`; None if one is out of its range, InvalidInput if they are of another kind.
+
+    A float that `dtype` holds only roughly is rounded: 0.1 is meant.
+    """
+    wanted = numpy_dtype(dtype)
+    if array.size and array.dtype.kind not in _FITS[wanted.kind]:
         raise InvalidInput.at(where, f"must hold {dtype} values")
+    with np.errstate(over="ignore"):
+        cast = array.astype(wanted)
+    lost = np.isinf(cast).any() if wanted.kind == "f" else wanted.kind != "M" and not np.array_equal(cast, array)
+    return None if lost else cast
 
 
 def answer_to_json(answer: Answer, ask: Ask, trace_id: str) -> dict[str, Any]:
@@ -154,7 +163,7 @@ def values_to_json(column: Column) -> list[Any]:
         items: list[Any] = [base64.b64encode(value).decode("ascii") for value in values.flat]
     elif values.dtype.kind == "M":
         items = values.astype("datetime64[us]").view(np.int64).tolist()
-    elif values.dtype.kind == "f" and not np.isfinite(values).all():
+    elif values.dtype.kind == "f":
         items = finite_or_none(values)
     else:
         items = values.tolist()
@@ -163,19 +172,20 @@ def values_to_json(column: Column) -> list[Any]:
     return items
 
 
-def finite_or_none(values: "np.ndarray[Any, np.dtype[Any]]") -> list[Any]:
+def finite_or_none(values: Array) -> list[Any]:
     """Floats as JSON can hold them: None in place of NaN and infinities."""
-    items = values.astype(object)
-    items[~np.isfinite(values)] = None
-    listed: list[Any] = items.tolist()
-    return listed
+    finite = np.isfinite(values)
+    if not finite.all():
+        values = values.astype(object)
+        values[~finite] = None
+    items: list[Any] = values.tolist()
+    return items
 
 
 def _feature(feature: FeatureValues, *, values: bool) -> dict[str, Any]:
-    ages = Column("", "FP64", feature.ages_seconds)
     shown: dict[str, Any] = {
         "statuses": [_STATUSES.get(status, "UNSPECIFIED") for status in feature.statuses.tolist()],
-        "ages_seconds": values_to_json(ages),
+        "ages_seconds": finite_or_none(feature.ages_seconds),
     }
     return shown | ({"values": values_to_json(feature.column)} if values else {})
 

@@ -7,26 +7,24 @@ deployment's is a model of the inference service, and the call is passed on as i
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
-import grpc.aio
 import numpy as np
 
 from treadle import oip
 from treadle.gateway.asking import Answer, Ask
 from treadle.gateway.chain import Chain
 from treadle.gateway.passthrough import passed_on
-from treadle.gateway.policies import Deployment, Ref
-from treadle.gateway.routing import parse_pin
+from treadle.gateway.policies import Deployment
+from treadle.gateway.routing import parse_pin, pinned, version_number
 from treadle.gateway.servicer import annotate
+from treadle.oip.service import Context
 from treadle.rpc.columns import Column, dtype_name
 from treadle.rpc.context import current
-from treadle.rpc.errors import FailedPrecondition, InvalidInput, TreadleError, Violation
+from treadle.rpc.errors import InvalidInput, TreadleError
 from treadle.rpc.streams import answered
 from treadle.rpc.tensors import decode_inputs, encode_outputs
 
-# Generic in the type stubs alone.
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _RequestT = TypeVar("_RequestT", bound=Any)
 END_STREAM_ON_ERROR = "triton_grpc_error"
 
@@ -152,23 +150,16 @@ class OipServicer(oip.GRPCInferenceServiceServicer):
         if deployment is not None:
             ref = deployment.primary
             if request.version:
-                ref = _named_version(deployment, _version(request.version))
+                ref = pinned(deployment, _version(request.version))
             request.name, request.version = ref.model, str(ref.version)
         return request
 
 
 def _version(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        what = "must be a version number such as 3"
-        raise InvalidInput(f"model_version {what}", [Violation("model_version", what)])
-    return int(text)
-
-
-def _named_version(deployment: Deployment, version: int) -> Ref:
-    for ref in deployment.refs:
-        if ref.version == version:
-            return ref
-    raise FailedPrecondition(f"deployment {deployment.name!r} does not name a version {version}")
+    version = version_number(text)
+    if version is None:
+        raise InvalidInput.at("model_version", "must be a version number such as 3")
+    return version
 
 
 def _input_dtypes(deployment: Deployment) -> Mapping[str, str]:
@@ -178,7 +169,7 @@ def _input_dtypes(deployment: Deployment) -> Mapping[str, str]:
 
 def _column(name: str, array: "np.ndarray[Any, np.dtype[Any]]") -> Column:
     if array.ndim == 0:
-        raise InvalidInput(f"inputs[{name}] has no axis of rows", [Violation(f"inputs[{name}]", "has no axis of rows")])
+        raise InvalidInput.at(f"inputs[{name}]", "has no axis of rows")
     if array.dtype == object:
         text = bool(array.size) and isinstance(array.flat[0], str)
         return Column(name, "STRING" if text else "BYTES", array)

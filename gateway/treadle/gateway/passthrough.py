@@ -33,7 +33,6 @@ def forward(service: ServiceDescriptor, channel: Channel, server: grpc.aio.Serve
         method.name: _handler(f"/{service.full_name}/{method.name}", method, channel) for method in service.methods
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
-    server.add_registered_method_handlers(service.full_name, handlers)
 
 
 def passed_on() -> list[tuple[str, str]]:

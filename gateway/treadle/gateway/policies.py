@@ -79,7 +79,6 @@ class Deployment:
     """0: half of the request's time."""
     strict: bool = False
     """A stale value counts as missing."""
-    revision: int = 0
     versions: Mapping[Ref, ServedVersion] = field(default_factory=dict)
     """Those whose manifest is known; a version that is not here can't be called."""
     feature_services: Mapping[str, FeatureNeeds] = field(default_factory=dict)

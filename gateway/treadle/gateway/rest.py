@@ -4,7 +4,6 @@ Treadle's own errors are `{"error": message, "code": "INVALID_ARGUMENT", "violat
 the code. OIP's paths under `/v2` answer errors in its form, `{"error": message}`, with the same statuses.
 """
 
-import json
 import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -18,9 +17,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from treadle import oip
 from treadle.gateway import json_codec, openapi, rest_oip
 from treadle.gateway.chain import Chain
+from treadle.gateway.oip_servicer import OipServicer
+from treadle.gateway.rest_reply import reply
 from treadle.gateway.routing import parse_pin
 from treadle.gateway.servicer import annotate
 from treadle.observability.propagation import extract, trace_id_of
@@ -57,9 +57,9 @@ class TooLarge(InvalidInput):
 class Rest:
     """The endpoints."""
 
-    def __init__(self, chain: Chain, inference: oip.GRPCInferenceServiceStub, max_body_bytes: int) -> None:
+    def __init__(self, chain: Chain, oip_servicer: OipServicer, max_body_bytes: int) -> None:
         self._chain = chain
-        self._oip = rest_oip.OipRest(chain, inference)
+        self._oip = rest_oip.OipRest(oip_servicer)
         self._max_body_bytes = max_body_bytes
 
     def routes(self) -> list[Route]:
@@ -174,12 +174,6 @@ class Observed:
         # What is unexpected has been answered and logged when Starlette raises it again.
         with serving(call), suppress(Exception):
             await self._app(scope, receive, send)
-
-
-def reply(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """JSON, without NaN."""
-    body = json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
-    return Response(body, status, headers, "application/json")
 
 
 async def _gone(request: Request, error: Exception) -> Response:

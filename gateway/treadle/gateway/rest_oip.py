@@ -12,49 +12,48 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from treadle import oip
-from treadle.gateway.chain import Chain
-from treadle.gateway.json_codec import finite_or_none
+from treadle.gateway.json_codec import Array, cast_exactly, finite_or_none
 from treadle.gateway.oip_servicer import OipServicer
+from treadle.gateway.rest_reply import reply
 from treadle.rpc.columns import dtype_name
 from treadle.rpc.errors import InvalidInput
 from treadle.rpc.tensors import decode_outputs, encode_inputs
 
-_KINDS = {"BOOL": "b", "FP16": "iuf", "FP32": "iuf", "FP64": "iuf"}
-_DTYPES = (*(f"{kind}{bits}" for kind in ("INT", "UINT") for bits in (8, 16, 32, 64)), *_KINDS, "BYTES")
+_INTEGERS = tuple(f"{kind}{bits}" for kind in ("INT", "UINT") for bits in (8, 16, 32, 64))
+_DTYPES = (*_INTEGERS, "BOOL", "FP16", "FP32", "FP64", "BYTES")
 
 
 class OipRest:
     """Endpoints over the same servicer that answers over gRPC."""
 
-    def __init__(self, chain: Chain, inference: oip.GRPCInferenceServiceStub) -> None:
-        self._servicer = OipServicer(chain, inference, 1)
-        self._inference = inference
+    def __init__(self, servicer: OipServicer) -> None:
+        self._servicer = servicer
 
     async def live(self, request: Request) -> Response:
         """Whether the process lives."""
-        return _reply({"live": True})
+        return reply({"live": True})
 
     async def ready(self, request: Request) -> Response:
         """Whether inference is ready."""
-        found = await self._inference.ServerReady(oip.ServerReadyRequest())
-        return _reply({"ready": found.ready}, 200 if found.ready else 503)
+        found = await self._servicer.inference.ServerReady(oip.ServerReadyRequest())
+        return reply({"ready": found.ready}, 200 if found.ready else 503)
 
     async def server(self, request: Request) -> Response:
         """Name, version, extensions."""
-        found = await self._inference.ServerMetadata(oip.ServerMetadataRequest())
-        return _reply({"name": found.name, "version": found.version, "extensions": list(found.extensions)})
+        found = await self._servicer.inference.ServerMetadata(oip.ServerMetadataRequest())
+        return reply({"name": found.name, "version": found.version, "extensions": list(found.extensions)})
 
     async def model_ready(self, request: Request) -> Response:
         """Whether the model, or the deployment's primary version, is ready."""
         name, version = _named(request)
         found = await self._servicer.model_ready(oip.ModelReadyRequest(name=name, version=version))
-        return _reply({"name": name, "ready": found.ready}, 200 if found.ready else 503)
+        return reply({"name": name, "ready": found.ready}, 200 if found.ready else 503)
 
     async def metadata(self, request: Request) -> Response:
         """Inputs and outputs of the model, or of the deployment's primary version."""
         name, version = _named(request)
         found = await self._servicer.model_metadata(oip.ModelMetadataRequest(name=name, version=version))
-        return _reply(
+        return reply(
             {
                 "name": found.name,
                 "versions": list(found.versions),
@@ -85,12 +84,6 @@ class OipRest:
         }
 
 
-def _reply(content: Any, status: int = 200) -> Response:
-    from treadle.gateway.rest import reply
-
-    return reply(content, status)
-
-
 def _named(request: Request) -> tuple[str, str]:
     return request.path_params["model"], request.path_params.get("version", "")
 
@@ -99,7 +92,7 @@ def _tensor(pb: Any) -> dict[str, Any]:
     return {"name": pb.name, "datatype": pb.datatype, "shape": list(pb.shape)}
 
 
-def _input(item: Any, position: int) -> tuple[str, "np.ndarray[Any, np.dtype[Any]]"]:
+def _input(item: Any, position: int) -> tuple[str, Array]:
     where = f"inputs[{position}]"
     if not isinstance(item, dict):
         raise InvalidInput.at(where, "must be an object")
@@ -117,7 +110,7 @@ def _input(item: Any, position: int) -> tuple[str, "np.ndarray[Any, np.dtype[Any
     return name, _array(where, datatype, shape, data)
 
 
-def _array(where: str, datatype: str, shape: list[int], data: list[Any]) -> "np.ndarray[Any, np.dtype[Any]]":
+def _array(where: str, datatype: str, shape: list[int], data: list[Any]) -> Array:
     try:
         if datatype == "BYTES":
             array = np.array(data, dtype=object)
@@ -125,28 +118,16 @@ def _array(where: str, datatype: str, shape: list[int], data: list[Any]) -> "np.
                 raise InvalidInput.at(f"{where}.data", "must hold strings")
         else:
             array = np.array(data)
-            if array.size and array.dtype.kind not in _KINDS.get(datatype, "iu"):
-                raise InvalidInput.at(f"{where}.data", f"must hold {datatype} values")
-            array = _narrow(array, datatype)
+            cast = cast_exactly(f"{where}.data", array, datatype)
+            if cast is None:
+                raise OverflowError
+            array = cast
         return array.reshape(shape)
     except (ValueError, OverflowError):
         raise InvalidInput.at(f"{where}.data", f"does not fill the shape {shape} with {datatype} values") from None
 
 
-def _narrow(array: "np.ndarray[Any, np.dtype[Any]]", datatype: str) -> "np.ndarray[Any, np.dtype[Any]]":
-    from treadle.rpc.columns import numpy_dtype
-
-    with np.errstate(over="ignore"):
-        cast = array.astype(numpy_dtype(datatype))
-    if cast.dtype.kind == "f":
-        if np.isinf(cast).any():
-            raise OverflowError
-    elif not np.array_equal(cast, array):
-        raise OverflowError
-    return cast
-
-
-def _output(name: str, array: "np.ndarray[Any, np.dtype[Any]]") -> dict[str, Any]:
+def _output(name: str, array: Array) -> dict[str, Any]:
     if array.dtype == object:
         data: list[Any] = [item if isinstance(item, str) else item.decode("utf-8", "replace") for item in array.flat]
         datatype = "BYTES"

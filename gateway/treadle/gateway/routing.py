@@ -9,6 +9,8 @@ from treadle.rpc.columns import Column
 from treadle.rpc.errors import FailedPrecondition, InvalidInput, Violation
 
 PIN = "treadle-pin-version"
+# Any number of so many fits into 64 bits.
+_DIGITS = 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ def route(deployment: Deployment, *, pin: int | None, key: str, random: Callable
     FailedPrecondition when the deployment does not name the pinned version.
     """
     if pin is not None:
-        return Route(_pinned(deployment, pin), "pinned")
+        return Route(pinned(deployment, pin), "pinned")
     point = position(deployment.name, key) if key else random() * 100.0
     return Route(pick(deployment.traffic, point), "traffic")
 
@@ -66,13 +68,20 @@ def parse_pin(metadata: Mapping[str, str]) -> int | None:
     text = metadata.get(PIN)
     if text is None:
         return None
-    if not text.isascii() or not text.isdigit() or int(text) == 0:
+    version = version_number(text)
+    if not version:
         what = "must be a version number such as 3"
         raise InvalidInput(f"metadata {PIN} {what}", [Violation(PIN, what)])
-    return int(text)
+    return version
 
 
-def _pinned(deployment: Deployment, version: int) -> Ref:
+def version_number(text: str) -> int | None:
+    """The whole number that a text is, or None; one too long for 64 bits is none."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _DIGITS else None
+
+
+def pinned(deployment: Deployment, version: int) -> Ref:
+    """The deployment's version of that number; FailedPrecondition when it does not name one."""
     refs = [ref for ref in deployment.refs if ref.version == version]
     if not refs:
         there = ", ".join(map(str, deployment.refs))

@@ -6,7 +6,6 @@ the ledger refuses for ever is set aside, so that it holds up no other.
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
@@ -92,24 +91,25 @@ class Sender:
                 await self._send_or_set_aside([batch])
 
     async def _send(self, batches: Sequence[evaluation_pb2.PredictionBatch]) -> None:
-        with ExitStack() as stack:
-            stack.enter_context(active(self._span(batches, stack)))
-            response = await self._evaluation.RecordPredictions(_stream(batches), timeout=_SEND_SECONDS)
+        span = self._span(batches)
+        try:
+            with active(span):
+                response = await self._evaluation.RecordPredictions(_stream(batches), timeout=_SEND_SECONDS)
+        finally:
+            span.end()
         self._meters.sent(response.rows_recorded, response.rows_duplicate)
 
-    def _span(self, batches: Sequence[evaluation_pb2.PredictionBatch], stack: ExitStack) -> trace.Span:
+    def _span(self, batches: Sequence[evaluation_pb2.PredictionBatch]) -> trace.Span:
         """What the call is a child of: the one request's span, or a span with links to all the requests."""
         parents = [parse_traceparent(batch.traceparent) for batch in batches]
         known = [parent for parent in parents if parent is not None]
         if len(batches) == 1 and known:
             return NonRecordingSpan(known[0])
-        span = self._telemetry.tracer.start_span(
+        return self._telemetry.tracer.start_span(
             "treadle.record_predictions",
             links=[Link(parent) for parent in known],
             attributes={"treadle.batch.size": len(batches)},
         )
-        stack.callback(span.end)
-        return span
 
     def _set_aside(self, record: bytes, why: str) -> None:
         """Keeps what can't be sent where a person can look at it."""

@@ -73,7 +73,10 @@ async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[No
             lambda names: runtime.telemetry.redactor.add(*names),
         )
         chain = _chain(settings, runtime, meters, watch, Recorder(spool, meters, time.time), stack)
-        _register(settings, runtime, chain)
+        oip_servicer = OipServicer(
+            chain, oip.GRPCInferenceServiceStub(runtime.connect("inference")), settings.stream_in_flight
+        )
+        _register(settings, runtime, chain, oip_servicer)
         await watch.start()
         sender = Sender(
             spool,
@@ -91,8 +94,7 @@ async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[No
             from treadle.gateway.rest import Rest, make_app
             from treadle.gateway.rest_server import serve_rest
 
-            inference = oip.GRPCInferenceServiceStub(runtime.connect("inference"))
-            app = make_app(Rest(chain, inference, settings.max_body_bytes), runtime.telemetry)
+            app = make_app(Rest(chain, oip_servicer, settings.max_body_bytes), runtime.telemetry)
             await stack.enter_async_context(serve_rest(settings.rest_listen, app, runtime.telemetry.log))
         yield
 
@@ -136,13 +138,12 @@ def _chain(
     )
 
 
-def _register(settings: Settings, runtime: Runtime, chain: Chain) -> None:
+def _register(settings: Settings, runtime: Runtime, chain: Chain, oip_servicer: OipServicer) -> None:
     server = runtime.server
     prediction_pb2_grpc.add_PredictionServiceServicer_to_server(
         PredictionServicer(chain, settings.stream_in_flight), server
     )
-    inference = oip.GRPCInferenceServiceStub(runtime.connect("inference"))
-    oip.add_GRPCInferenceServiceServicer_to_server(OipServicer(chain, inference, settings.stream_in_flight), server)
+    oip.add_GRPCInferenceServiceServicer_to_server(oip_servicer, server)
     runtime.reflect(oip.POOL)
     for name, service in FORWARDED_SERVICES.items():
         forward(service, runtime.connect(name), server)

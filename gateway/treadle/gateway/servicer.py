@@ -10,7 +10,7 @@ from treadle.gateway.asking import Answer
 from treadle.gateway.chain import Chain
 from treadle.gateway.wire import answer_to_proto, ask_from_proto
 from treadle.rpc.context import current
-from treadle.rpc.errors import InvalidInput, TreadleError, Violation
+from treadle.rpc.errors import InvalidInput, TreadleError
 from treadle.rpc.streams import answered
 from treadle.v1 import prediction_pb2, prediction_pb2_grpc
 
@@ -83,4 +83,4 @@ def annotate(deployment: str, answer: Answer) -> None:
 def _check_id(request_id: str, taken: bool) -> None:
     if not request_id or taken:
         what = "is in flight on this stream already" if request_id else "is required on a stream"
-        raise InvalidInput(f"request_id {what}", [Violation("request_id", what)])
+        raise InvalidInput.at("request_id", what)

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
-from treadle.rpc.context import Call, current, serving
+from treadle.rpc.context import current, serving
 from treadle.rpc.errors import TreadleError
 
 
@@ -30,10 +31,8 @@ class Shadows:
         if len(self._tasks) >= self._most:
             self._ended(version, "dropped")
             return
-        call = current()
         # The caller's deadline ends with its answer, not with the shadow's.
-        free = Call(None, call.tenant, call.metadata, call.trace_id, call.peer)
-        with serving(free):
+        with serving(replace(current(), deadline=None)):
             task = asyncio.create_task(self._run(version, work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -56,14 +56,11 @@ class Spool:
         # Segments of an earlier process are closed: nobody writes to them any more.
         self._sizes = {path: path.stat().st_size for path in sorted(folder.glob(f"*{_SUFFIX}"))}
         self._next = 1 + max((int(path.stem) for path in self._sizes), default=0)
+        self.bytes_held = sum(self._sizes.values())
+        """Bytes of all segments. Kept, not summed: after a day without the ledger there are thousands of them."""
         self._open: Path | None = None
         self._fd = -1
         self._opened_at = 0.0
-
-    @property
-    def bytes_held(self) -> int:
-        """Bytes of all segments."""
-        return sum(self._sizes.values())
 
     def append(self, record: bytes) -> bool:
         """Writes one record; False when it was dropped because there was no room."""
@@ -92,6 +89,7 @@ class Spool:
             self.rotate()
             raise
         self._sizes[segment] = before + len(frame)
+        self.bytes_held += len(frame)
         if self._sizes[segment] >= self._limits.segment_bytes:
             self.rotate()
 
@@ -120,7 +118,7 @@ class Spool:
     def forget(self, segment: Path) -> None:
         """Deletes a closed segment: its records are safe elsewhere."""
         segment.unlink()
-        del self._sizes[segment]
+        self.bytes_held -= self._sizes.pop(segment)
 
 
 def read(segment: Path) -> Contents:

@@ -11,7 +11,7 @@ from structlog.typing import FilteringBoundLogger
 from treadle.gateway.catalog import Catalog
 from treadle.gateway.policies import Ref, Snapshot
 from treadle.rpc.errors import NotFound, OutOfRange, TreadleError
-from treadle.rpc.files import write_atomically
+from treadle.rpc.files import read_if_there, write_atomically
 from treadle.v1 import features_pb2, features_pb2_grpc, registry_pb2, registry_pb2_grpc
 
 FILE = "policies.json"
@@ -59,10 +59,11 @@ class PolicyWatch:
         self._publish()
 
     def _load(self) -> None:
-        if not self._path.exists():
+        content = read_if_there(self._path)
+        if content is None:
             return
         try:
-            self._catalog = Catalog.from_json(self._path.read_text(encoding="utf-8"))
+            self._catalog = Catalog.from_json(content)
             self._log.info("serving the last good copy of the policies", deployments=len(self._catalog.deployments))
         except TreadleError as error:
             broken = self._path.with_suffix(".broken")
