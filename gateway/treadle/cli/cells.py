@@ -9,14 +9,15 @@ from typing import Any
 import click
 import numpy as np
 
+from treadle.gateway.json_codec import column_from_json
 from treadle.rpc.columns import Column, numpy_dtype
 from treadle.rpc.errors import InvalidInput
 
 _KEYS = ("entities", "context", "tensors")
 
 
-def columns_of(cells: Iterable[str]) -> dict[str, Column]:
-    """Columns from NAME=VALUE or NAME:DTYPE=VALUE; a name given again adds a row.
+def columns_of(cells: Iterable[str], part: str = "columns") -> dict[str, Column]:
+    """Columns from NAME=VALUE or NAME:DTYPE=VALUE; a name given again adds a row. Errors name the `part`.
 
     Without a dtype, a value that reads as JSON (a number, true, a list) is that, anything else is text.
     """
@@ -30,7 +31,7 @@ def columns_of(cells: Iterable[str]) -> dict[str, Column]:
         values.setdefault(name, []).append(_value(text, dtype))
         if dtype:
             dtypes[name] = dtype
-    return {name: _column(name, rows, dtypes.get(name)) for name, rows in values.items()}
+    return {name: _column(part, name, rows, dtypes.get(name)) for name, rows in values.items()}
 
 
 def read_rows(path: str) -> dict[str, dict[str, Column]]:
@@ -54,29 +55,61 @@ def _columns(columns: Any, where: str) -> dict[str, Column]:
     if not isinstance(columns, dict) or not all(isinstance(rows, list) for rows in columns.values()):
         raise InvalidInput(f"{where} must be an object of lists, one for each column")
     named = ((name.partition(":"), rows) for name, rows in columns.items())
-    return {name: _column(name, rows, dtype or None) for (name, _, dtype), rows in named}
+    return {name: _column(where, name, rows, dtype or None) for (name, _, dtype), rows in named}
 
 
 def _value(text: str, dtype: str) -> Any:
-    if dtype == "STRING":
+    if dtype in {"STRING", "TIMESTAMP"}:
         return text
-    if dtype == "TIMESTAMP":
-        return text.removesuffix("Z")
     try:
         return json.loads(text)
     except ValueError:
         return text
 
 
-def _column(name: str, rows: list[Any], dtype: str | None) -> Column:
-    try:
-        if dtype is None:
-            return Column.of(name, rows)
-        if dtype == "TIMESTAMP":
-            return Column.of(name, np.array(rows, dtype="datetime64[us]"), dtype=dtype)
-        numpy_dtype(dtype)
+def _column(part: str, name: str, rows: list[Any], dtype: str | None) -> Column:
+    """By the rules of the REST door, and a little more: texts for moments, 0 and 1 for BOOL, vectors of text."""
+    if dtype is not None:
+        _require_dtype(name, dtype)
+    if all(item is None for item in rows):
         return Column.of(name, rows, dtype=dtype)
+    if dtype == "TIMESTAMP":
+        return _moments(part, name, rows)
+    if dtype == "BOOL":
+        rows = [_bool(item) for item in rows]
+    elif dtype is None and _has_text(rows):
+        dtype = "STRING"
+    return column_from_json(part, name, rows, dtype)
+
+
+def _require_dtype(name: str, dtype: str) -> None:
+    try:
+        numpy_dtype(dtype)
     except KeyError:
         raise InvalidInput(f"{name}: there is no dtype {dtype!r}") from None
+
+
+def _moments(part: str, name: str, rows: list[Any]) -> Column:
+    nulls = [row is None for row in rows]
+    try:
+        moments = np.array([_without_zone(row) for row in rows], dtype="datetime64[us]")
     except (TypeError, ValueError):
-        raise InvalidInput(f"{name}: the values do not fit {dtype or 'one type'}") from None
+        raise InvalidInput.at(f"{part}[{name}]", "must hold values of TIMESTAMP, in rows of one shape") from None
+    return Column.of(name, moments, nulls if any(nulls) else None, "TIMESTAMP")
+
+
+def _without_zone(item: Any) -> Any:
+    """Moments are in UTC: numpy takes them without the Z that says so."""
+    if isinstance(item, list):
+        return [_without_zone(each) for each in item]
+    return item.removesuffix("Z") if isinstance(item, str) else item
+
+
+def _bool(item: Any) -> Any:
+    if isinstance(item, list):
+        return [_bool(each) for each in item]
+    return bool(item) if item in (0, 1) else item
+
+
+def _has_text(item: Any) -> bool:
+    return isinstance(item, str) or (isinstance(item, list) and any(map(_has_text, item)))

@@ -64,8 +64,10 @@ def read_plan(path: Path) -> DeployPlan:
     steps = document.pop("fallback", [])
     document["fallbacks"] = tuple(_step(step, f"{path}, fallback {n}") for n, step in enumerate(steps, 1))
     document["shadows"] = tuple(document.get("shadows", ()))
+    if not all(isinstance(version, str) for version in document["shadows"]):
+        raise InvalidInput(f'{path}: "shadows" must be a list of texts such as "flight-delay/3"')
     for version, weight in document.get("traffic", {}).items():
-        if isinstance(weight, bool) or not isinstance(weight, _NUMBER):
+        if not _is(weight, _NUMBER):
             raise InvalidInput(f'{path}: traffic of "{version}" must be a number, in percent')
     return DeployPlan(**document)
 
@@ -114,5 +116,10 @@ def _check(table: Mapping[str, Any], keys: Mapping[str, type | tuple[type, ...]]
     for key, value in table.items():
         if key not in keys:
             raise InvalidInput(f'{where}: "{key}" is unknown{near(key, keys)}')
-        if not isinstance(value, keys[key]):
+        if not _is(value, keys[key]):
             raise InvalidInput(f'{where}: "{key}" has the wrong type')
+
+
+def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
+    """`isinstance`, but true and false are no numbers."""
+    return isinstance(value, kind) and isinstance(value, bool) == (kind is bool)

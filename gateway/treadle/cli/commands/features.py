@@ -86,7 +86,8 @@ async def get(
     from treadle.cli.plain import plain
 
     async with session.client() as client:
-        found = await client.get_features(feature_service, columns_of(entities), columns_of(context), outputs=outputs)
+        keys, asked = columns_of(entities, "entities"), columns_of(context, "context")
+        found = await client.get_features(feature_service, keys, asked, outputs=outputs)
     session.out.show(plain(found), lambda: _picture(list(found.values())))
 
 

@@ -63,7 +63,10 @@ def _given(
 ) -> Mapping[str, Mapping[str, Any]]:
     from treadle.cli.cells import columns_of, read_rows
 
-    typed = {"entities": columns_of(entities), "context": columns_of(context), "tensors": columns_of(tensors)}
+    typed = {
+        part: columns_of(cells, part)
+        for part, cells in (("entities", entities), ("context", context), ("tensors", tensors))
+    }
     given: Mapping[str, Mapping[str, Any]] = {key: columns for key, columns in typed.items() if columns}
     if rows is not None:
         if given:
