@@ -6,36 +6,29 @@ sends.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import pairwise
 
 import numpy as np
 
-from treadle.rpc.columns import from_proto, numpy_dtype
+from treadle.rpc.columns import KINDS, from_proto, numpy_dtype
 from treadle.rpc.errors import InvalidInput
 from treadle.v1 import types_pb2
 
-_INTEGERS = ("INT64", "INT8", "INT16", "INT32", "UINT8", "UINT16", "UINT32", "UINT64", "TIMESTAMP")
-_FLOATS = ("FP64", "FP32", "FP16")
 _TYPES = {number: from_proto(number) for number in types_pb2.DataType.values() if number}
-_KINDS: Mapping[str, tuple[str, ...]] = {
-    "bools": ("BOOL",),
-    "int64s": _INTEGERS,
-    "uint64s": _INTEGERS,
-    "doubles": _FLOATS,
-    "strings": ("STRING",),
-    "blobs": ("BYTES",),
+_HOLDS = {
+    kind: {number for number, name in _TYPES.items() if name in names} | {0} for kind, (_, names) in KINDS.items()
 }
 """What each kind of values may stand for."""
-_HOLDS = {kind: {number for number, name in _TYPES.items() if name in names} | {0} for kind, names in _KINDS.items()}
 _WIDTHS = {number: numpy_dtype(name).itemsize for number, name in _TYPES.items() if name not in {"STRING", "BYTES"}}
 
 
 def _limits(name: str) -> tuple[float, float]:
-    if name in _FLOATS:
-        largest = float(np.finfo(numpy_dtype(name)).max)
+    dtype = numpy_dtype(name)
+    if dtype.kind == "f":
+        largest = float(np.finfo(dtype).max)
         return -largest, largest
-    info = np.iinfo(np.int64 if name == "TIMESTAMP" else numpy_dtype(name))
+    info = np.iinfo(np.int64 if name == "TIMESTAMP" else dtype)
     return int(info.min), int(info.max)
 
 
@@ -43,7 +36,7 @@ _LIMITS = {
     (kind, number): _limits(name)
     for kind, widest in (("int64s", ("INT64", "TIMESTAMP")), ("uint64s", ("UINT64",)), ("doubles", ("FP64",)))
     for number, name in _TYPES.items()
-    if name in _KINDS[kind] and name not in widest
+    if name in KINDS[kind][1] and name not in widest
 }
 """Least and largest value, where the wire can hold others."""
 
@@ -65,7 +58,7 @@ def _mistake(column: types_pb2.Column, rows: int, may_be_empty: bool) -> str:
     """What is wrong, in words; "" if nothing is."""
     kind = column.WhichOneof("values")
     if kind is None:
-        return "" if may_be_empty else f"has no values; set one of {', '.join(_KINDS)}, raw"
+        return "" if may_be_empty else f"has no values; set one of {', '.join(KINDS)}, raw"
     wanted = rows
     if column.row_shape:
         if min(column.row_shape) <= 0:
@@ -83,9 +76,10 @@ def _raw_mistake(column: types_pb2.Column, wanted: int) -> str:
     width = _WIDTHS.get(column.dtype)
     if width is None:
         return "raw values need a fixed-width dtype"
-    if len(column.raw) != wanted * width:
-        return f"has {len(column.raw)} raw bytes where {wanted} values of {width} bytes are wanted"
-    if column.dtype == types_pb2.DATA_TYPE_BOOL and max(column.raw, default=0) > 1:
+    raw = column.raw  # protobuf copies the bytes at every access
+    if len(raw) != wanted * width:
+        return f"has {len(raw)} raw bytes where {wanted} values of {width} bytes are wanted"
+    if column.dtype == types_pb2.DATA_TYPE_BOOL and raw and np.frombuffer(raw, np.uint8).max() > 1:
         return "raw BOOL bytes must be 0 or 1"
     return ""
 
@@ -93,7 +87,7 @@ def _raw_mistake(column: types_pb2.Column, wanted: int) -> str:
 def _typed_mistake(column: types_pb2.Column, kind: str, wanted: int) -> str:
     dtype, values = column.dtype, getattr(column, kind).values
     if dtype not in _HOLDS[kind]:
-        return f"{kind} cannot hold {_TYPES.get(dtype, dtype)}; use one of {', '.join(sorted(_KINDS[kind]))}"
+        return f"{kind} cannot hold {_TYPES.get(dtype, dtype)}; use one of {', '.join(sorted(KINDS[kind][1]))}"
     if len(values) != wanted:
         return f"has {len(values)} values where {wanted} are wanted"
     limits = _LIMITS.get((kind, dtype))

@@ -17,7 +17,7 @@ from treadle.v1 import types_pb2
 
 Array = NDArray[Any]
 
-_NUMPY: Mapping[str, np.dtype[Any]] = MappingProxyType(
+NUMPY: Mapping[str, np.dtype[Any]] = MappingProxyType(
     {
         "BOOL": np.dtype(np.bool_),
         "INT8": np.dtype("<i1"),
@@ -36,16 +36,16 @@ _NUMPY: Mapping[str, np.dtype[Any]] = MappingProxyType(
         "TIMESTAMP": np.dtype("datetime64[us]"),
     }
 )
-_NAMES = {dtype: name for name, dtype in _NUMPY.items() if dtype.kind != "O"}
+"""Every data type by name, with the numpy type that holds it."""
+_NAMES = {dtype: name for name, dtype in NUMPY.items() if dtype.kind != "O"}
 _PREFIX = "DATA_TYPE_"
 _FROM_PROTO: dict[int, str] = {
     number: name.removeprefix(_PREFIX) for name, number in types_pb2.DataType.items() if number
 }
 _TO_PROTO = {name.removeprefix(_PREFIX): number for name, number in types_pb2.DataType.items() if number}
 
-# The kind of values, as the proto names it, with the type it has when none is stated and those it may hold.
 _INTEGERS = frozenset({"INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64", "TIMESTAMP"})
-_KINDS: Mapping[str, tuple[str, frozenset[str]]] = MappingProxyType(
+KINDS: Mapping[str, tuple[str, frozenset[str]]] = MappingProxyType(
     {
         "bools": ("BOOL", frozenset({"BOOL"})),
         "int64s": ("INT64", _INTEGERS),
@@ -55,11 +55,12 @@ _KINDS: Mapping[str, tuple[str, frozenset[str]]] = MappingProxyType(
         "blobs": ("BYTES", frozenset({"BYTES"})),
     }
 )
+"""The kinds of values, as the proto names them, with the type each has when none is stated and those it may hold."""
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """The numpy type of "FP32", "STRING" (object), …; KeyError for a name that is none."""
-    return _NUMPY[name]
+    return NUMPY[name]
 
 
 def dtype_name(dtype: np.dtype[Any]) -> str:
@@ -73,7 +74,7 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
     try:
         return _NAMES[dtype.newbyteorder("<")]
     except KeyError:
-        raise InvalidInput(f"no data type for numpy's {dtype}; use one of {', '.join(_NUMPY)}") from None
+        raise InvalidInput(f"no data type for numpy's {dtype}; use one of {', '.join(NUMPY)}") from None
 
 
 def to_proto(name: str) -> types_pb2.DataType.ValueType:
@@ -86,7 +87,7 @@ def from_proto(number: int) -> str:
     try:
         return _FROM_PROTO[number]
     except KeyError:
-        raise InvalidInput(f"data type {number} is unknown; set one of {', '.join(_NUMPY)}") from None
+        raise InvalidInput(f"data type {number} is unknown; set one of {', '.join(NUMPY)}") from None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,7 +137,6 @@ class Column:
             raise InvalidInput(f"column {self.name!r} is {self.dtype}: it has no numeric value")
         values = self.values.astype(numpy_dtype(dtype))
         if self.nulls is not None:
-            values = values.copy() if values is self.values else values
             values[self.nulls] = np.nan
         return values
 
@@ -194,17 +194,16 @@ def _raw(pb: types_pb2.Column, where: str) -> tuple[Array, str]:
     if dtype in {"", "STRING", "BYTES"}:
         raise InvalidInput.at(where, "raw values need a fixed-width dtype")
     wanted = numpy_dtype(dtype)
-    if len(pb.raw) % wanted.itemsize:
-        raise InvalidInput.at(
-            where, f"{len(pb.raw)} raw bytes are no multiple of {wanted.itemsize}, the size of {dtype}"
-        )
-    if dtype == "BOOL" and max(pb.raw, default=0) > 1:
+    raw = pb.raw  # protobuf copies the bytes at every access
+    if len(raw) % wanted.itemsize:
+        raise InvalidInput.at(where, f"{len(raw)} raw bytes are no multiple of {wanted.itemsize}, the size of {dtype}")
+    if dtype == "BOOL" and raw and np.frombuffer(raw, np.uint8).max() > 1:
         raise InvalidInput.at(where, "raw BOOL bytes must be 0 or 1")
-    return np.frombuffer(pb.raw, wanted), dtype
+    return np.frombuffer(raw, wanted), dtype
 
 
 def _typed(pb: types_pb2.Column, kind: str, where: str) -> tuple[Array, str]:
-    default, allowed = _KINDS[kind]
+    default, allowed = KINDS[kind]
     dtype = from_proto(pb.dtype) if pb.dtype else default
     if dtype not in allowed:
         raise InvalidInput.at(where, f"{kind} cannot hold {dtype}; use one of {', '.join(sorted(allowed))}")

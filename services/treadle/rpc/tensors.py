@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treadle import oip
+from treadle.rpc.columns import NUMPY
 from treadle.rpc.errors import InvalidInput
 
 Array = NDArray[Any]
@@ -23,22 +24,8 @@ DTYPE_PARAMETER = "treadle_dtype"
 MAX_TENSORS = 256
 MAX_RANK = 32
 
-_FIXED: Mapping[str, np.dtype[Any]] = MappingProxyType(
-    {
-        "BOOL": np.dtype(np.bool_),
-        "INT8": np.dtype("<i1"),
-        "INT16": np.dtype("<i2"),
-        "INT32": np.dtype("<i4"),
-        "INT64": np.dtype("<i8"),
-        "UINT8": np.dtype("<u1"),
-        "UINT16": np.dtype("<u2"),
-        "UINT32": np.dtype("<u4"),
-        "UINT64": np.dtype("<u8"),
-        "FP16": np.dtype("<f2"),
-        "FP32": np.dtype("<f4"),
-        "FP64": np.dtype("<f8"),
-    }
-)
+# What travels as it is: neither objects nor timestamps do.
+_FIXED = {name: dtype for name, dtype in NUMPY.items() if dtype.kind not in "OM"}
 _NAMES = {dtype: name for name, dtype in _FIXED.items()}
 # Where the typed form keeps each type. FP16 has no place there: it is always raw.
 _CONTENTS: Mapping[str, str] = MappingProxyType(
