@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from treadle.rpc import context
-from treadle.rpc.errors import DeadlineExceeded, InvalidInput, StorageFull, Unavailable, Unimplemented
+from treadle.rpc.errors import DeadlineExceeded, InvalidInput, NotFound, StorageFull, Unavailable, Unimplemented
 from treadle.rpc.server import Server
 from treadle.v1 import evaluation_pb2, evaluation_pb2_grpc, features_pb2, prediction_pb2, registry_pb2
 
@@ -213,3 +214,10 @@ async def test_a_stream_that_is_closed_from_another_context_still_knows_its_dead
     await asyncio.sleep(0.1)
     await asyncio.create_task(stream.aclose(), context=contextvars.Context())
     assert counted(telemetry, "a.Service/Method", "DEADLINE_EXCEEDED") == 1
+
+
+async def test_a_status_that_a_servicer_ends_its_call_with_is_passed_on_and_counted(mesh, telemetry):
+    async with mesh(echo) as (stubs, _):
+        with pytest.raises(NotFound):
+            await health_pb2_grpc.HealthStub(stubs.channel).Check(health_pb2.HealthCheckRequest(service="nonsense"))
+    assert counted(telemetry, "grpc.health.v1.Health/Check", "NOT_FOUND") == 1

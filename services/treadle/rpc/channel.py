@@ -99,16 +99,9 @@ class Channel(grpc.aio.Channel):
     ) -> Callable[..., Awaitable[Any]]:
         async def call(request: Any, timeout: float | None = None, metadata: Any = (), **kwargs: Any) -> Any:
             with _Outbound(self, method, timeout) as outbound:
-                outgoing = Outgoing(request) if sends_many else None
-                call = callable_(
-                    outgoing or request,
-                    timeout=outbound.timeout,
-                    metadata=(*outbound.metadata, *(metadata or ())),
-                    **kwargs,
-                )
-                if outgoing is None:
+                call, ending = outbound.begin(callable_, request, metadata, kwargs, sends_many=sends_many)
+                if ending is None:
                     return await call
-                ending = Ending(call, outgoing)
                 try:
                     return await call
                 except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
@@ -123,14 +116,7 @@ class Channel(grpc.aio.Channel):
             request: Any, timeout: float | None = None, metadata: Any = (), **kwargs: Any
         ) -> AsyncIterator[Any]:
             with _Outbound(self, method, timeout, streams=True) as outbound:
-                outgoing = Outgoing(request) if sends_many else None
-                call = callable_(
-                    outgoing or request,
-                    timeout=outbound.timeout,
-                    metadata=(*outbound.metadata, *(metadata or ())),
-                    **kwargs,
-                )
-                ending = Ending(call, outgoing) if outgoing else None
+                call, ending = outbound.begin(callable_, request, metadata, kwargs, sends_many=sends_many)
                 try:
                     async for response in call:
                         yield response
@@ -185,7 +171,7 @@ class _Outbound:
         left = call_context.remaining()
         if left is not None and left <= 0:
             raise DeadlineExceeded(f"no time left to call {self._method}")
-        self.timeout = left if timeout is None else timeout if left is None else min(timeout, left)
+        self._timeout = left if timeout is None else timeout if left is None else min(timeout, left)
 
     def __enter__(self) -> Self:
         self._started = time.perf_counter()
@@ -202,11 +188,20 @@ class _Outbound:
         )
         if self._streams:  # as on the server's side: its time tells nothing about slowness
             self._span.set_attribute("treadle.stream", True)
-        self.metadata = inject(self._span)
+        self._metadata = inject(self._span)
         if call.tenant:
-            self.metadata.append((call_context.TENANT, call.tenant))
-        self.metadata.extend((key, call.metadata[key]) for key in call_context.FORWARDED if key in call.metadata)
+            self._metadata.append((call_context.TENANT, call.tenant))
+        self._metadata.extend((key, call.metadata[key]) for key in call_context.FORWARDED if key in call.metadata)
         return self
+
+    def begin(
+        self, callable_: Callable[..., Any], request: Any, metadata: Any, options: dict[str, Any], *, sends_many: bool
+    ) -> tuple[Any, Ending | None]:
+        """The call of grpc.aio, and what tells how it really ended where it sends a stream."""
+        outgoing = Outgoing(request) if sends_many else None
+        sent = (*self._metadata, *(metadata or ()))
+        call = callable_(outgoing or request, timeout=self._timeout, metadata=sent, **options)
+        return call, Ending(call, outgoing) if outgoing else None
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
         mapped = self._map(error) if isinstance(error, grpc.aio.AioRpcError) else error

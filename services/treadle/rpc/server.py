@@ -180,10 +180,9 @@ class _Observed:
     async def __aexit__(
         self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
     ) -> None:
-        mapped = None if error is None else self._map(error)
-        code = "OK" if mapped is None else mapped.code.name
-        if isinstance(error, grpc.aio.AbortError):
-            code = self._aborted_code()
+        aborted = isinstance(error, grpc.aio.AbortError)  # by the servicer itself, with a status of its own
+        mapped = None if error is None or aborted else self._map(error)
+        code = self._aborted_code() if aborted else "OK" if mapped is None else mapped.code.name
         self._seconds(
             time.perf_counter() - self._started,
             exemplar=self._call.trace_id if self._span.is_recording() else "",
@@ -192,11 +191,11 @@ class _Observed:
         )
         self._end_span(code)
         self._stack.close()
-        # A call that was cancelled, or that has been answered with a status, has nobody left to tell.
-        told = isinstance(error, grpc.aio.AbortError | GeneratorExit) or (
+        # A call that was cancelled has nobody left to tell.
+        cancelled = isinstance(error, GeneratorExit) or (
             isinstance(error, asyncio.CancelledError) and not cancelled_by_nobody(error)
         )
-        if mapped is not None and not told:
+        if mapped is not None and not cancelled:
             await self._context.abort(mapped.code, mapped.message, mapped.trailing_metadata())
 
     def _end_span(self, code: str) -> None:
@@ -222,8 +221,5 @@ class _Observed:
             late = self._call.deadline is not None and self._call.deadline <= time.monotonic()
             return DeadlineExceeded("the deadline passed") if late else Cancelled("the caller went away")
         error_id = uuid.uuid4().hex[:12]
-        if not isinstance(error, grpc.aio.AbortError):
-            self._telemetry.log.error(
-                "a call failed unexpectedly", method=self._method, error_id=error_id, exc_info=error
-            )
+        self._telemetry.log.error("a call failed unexpectedly", method=self._method, error_id=error_id, exc_info=error)
         return Internal(f"internal error {error_id}: the server's log tells more under this id")

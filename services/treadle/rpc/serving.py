@@ -5,7 +5,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -132,18 +132,6 @@ async def running(
         yield address
 
 
-@dataclass(frozen=True)
-class _Stopping:
-    """Set by SIGTERM or SIGINT."""
-
-    event: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def listen(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.event.set)
-
-
 async def serve(
     name: str, open_service: OpenService[SettingsT], settings_class: type[SettingsT], environ: Mapping[str, str]
 ) -> None:
@@ -163,8 +151,9 @@ async def serve(
         log_json=process.log_json,
         log_level=process.log_level,
     )
-    stopping = _Stopping()
-    stopping.listen()
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(telemetry.aclose)
         if process.metrics_listen:
@@ -181,7 +170,7 @@ async def serve(
         )
         address = await stack.enter_async_context(serving)
         telemetry.log.info("serving", address=address, pid=os.getpid(), metrics=process.metrics_listen)
-        await stopping.event.wait()
+        await stopping.wait()
         telemetry.log.info("draining", seconds=process.drain_seconds)
 
 
@@ -189,5 +178,5 @@ def _metrics(listen: str, telemetry: Telemetry) -> MetricsServer:
     host, _, port = listen.rpartition(":")
     try:
         return serve_metrics(telemetry.meters, host, int(port))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         raise FailedPrecondition(f"TREADLE_METRICS_LISTEN={listen}: {error}; choose another host:port") from None
