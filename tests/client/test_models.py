@@ -10,7 +10,7 @@ from treadle.client.inference import _not_ready
 from treadle.client.uploads import CHUNK_BYTES
 from treadle.rpc.columns import decode
 from treadle.rpc.errors import Conflict, FailedPrecondition, InvalidInput, NotFound
-from treadle.v1 import types_pb2
+from treadle.v1 import evaluation_pb2, registry_pb2, registry_pb2_grpc, types_pb2
 
 
 async def test_push_registers_and_tells_its_progress(models: AsyncClient, package: Path) -> None:
@@ -51,6 +51,19 @@ async def test_versions_aliases_and_history(models: AsyncClient, package: Path) 
     events = await models.history("delay", limit=2)
     assert [each.action for each in events] == ["alias.set", "version.create"]
     assert {each.actor for each in events} == {"ada"}
+
+
+async def test_reports_come_back_however_many_pages_they_take(models: AsyncClient, package: Path) -> None:
+    ref = (await models.push_model("delay", package)).ref
+    await models.set_alias("delay", "champion", 1)
+    for number in range(5):
+        large = evaluation_pb2.EvaluationReport(seed=number, dataset_digest="x" * 1_000_000)
+        request = registry_pb2.AddReportRequest(ref=ref, report=large.SerializeToString())
+        await registry_pb2_grpc.RegistryServiceStub(models.channel).AddReport(request)
+    for reference in ("delay/1", "delay@champion"):
+        assert [report.seed for report in await models.reports(reference)] == [4, 3, 2, 1, 0]
+    with pytest.raises(NotFound):
+        await models.reports("delay/2")
 
 
 async def test_artifacts_come_back_whole(models: AsyncClient, package: Path, tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ with Client() as treadle:
 from treadle.client.aio import AsyncClient
 from treadle.client.blocking import Client
 from treadle.client.deployments import Fallback
+from treadle.client.evaluation import Recorded
 from treadle.client.features import Pushed
 from treadle.client.inference import LoadedModel
-from treadle.client.predictions import Answer, Ask, Prediction, Recorded
+from treadle.client.predictions import Answer, Ask, Prediction
 from treadle.client.tables import Feature
 from treadle.client.uploads import UploadProgress
 from treadle.rpc.channel import Tls

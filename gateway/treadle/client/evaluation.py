@@ -1,11 +1,16 @@
-"""Evaluation: is a version good enough, better than what serves, and still right?"""
+"""Evaluation: is a version good enough, better than what serves, and still right? And the labels that tell."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from typing import Any
 
-from treadle.client.tables import to_micros
+import numpy as np
+
+from treadle.client.tables import Array, to_micros, to_moment
 from treadle.client.versions import Versions
+from treadle.rpc.columns import Column, encode
 from treadle.rpc.errors import Internal, InvalidInput
 from treadle.v1 import evaluation_pb2, evaluation_pb2_grpc
 
@@ -15,6 +20,15 @@ TASKS: Mapping[str, evaluation_pb2.Task.ValueType] = {
     "regression": evaluation_pb2.TASK_REGRESSION,
 }
 """What people write, and the contract's `Task`."""
+_LABELS_A_MESSAGE = 4096
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What the ledger took."""
+
+    rows: int
+    duplicates: int
 
 
 class Evaluation(Versions):
@@ -77,13 +91,26 @@ class Evaluation(Versions):
         request = evaluation_pb2.GetLiveMetricsRequest(
             deployment=deployment,
             model=await self._resolve(version) if version else None,
-            from_micros=0 if since is None else to_micros(since, 1)[0],
-            to_micros=0 if until is None else to_micros(until, 1)[0],
+            from_micros=to_moment(since),
+            to_micros=to_moment(until),
             task=to_task(task),
             score_output=score_output,
             include_fallbacks=include_fallbacks,
         )
         return list((await self._evaluation.GetLiveMetrics(request)).versions)
+
+    async def record_labels(self, prediction_ids: Sequence[str], labels: Any, at: Any = None) -> Recorded:
+        """Tells what really happened, before or after the prediction is known to the ledger.
+
+        `labels` is numeric, one for each id. `at` is when the truth became known: one moment or N; now if None.
+        A later label for the same prediction replaces the earlier one.
+        """
+        values = np.asarray(labels)
+        if values.shape != (len(prediction_ids),):
+            raise InvalidInput(f"{len(prediction_ids)} prediction ids need as many labels, not shape {values.shape}")
+        moments = to_micros(np.datetime64("now", "us") if at is None else at, len(values))
+        answer = await self._evaluation.RecordLabels(_label_batches(prediction_ids, values, moments))
+        return Recorded(answer.rows_recorded, answer.rows_duplicate)
 
 
 def to_task(name: str) -> evaluation_pb2.Task.ValueType:
@@ -91,3 +118,12 @@ def to_task(name: str) -> evaluation_pb2.Task.ValueType:
     if name not in TASKS:
         raise InvalidInput(f"no task {name!r}; one of {', '.join(TASKS)}")
     return TASKS[name]
+
+
+async def _label_batches(
+    ids: Sequence[str], labels: Array, moments: Sequence[int]
+) -> AsyncIterator[evaluation_pb2.LabelBatch]:
+    for start in range(0, len(ids), _LABELS_A_MESSAGE):
+        part = slice(start, start + _LABELS_A_MESSAGE)
+        column = encode(Column.of("label", labels[part]))
+        yield evaluation_pb2.LabelBatch(prediction_ids=ids[part], labels=column, at_micros=moments[part])

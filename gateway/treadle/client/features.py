@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from treadle.client.connection import Connection
-from treadle.client.tables import Feature, Table, as_column, to_columns, to_feature, to_micros
+from treadle.client.tables import Feature, Table, as_column, to_columns, to_feature, to_micros, to_moment
 from treadle.rpc.columns import encode_all
 from treadle.v1 import features_pb2, features_pb2_grpc
 
@@ -43,7 +43,7 @@ class Features(Connection):
             entities=to_columns(entities),
             context=to_columns(context),
             outputs=outputs,
-            now_micros=0 if now is None else to_micros(now, 1)[0],
+            now_micros=to_moment(now),
         )
         response = await self._features.GetOnlineFeatures(request)
         return {feature.column.name: to_feature(feature) for feature in response.features}
@@ -77,8 +77,7 @@ class Features(Connection):
 
     async def freshness(self, *views: str, now: datetime | None = None) -> list[features_pb2.ViewFreshness]:
         """How old the newest value of each view is; all views without names."""
-        micros = 0 if now is None else to_micros(now, 1)[0]
-        request = features_pb2.GetFreshnessRequest(views=views, now_micros=micros)
+        request = features_pb2.GetFreshnessRequest(views=views, now_micros=to_moment(now))
         return list((await self._features.GetFreshness(request)).views)
 
 

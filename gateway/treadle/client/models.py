@@ -2,8 +2,9 @@
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 from treadle.client.references import Reference
 from treadle.client.uploads import Progress, UploadProgress, artifact_chunks
@@ -36,13 +37,8 @@ class Models(Versions):
 
     async def models(self) -> list[registry_pb2.Model]:
         """Every model."""
-        found: list[registry_pb2.Model] = []
-        token = ""
-        while True:
-            page = await self._registry.ListModels(registry_pb2.ListModelsRequest(page_size=_PAGE, page_token=token))
-            found.extend(page.models)
-            if not (token := page.next_page_token):
-                return found
+        pages = _pages(self._registry.ListModels, registry_pb2.ListModelsRequest(page_size=_PAGE))
+        return [model async for page in pages for model in page.models]
 
     async def get_model(self, name: str) -> registry_pb2.Model:
         """One model with its aliases; NotFound."""
@@ -50,14 +46,10 @@ class Models(Versions):
 
     async def versions(self, model: str) -> list[registry_pb2.ModelVersion]:
         """Every version of a model, newest first; NotFound."""
-        found: list[registry_pb2.ModelVersion] = []
-        token = ""
-        while True:
-            request = registry_pb2.ListModelVersionsRequest(model=model, page_size=_PAGE, page_token=token)
-            page = await self._registry.ListModelVersions(request)
-            found.extend(page.versions)
-            if not (token := page.next_page_token):
-                return found
+        request = registry_pb2.ListModelVersionsRequest(model=model, page_size=_PAGE)
+        return [
+            version async for page in _pages(self._registry.ListModelVersions, request) for version in page.versions
+        ]
 
     async def get_version(self, reference: str) -> registry_pb2.ModelVersion:
         """By number or alias: "flight-delay/3", "flight-delay@champion"; NotFound."""
@@ -69,9 +61,11 @@ class Models(Versions):
 
     async def reports(self, reference: str) -> list[evaluation_pb2.EvaluationReport]:
         """The evaluation reports of a version, newest first."""
-        version = await self.get_version(reference)
-        answer = await self._registry.ListReports(registry_pb2.ListReportsRequest(ref=version.ref))
-        return [evaluation_pb2.EvaluationReport.FromString(stored.report) for stored in answer.reports]
+        request = registry_pb2.ListReportsRequest(ref=await self._resolve(reference), page_size=_PAGE)
+        pages = _pages(self._registry.ListReports, request)
+        return [
+            evaluation_pb2.EvaluationReport.FromString(stored.report) async for page in pages for stored in page.reports
+        ]
 
     async def download_artifact(self, sha256: str, path: str | Path) -> int:
         """Writes an artifact to `path`; its size in bytes. Its digest is checked; DataLoss leaves no file."""
@@ -115,6 +109,16 @@ class Models(Versions):
             done += file.size_bytes
             if progress is not None:
                 progress(UploadProgress(file.path, done, total))
+
+
+async def _pages(ask: Callable[..., Awaitable[Any]], request: Any) -> AsyncIterator[Any]:
+    """Every page of one of the registry's lists."""
+    while True:
+        page = await ask(request)
+        yield page
+        if not page.next_page_token:
+            return
+        request.page_token = page.next_page_token
 
 
 def _teller(progress: Progress | None, path: str, before: int, total: int) -> Callable[[int], None]:

@@ -1,21 +1,20 @@
-"""Predictions: by entity keys, by tensors, many over one stream; and the labels that come later."""
+"""Predictions: by entity keys, by tensors, many over one stream."""
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from treadle.client.connection import Connection
-from treadle.client.tables import Array, Feature, Table, from_columns, to_columns, to_feature, to_micros
-from treadle.rpc.columns import Column, dtype_name, encode
-from treadle.rpc.errors import InvalidInput, TreadleError, from_status
-from treadle.v1 import evaluation_pb2, evaluation_pb2_grpc, prediction_pb2, prediction_pb2_grpc
+from treadle.client.tables import Array, Feature, Table, from_columns, to_columns, to_feature, to_moment
+from treadle.rpc.columns import dtype_name
+from treadle.rpc.ending import Outgoing
+from treadle.rpc.errors import TreadleError, from_status
+from treadle.v1 import prediction_pb2, prediction_pb2_grpc
 
 PIN = "treadle-pin-version"
-_LABELS_A_MESSAGE = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +88,7 @@ class Ask:
             outputs=self.outputs,
             return_features=self.return_features,
             sticky_key=self.sticky_key,
-            now_micros=0 if self.now is None else to_micros(self.now, 1)[0],
+            now_micros=to_moment(self.now),
         )
 
 
@@ -106,14 +105,6 @@ class Answer:
         if self.prediction is None:
             raise self.error or RuntimeError("an answer without prediction and without error")
         return self.prediction
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """What the ledger took."""
-
-    rows: int
-    duplicates: int
 
 
 class Predictions(Connection):
@@ -169,20 +160,6 @@ class Predictions(Connection):
             else:
                 yield Answer(response.request_id, prediction=_prediction(response.response))
 
-    async def record_labels(self, prediction_ids: Sequence[str], labels: Any, at: Any = None) -> Recorded:
-        """Tells what really happened, before or after the prediction is known to the ledger.
-
-        `labels` is numeric, one for each id. `at` is when the truth became known: one moment or N; now if None.
-        A later label for the same prediction replaces the earlier one.
-        """
-        values = np.asarray(labels)
-        if values.shape != (len(prediction_ids),):
-            raise InvalidInput(f"{len(prediction_ids)} prediction ids need as many labels, not shape {values.shape}")
-        moments = to_micros(np.datetime64("now", "us") if at is None else at, len(values))
-        stub = evaluation_pb2_grpc.EvaluationServiceStub(self.channel)
-        answer = await stub.RecordLabels(_label_batches(prediction_ids, values, moments))
-        return Recorded(answer.rows_recorded, answer.rows_duplicate)
-
     async def _predict(self, ask: Ask, pin_version: int | None, timeout_seconds: float | None) -> Prediction:
         metadata = () if pin_version is None else ((PIN, str(pin_version)),)
         response = await self._prediction.Predict(ask.to_proto(), timeout=timeout_seconds, metadata=metadata)
@@ -206,19 +183,6 @@ def _prediction(pb: prediction_pb2.PredictResponse) -> Prediction:
 async def _numbered(asks: Iterable[Ask] | AsyncIterable[Ask]) -> AsyncIterator[prediction_pb2.PredictRequest]:
     """Requests, each with an id of its own: its position in the stream unless it has one."""
     position = 0
-    if isinstance(asks, AsyncIterable):
-        async for ask in asks:
-            yield ask.to_proto(str(position))
-            position += 1
-        return
-    for position, ask in enumerate(asks):
+    async for ask in Outgoing(asks):
         yield ask.to_proto(str(position))
-
-
-async def _label_batches(
-    ids: Sequence[str], labels: Array, moments: Sequence[int]
-) -> AsyncIterator[evaluation_pb2.LabelBatch]:
-    for start in range(0, len(ids), _LABELS_A_MESSAGE):
-        part = slice(start, start + _LABELS_A_MESSAGE)
-        column = encode(Column.of("label", labels[part]))
-        yield evaluation_pb2.LabelBatch(prediction_ids=ids[part], labels=column, at_micros=moments[part])
+        position += 1

@@ -74,6 +74,11 @@ def to_micros(moments: Any, rows: int) -> list[int]:
     return [int(value) for value in values]
 
 
+def to_moment(at: Any) -> int:
+    """Microseconds since 1970 (UTC) of one moment; 0, which leaves it to the service, for None."""
+    return 0 if at is None else to_micros(at, 1)[0]
+
+
 def _is_rows(values: Any) -> bool:
     if isinstance(values, str | bytes):
         return False
