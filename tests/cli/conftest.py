@@ -17,6 +17,8 @@ from sklearn.linear_model import LogisticRegression
 from treadle.cli.main import main
 from treadle.plugins.packaging import save_model
 
+from ..conftest import BasePort
+
 Treadle = Callable[..., Result]
 
 
@@ -36,11 +38,11 @@ class Up:
         return event
 
 
-def start_up(home: Path, base_port: int, *more: str) -> Up:
+def start_up(home: Path, base_port: int) -> Up:
     """Starts a mesh and waits until it says that it is ready."""
     command = [sys.executable, "-m", "treadle.cli.main", "up", "--json", "--home", str(home)]
     process = subprocess.Popen(
-        [*command, "--base-port", str(base_port), *more], stdout=subprocess.PIPE, text=True, env=clean_environment()
+        [*command, "--base-port", str(base_port)], stdout=subprocess.PIPE, text=True, env=clean_environment()
     )
     up = Up(process, home, base_port, {})
     event = up.next_event()
@@ -53,7 +55,7 @@ def clean_environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def up(tmp_path_factory: pytest.TempPathFactory, base_port: Callable[[], int]) -> Iterator[Up]:
+def up(tmp_path_factory: pytest.TempPathFactory, base_port: BasePort) -> Iterator[Up]:
     """One mesh for all tests that leave it as they found it."""
     running = start_up(tmp_path_factory.mktemp("mesh"), base_port())
     yield running
@@ -62,9 +64,9 @@ def up(tmp_path_factory: pytest.TempPathFactory, base_port: Callable[[], int]) -
 
 
 @pytest.fixture
-def start_mesh(base_port: Callable[[], int]) -> Callable[..., Up]:
+def start_mesh(base_port: BasePort) -> Callable[[Path], Up]:
     """Starts a mesh of a test's own."""
-    return lambda home, *more: start_up(home, base_port(), *more)
+    return lambda home: start_up(home, base_port())
 
 
 @pytest.fixture

@@ -198,7 +198,7 @@ troubled = FeatureService("troubled", [view], context=[Field("mode", "FP64")], t
     ("mode", "error", "message"),
     [
         (1, FailedPrecondition, r"transform 'trouble' \(.*:trouble\) raised RuntimeError \(in trouble, line"),
-        (2, DeadlineExceeded, "feature service 'troubled' did not answer for 0.2 s"),
+        (2, DeadlineExceeded, "feature service 'troubled' did not answer for 1 s"),
         (3, FailedPrecondition, r"shape \(7,\), wanted \(1,\)"),
     ],
 )
@@ -208,7 +208,7 @@ async def test_transforms_at_fault(
     def ask(mode: float) -> Ask:
         return Ask(feature_service="troubled", entities=[column("k", [1])], context=[column("mode", [float(mode)])])
 
-    async with serve(transform_timeout_seconds=0.2) as stub:
+    async with serve(transform_timeout_seconds=1.0) as stub:
         await stub.ApplyFeatures(to_request(load_definitions(write_project(TROUBLE))))
         with pytest.raises(error, match=message) as caught:
             await stub.GetOnlineFeatures(ask(mode))

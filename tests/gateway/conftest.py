@@ -6,7 +6,6 @@ stop services or change policies; its ledger keeps what it is sent, and refuses 
 
 import asyncio
 import importlib
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -20,6 +19,7 @@ import pytest
 import pytest_asyncio
 
 from treadle import oip
+from treadle.cli.services import Plan
 from treadle.client import AsyncClient
 from treadle.evaluation import service as evaluation
 from treadle.features import service as features
@@ -31,6 +31,7 @@ from treadle.registry import service as registry
 from treadle.rpc.channel import Channel
 from treadle.rpc.columns import Column, encode
 from treadle.rpc.errors import InvalidInput, NotFound
+from treadle.rpc.hosting import Listen
 from treadle.rpc.service import Runtime
 from treadle.rpc.serving import running
 from treadle.v1 import (
@@ -44,6 +45,8 @@ from treadle.v1 import (
     registry_pb2_grpc,
     types_pb2,
 )
+
+from ..conftest import BasePort
 
 HOUR = 3600.0
 MODULE = '''
@@ -109,7 +112,7 @@ async def open_ledger(ledger: Ledger, runtime: Runtime) -> AsyncIterator[None]:
 class Mesh:
     """The services behind a gateway; any of them can be stopped and started again at its address."""
 
-    home: Path
+    plan: Plan
     real_evaluation: bool = True
     """Otherwise `ledger` stands in for it."""
     ledger: Ledger = field(default_factory=Ledger)
@@ -117,10 +120,13 @@ class Mesh:
     _running: dict[str, AsyncExitStack] = field(default_factory=dict)
     _channels: list[Channel] = field(default_factory=list)
 
-    async def start(self, name: str) -> None:
-        """Starts a service, at the address that it had before if it had one."""
-        from treadle.rpc.hosting import Listen
+    @property
+    def home(self) -> Path:
+        """Where their data lies, a folder for each."""
+        return self.plan.home
 
+    async def start(self, name: str) -> None:
+        """Starts a service at its address in the plan, where it was before if it was."""
         stack = AsyncExitStack()
         self._running[name] = stack
         opened: dict[str, tuple[Any, Any]] = {
@@ -138,7 +144,7 @@ class Mesh:
                 settings,
                 home=self.home / name,
                 peers=self.addresses,
-                listen=Listen(self.addresses.get(name, "127.0.0.1:0")),
+                listen=Listen(self.plan.address(name)),
                 drain_seconds=0.1,
             )
         )
@@ -325,25 +331,23 @@ async def furnished(found: Mesh) -> AsyncIterator[Mesh]:
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
+async def mesh(tmp_path: Path, base_port: BasePort) -> AsyncIterator[Mesh]:
     """A mesh of the test's own."""
-    async with furnished(Mesh(tmp_path, real_evaluation=False)) as found:
+    async with furnished(Mesh(Plan(tmp_path, base_port()), real_evaluation=False)) as found:
         yield found
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
+async def shared(tmp_path_factory: pytest.TempPathFactory, base_port: BasePort) -> AsyncIterator[Mesh]:
     """The real mesh behind `gate`."""
-    async with furnished(Mesh(tmp_path_factory.mktemp("shared"))) as found:
+    async with furnished(Mesh(Plan(tmp_path_factory.mktemp("shared"), base_port()))) as found:
         yield found
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def gate(shared: Mesh) -> AsyncIterator[Gate]:
     """A gateway before the shared mesh, with REST."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        listen = f"127.0.0.1:{free.getsockname()[1]}"
-    async with shared.gateway(rest_listen=listen, max_body_bytes=10_000) as found:
+    async with shared.gateway(rest_listen=shared.plan.rest_address, max_body_bytes=10_000) as found:
         yield found
 
 

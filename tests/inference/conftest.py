@@ -27,6 +27,7 @@ from treadle.registry.service import Settings as RegistrySettings
 from treadle.registry.service import open_service as open_registry
 from treadle.rpc.channel import Channel
 from treadle.rpc.columns import Column, encode_all
+from treadle.rpc.hosting import Listen
 from treadle.rpc.serving import running
 from treadle.v1 import registry_pb2, types_pb2
 from treadle.v1.registry_pb2_grpc import RegistryServiceStub
@@ -159,9 +160,9 @@ def run_registry(tmp_path: Path) -> Callable[..., AbstractAsyncContextManager[Re
     """Runs a registry; under the same name, with the same data."""
 
     @asynccontextmanager
-    async def opened(name: str = "registry") -> AsyncIterator[Registry]:
+    async def opened(name: str = "registry", listen: str = "127.0.0.1:0") -> AsyncIterator[Registry]:
         async with (
-            running(open_registry, RegistrySettings(), home=tmp_path / name) as address,
+            running(open_registry, RegistrySettings(), home=tmp_path / name, listen=Listen(listen)) as address,
             Channel(address, service="registry", telemetry=Telemetry.off()) as channel,
         ):
             yield Registry(address, RegistryServiceStub(channel))

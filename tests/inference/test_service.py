@@ -23,7 +23,8 @@ from treadle.rpc.errors import (
 )
 from treadle.rpc.tensors import decode_outputs, encode_inputs
 
-HANG, RAISE, WRONG = 666.0, -1.0, -2.0
+from ..conftest import BasePort
+from .conftest import HANG, RAISE, WRONG
 
 
 def request(*rows: tuple[float, float], raw: bool = True, **fields: Any) -> oip.ModelInferRequest:
@@ -120,20 +121,15 @@ async def test_a_registry_with_another_history_is_believed(run_registry: Any, se
             await inference.until("old-model", 1, "")
 
 
-async def test_a_registry_that_comes_late_is_found(run_registry: Any, serve: Any) -> None:
-    async with run_registry() as registry:
+async def test_a_registry_that_comes_late_is_found(run_registry: Any, serve: Any, base_port: BasePort) -> None:
+    address = f"127.0.0.1:{base_port()}"
+    async with run_registry(listen=address) as registry:
         await registry.push_odd()
         await registry.deploy("live", odd_model=1)
-        address = registry.address
     async with serve(address) as inference:
         with pytest.raises(Unavailable):
             await inference.load()
-        from treadle.registry.service import Settings, open_service
-        from treadle.rpc.hosting import Listen
-        from treadle.rpc.serving import running
-
-        home = inference.home.parent / "registry"
-        async with running(open_service, Settings(), home=home, listen=Listen(address)):
+        async with run_registry(listen=address):
             await inference.until("odd-model", 1, "READY")
 
 
@@ -169,7 +165,7 @@ async def test_a_version_that_answers_otherwise_than_when_made_is_not_served(reg
 
 
 async def test_backends_that_fail_to_load(registry: Any, serve: Any) -> None:
-    async with serve(registry.address, load_timeout_seconds=0.2) as inference:
+    async with serve(registry.address, load_timeout_seconds=1.0) as inference:
         await registry.push_odd("raises", load="raise")
         await registry.push_odd("hangs", load="hang")
         await registry.push_odd("unknown-option", speed="2")
@@ -205,7 +201,7 @@ async def test_a_batch_with_bad_rows_fails_only_their_requests(ready: Any) -> No
 
 
 async def test_a_model_that_hangs_becomes_unavailable_and_others_go_on(registry: Any, serve: Any, odd: Any) -> None:
-    async with serve(registry.address, predict_timeout_seconds=0.3) as inference:
+    async with serve(registry.address, predict_timeout_seconds=1.0) as inference:
         await registry.push_odd()
         await registry.push_odd("other-model")
         await inference.load()
@@ -319,8 +315,11 @@ async def test_a_stream_answers_in_order_and_goes_on_after_an_error(ready: Any) 
 async def test_a_stream_whose_caller_goes_away_ends_though_its_queue_is_full(
     registry: Any, serve: Any, odd: Any
 ) -> None:
+    answered = asyncio.Event()
+
     async def endless() -> AsyncIterator[oip.ModelInferRequest]:
         yield request((1, 0))
+        await answered.wait()  # or the first may hang in one batch with the second
         while True:
             yield request((HANG, 0))
 
@@ -329,6 +328,7 @@ async def test_a_stream_whose_caller_goes_away_ends_though_its_queue_is_full(
         await inference.load()
         answers = inference.stub.ModelStreamInfer(endless())
         assert not (await anext(answers)).error_message
+        answered.set()
         await asyncio.to_thread(odd.hanging.wait)
         await answers.aclose()
         odd.release.set()
