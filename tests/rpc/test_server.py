@@ -207,7 +207,7 @@ async def test_a_stream_that_is_closed_from_another_context_still_knows_its_dead
     server = Server(telemetry)
     handler = grpc.unary_stream_rpc_method_handler(forever)
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("a.Service", {"Method": handler})])
-    hosted = SimpleNamespace(invocation_metadata=tuple, time_remaining=lambda: 0.05, peer=lambda: "")
+    hosted = SimpleNamespace(invocation_metadata=tuple, time_remaining=lambda: 0.05)
     wrapped = server.service(SimpleNamespace(method="/a.Service/Method", invocation_metadata=()))
     stream = wrapped.unary_stream(b"x", hosted)
     assert await anext(stream) == b"x"

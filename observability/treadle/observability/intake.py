@@ -12,6 +12,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from treadle.observability.model import KINDS, STATUSES, SpanEvent, SpanRecord, Value
 from treadle.observability.redaction import SpanGuard
 
+MAX_SPANS = 10_000
+"""Spans of a request."""
 MAX_ATTRIBUTES = 64
 MAX_EVENTS = 32
 MAX_LINKS = 4096
@@ -33,11 +35,11 @@ class Intake:
     """Spans without valid ids, or of a time that no clock shows."""
 
 
-def read_request(request: ExportTraceServiceRequest, guard: SpanGuard, *, max_spans: int = 10_000) -> Intake:
-    """The spans of `request`. Spans past `max_spans` are rejected without being looked at."""
+def read_request(request: ExportTraceServiceRequest, guard: SpanGuard) -> Intake:
+    """The spans of `request`. Spans past MAX_SPANS are rejected without being looked at."""
     total = sum(len(scope.spans) for resource in request.resource_spans for scope in resource.scope_spans)
     spans: list[SpanRecord] = []
-    for service, span in itertools.islice(_pairs(request), max_spans):
+    for service, span in itertools.islice(_pairs(request), MAX_SPANS):
         record = _record(service, span, guard)
         if record is not None:
             spans.append(record)

@@ -1,4 +1,4 @@
-"""One JSON object a line on stderr (coloured lines on a terminal), with trace ids and without values.
+"""One JSON object a line on stderr (or coloured lines, for people), with trace ids and without values.
 
 Loggers are objects, not a global configuration: `make_logger` gives one, `capture_stdlib` routes what libraries
 log through `logging` (grpc, uvicorn, sqlalchemy) to the same place in the same shape.

@@ -86,8 +86,8 @@ class Histogram(_Labelled[prometheus_client.Histogram]):
 class Meters:
     """Makes the metrics of one process. Asking twice for the same metric gives the same object."""
 
-    def __init__(self, registry: CollectorRegistry | None = None, *, label_sets: int = 200) -> None:
-        self.registry = registry or CollectorRegistry()
+    def __init__(self, *, label_sets: int = 200) -> None:
+        self.registry = CollectorRegistry()
         self._limit = label_sets
         self._made: dict[str, tuple[tuple[str, ...], _Labelled[Any]]] = {}
         self._overflow = prometheus_client.Counter(
@@ -96,11 +96,6 @@ class Meters:
             ["metric"],
             registry=self.registry,
         )
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the metrics made so far, sorted."""
-        return sorted([*self._made, "treadle_metrics_overflow_total"])
 
     def counter(self, name: str, help: str, labels: Sequence[str] = ()) -> Counter:  # noqa: A002 - the name Prometheus uses
         """A counter; `name` ends in `_total`."""
@@ -147,7 +142,6 @@ class MetricsServer:
         server, thread = prometheus_client.start_http_server(port, addr=host, registry=meters.registry)
         self._server = server
         self._thread = thread
-        self.host = host
         self.port: int = server.server_port
         """The port bound: the chosen one if 0 was asked for."""
 

@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+_TIMEOUT_SECONDS = 5.0
 
 
 def encode(spans: Sequence[ReadableSpan]) -> ExportTraceServiceRequest:
@@ -89,12 +90,10 @@ class OtlpExporter(SpanExporter):
         self,
         endpoint: str,
         *,
-        timeout_seconds: float = 5.0,
         on_lost: Callable[[int], None] = lambda spans: None,
         on_change: Callable[[str], None] = lambda error: None,
     ) -> None:
         self._target, self._secure = _target(endpoint)
-        self._timeout = timeout_seconds
         self._on_lost = on_lost
         self._on_change = on_change
         self._channel: grpc.Channel | None = None
@@ -106,7 +105,7 @@ class OtlpExporter(SpanExporter):
         if self._closed:
             return SpanExportResult.FAILURE
         try:
-            self._connect()(encode(spans), timeout=self._timeout)
+            self._connect()(encode(spans), timeout=_TIMEOUT_SECONDS)
         except (grpc.RpcError, ValueError) as error:  # ValueError: the channel was closed under the call
             self._on_lost(len(spans))
             self._change(_reason(error))

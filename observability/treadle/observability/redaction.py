@@ -43,7 +43,7 @@ _DROPPED = (
 _ALLOWED_EVENT_KEYS = ("exception.type", "exception.escaped")
 _WORDS = re.compile(r"[a-z0-9]+|[A-Z]+(?![a-z])|[A-Z][a-z0-9]*")
 _SAFE_MODULES = ("treadle.", "grpc.")
-_SAFE_TYPES = (OSError, ImportError, MemoryError, TimeoutError)
+_SAFE_TYPES = (OSError, ImportError, MemoryError)
 _MAX_DEPTH = 6
 
 
@@ -113,8 +113,6 @@ class SpanGuard:
 
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
-        self.dropped = 0
-        """Attributes left out so far."""
 
     def allows(self, key: str) -> bool:
         """Whether an attribute of this name may be exported."""
@@ -130,12 +128,12 @@ class SpanGuard:
             context=span.context,
             parent=span.parent,
             resource=span.resource,
-            attributes=self._attributes(span.attributes),
-            events=[self._event(event) for event in span.events],
-            links=[
-                Link(link.context, self._attributes(link.attributes)) if link.attributes else link
-                for link in span.links
+            attributes=self._kept(span.attributes),
+            events=[
+                Event(event.name, self._kept(event.attributes, _ALLOWED_EVENT_KEYS), event.timestamp)
+                for event in span.events
             ],
+            links=[Link(link.context, self._kept(link.attributes)) if link.attributes else link for link in span.links],
             kind=span.kind,
             status=Status(span.status.status_code),
             start_time=span.start_time,
@@ -143,18 +141,13 @@ class SpanGuard:
             instrumentation_scope=span.instrumentation_scope,
         )
 
-    def _attributes(self, attributes: Mapping[str, AttributeValue] | None) -> dict[str, AttributeValue]:
+    def _kept(
+        self, attributes: Mapping[str, AttributeValue] | None, besides: Sequence[str] = ()
+    ) -> dict[str, AttributeValue]:
+        """The attributes that are allowed, and those named `besides`."""
         if not attributes:
             return {}
-        kept = {key: value for key, value in attributes.items() if self.allows(key)}
-        self.dropped += len(attributes) - len(kept)
-        return kept
-
-    def _event(self, event: Event) -> Event:
-        attributes = event.attributes or {}
-        kept = {key: value for key, value in attributes.items() if key in _ALLOWED_EVENT_KEYS or self.allows(key)}
-        self.dropped += len(attributes) - len(kept)
-        return Event(event.name, kept, event.timestamp)
+        return {key: value for key, value in attributes.items() if key in besides or self.allows(key)}
 
 
 class GuardedExporter(SpanExporter):

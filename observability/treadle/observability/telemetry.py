@@ -6,7 +6,6 @@ where a test can read them. Nothing here is global: two services in one process 
 
 import asyncio
 import os
-import sys
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -83,11 +82,6 @@ class Telemetry:
         """Finished spans in order of ending; empty unless made by `recording`."""
         return self._finished()
 
-    def flush(self) -> None:
-        """Sends what is still queued. Blocks for one export at most."""
-        if self._provider is not None:
-            self._provider.force_flush()
-
     def close(self) -> None:
         """Sends what is queued and stops. Blocks for as long as one export may take: 5 s if no collector answers."""
         if self._provider is not None:
@@ -103,20 +97,18 @@ def setup(
     *,
     otlp_endpoint: str | None = None,
     sample_ratio: float = 1.0,
-    log_json: bool | None = True,
+    log_json: bool = True,
     log_level: str = "info",
-    redactor: Redactor | None = None,
 ) -> Telemetry:
     """The telemetry of a real process.
 
-    Without an endpoint no span is recorded, but trace ids are still made and passed on. `log_json=None` writes
-    JSON unless stderr is a terminal. ValueError for an unknown level, a bad endpoint, or a ratio outside 0…1.
+    Without an endpoint no span is recorded, but trace ids are still made and passed on. ValueError for an unknown
+    level, a bad endpoint, or a ratio outside 0…1.
     """
     if service == "traces":  # exporting would make new spans of every export, for ever
         otlp_endpoint = None
-    redactor = redactor or Redactor()
-    json = not sys.stderr.isatty() if log_json is None else log_json
-    log = make_logger(service, redactor, json=json, level=log_level)
+    redactor = Redactor()
+    log = make_logger(service, redactor, json=log_json, level=log_level)
     capture_stdlib(log, level=log_level)
     meters = Meters()
     sampler = ParentBased(TraceIdRatioBased(sample_ratio)) if otlp_endpoint else ALWAYS_OFF

@@ -23,7 +23,6 @@ class Call:
     tenant: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     trace_id: str = ""
-    peer: str = ""
 
 
 _NO_CALL = Call()

@@ -157,7 +157,6 @@ class _Observed:
             tenant=metadata.get(call_context.TENANT, ""),
             metadata=metadata,
             trace_id=trace_id_of(self._span),
-            peer=self._context.peer(),
         )
         self._stack.enter_context(tracing.active(self._span))
         self._stack.enter_context(call_context.serving(self._call))

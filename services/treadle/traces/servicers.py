@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from treadle.observability.convert import summary_to_proto, trace_to_proto
-from treadle.observability.intake import read_request
+from treadle.observability.intake import MAX_SPANS, read_request
 from treadle.observability.redaction import SpanGuard
 from treadle.observability.store import AmbiguousTraceError, SpanStore, UnknownTraceError
 from treadle.rpc.errors import FailedPrecondition, InvalidInput, NotFound, Overloaded, StorageFull
@@ -21,6 +21,8 @@ T = TypeVar("T")
 OnDisk = Callable[[Callable[[], Any]], Awaitable[Any]]
 """Runs a function of the store on the thread that owns it."""
 
+_MAX_WAITING = 64
+"""Requests to store that may wait for the disk."""
 MAX_LIMIT = 1000
 _DEFAULT_LIMIT = 20
 _ID = re.compile(r"[0-9a-f]{4,32}")
@@ -29,18 +31,17 @@ _ID = re.compile(r"[0-9a-f]{4,32}")
 class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
     """Stores what exporters send; refuses rather than hoards when the disk is slower than they are."""
 
-    def __init__(self, store: SpanStore, guard: SpanGuard, on_disk: OnDisk, *, max_waiting: int = 64) -> None:
+    def __init__(self, store: SpanStore, guard: SpanGuard, on_disk: OnDisk) -> None:
         self._store = store
         self._guard = guard
         self._on_disk = on_disk
-        self._max_waiting = max_waiting
         self._waiting = 0
 
     async def Export(
         self, request: trace_service_pb2.ExportTraceServiceRequest, context: Any
     ) -> trace_service_pb2.ExportTraceServiceResponse:
         """Overloaded if too many requests wait; StorageFull if the disk is. Bad spans are counted, not fatal."""
-        if self._waiting >= self._max_waiting:
+        if self._waiting >= _MAX_WAITING:
             raise Overloaded("the trace store is behind: sample less, or send later", retry_after_seconds=1.0)
         self._waiting += 1
         try:
@@ -54,7 +55,9 @@ class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
         response = trace_service_pb2.ExportTraceServiceResponse()
         if rejected:
             response.partial_success.rejected_spans = rejected
-            response.partial_success.error_message = "spans need valid ids and times, and 10000 at most fit a request"
+            response.partial_success.error_message = (
+                f"spans need valid ids and times, and {MAX_SPANS} at most fit a request"
+            )
         return response
 
     def _keep(self, request: trace_service_pb2.ExportTraceServiceRequest) -> int:
@@ -66,10 +69,9 @@ class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
 class Queries(traces_pb2_grpc.TraceQueryServiceServicer):
     """Slow traces, and one trace."""
 
-    def __init__(self, store: SpanStore, on_disk: OnDisk, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, store: SpanStore, on_disk: OnDisk) -> None:
         self._store = store
         self._on_disk = on_disk
-        self._clock = clock
 
     async def SlowestTraces(
         self, request: traces_pb2.SlowestTracesRequest, context: Any
@@ -79,7 +81,7 @@ class Queries(traces_pb2_grpc.TraceQueryServiceServicer):
             raise InvalidInput(f"limit is {request.limit}: want 1 to {MAX_LIMIT}, or 0 for {_DEFAULT_LIMIT}")
         if not 0 <= request.within_seconds < 1e9:
             raise InvalidInput("within_seconds must be 0 (everything) or a positive number of seconds")
-        since = int((self._clock() - request.within_seconds) * 1e9) if request.within_seconds else 0
+        since = int((time.time() - request.within_seconds) * 1e9) if request.within_seconds else 0
         found = await self._on_disk(
             lambda: self._store.slowest(
                 service=request.service.removeprefix("treadle-"),
