@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from treadle.cli.errors import CommandError
-from treadle.cli.ports import busy, require_free
+from treadle.cli.ports import busy, next_base_port, require_free
 from treadle.cli.services import SERVICES, Plan
 
 
@@ -44,6 +44,10 @@ def test_a_busy_port_names_its_service_and_the_way_out(plan: Plan, taken: str) -
     assert "features" in caught.value.message
     assert "--base-port" in caught.value.hint
     require_free(plan, ["gateway"])
+
+
+def test_the_way_out_is_found_also_at_the_end_of_the_ports(tmp_path: Path) -> None:
+    assert next_base_port(Plan(tmp_path, 64_990)) < 64_990
 
 
 def test_every_service_knows_every_other(plan: Plan) -> None:

@@ -15,7 +15,7 @@ from typing import Literal
 
 from treadle.cli.health import Health, check
 from treadle.cli.meshfile import MeshFile
-from treadle.cli.ports import busy, free_base_port
+from treadle.cli.ports import busy, next_base_port
 from treadle.cli.services import Plan
 
 _OLDEST_PYTHON = (3, 11)
@@ -118,10 +118,11 @@ async def _mesh(home: Path, base_port: int) -> AsyncIterator[Finding]:
     """The running mesh's health, or whether one could start."""
     mesh = MeshFile.read(home)
     if mesh is None:
-        taken = [f"{found.address} ({found.service}, {found.purpose})" for found in busy(Plan(home, base_port))]
+        plan = Plan(home, base_port)
+        taken = ", ".join(map(str, busy(plan)))
         if taken:
-            do = f"treadle up --base-port {free_base_port(base_port + 40)}, or end what holds them"
-            yield Finding("problem", "ports", f"in use: {', '.join(taken)}", do)
+            do = f"treadle up --base-port {next_base_port(plan)}, or end what holds them"
+            yield Finding("problem", "ports", f"in use: {taken}", do)
         else:
             yield Finding("ok", "ports", f"free from {base_port}")
             yield Finding("note", "mesh", f"none runs in {home}", "treadle up")

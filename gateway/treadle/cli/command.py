@@ -15,6 +15,7 @@ import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,20 +41,23 @@ class Session:
     address: str = ""
     timeout_seconds: float | None = None
 
+    @cached_property
+    def mesh(self) -> MeshFile | None:
+        """The mesh that ran in `home` when first asked for; None when there was none, or another one is meant."""
+        return None if self.address else MeshFile.read(self.home)
+
     @property
     def gateway(self) -> str:
         """The gateway's address: as given, else of the mesh that runs in `home`, else the default."""
         if self.address:
             return self.address
-        mesh = MeshFile.read(self.home)
-        return mesh.addresses[GATEWAY] if mesh is not None else f"{HOST}:{BASE_PORT}"
+        return self.mesh.addresses[GATEWAY] if self.mesh is not None else f"{HOST}:{BASE_PORT}"
 
     @property
     def traces(self) -> str:
         """The trace store's address: of the mesh that runs in `home`, else beside the gateway."""
-        mesh = None if self.address else MeshFile.read(self.home)
-        if mesh is not None:
-            return mesh.addresses[TRACES]
+        if self.mesh is not None:
+            return self.mesh.addresses[TRACES]
         host, _, port = self.gateway.rpartition(":")
         return f"{host}:{int(port) + SERVICES[TRACES].offset}" if port.isdigit() else self.gateway
 
@@ -163,31 +167,22 @@ _HOME: dict[str, Any] = {
 
 
 def _report(out: Output, error: Exception) -> None:
+    known = sys.modules.get("treadle.rpc.errors")  # when nobody imported it, it is none of these
     if isinstance(error, CommandError):
         out.fail(error)
-        return
-    known = sys.modules.get("treadle.rpc.errors")  # when nobody imported it, it is none of these
-    if known is not None and isinstance(error, known.TreadleError):
-        _report_rpc(out, error)
-        return
-    text = f"{type(error).__name__}: {error}"
-    out.fail(CommandError(text, "this is a fault of the command: --debug shows where", "INTERNAL"))
+    elif known is not None and isinstance(error, known.TreadleError):
+        out.fail(_of_rpc(error))
+    else:
+        text = f"{type(error).__name__}: {error}"
+        out.fail(CommandError(text, "this is a fault of the command: --debug shows where", "INTERNAL"))
 
 
-def _report_rpc(out: Output, error: Any) -> None:
+def _of_rpc(error: Any) -> CommandError:
     code = error.code.name
     hint = {
         "UNAVAILABLE": "treadle status shows which service is down",
         "DEADLINE_EXCEEDED": "give it longer with --timeout, or see where the time goes: treadle trace",
         "UNIMPLEMENTED": "that service is older or newer than this command: treadle doctor",
     }.get(code, "")
-    if out.as_json:
-        from treadle.cli.output import print_json
-
-        violations = [{"field": each.field, "description": each.description} for each in error.violations]
-        print_json({"error": {"code": code, "message": error.message, "hint": hint, "violations": violations}})
-    people = Output()
-    details = [
-        f"{each.field}: {each.description}" for each in error.violations if each.description not in error.message
-    ]
-    people.fail(CommandError(error.message, hint, code), details)
+    violations = [{"field": each.field, "description": each.description} for each in error.violations]
+    return CommandError(error.message, hint, code, violations)

@@ -49,13 +49,14 @@ class Output:
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
 
-    def fail(self, error: CommandError, details: Sequence[str] = ()) -> None:
+    def fail(self, error: CommandError) -> None:
         """What went wrong and what to do: on stderr, and with --json as a document on stdout."""
         if self.as_json:
-            print_json({**error.as_json()})
+            print_json(error.as_json())
         self.note(f"error: {error.message}")
-        for line in details:
-            self.note(f"  {line}")
+        for each in error.violations:
+            if each["description"] not in error.message:
+                self.note(f"  {each['field']}: {each['description']}")
         if error.hint:
             self.note(f"  → {error.hint}")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from treadle.cli.errors import CommandError
-from treadle.cli.services import SERVICES, Plan
+from treadle.cli.services import BASE_PORT, SERVICES, Plan
 
 _SPAN = 40
 """Ports from one mesh's base to the next one's."""
@@ -20,6 +20,9 @@ class Busy:
     service: str
     purpose: str
     address: str
+
+    def __str__(self) -> str:
+        return f"{self.address} ({self.service}, {self.purpose})"
 
 
 def busy(plan: Plan, services: Iterable[str] = tuple(SERVICES)) -> Iterator[Busy]:
@@ -35,11 +38,18 @@ def require_free(plan: Plan, services: Iterable[str] = tuple(SERVICES)) -> None:
     taken = list(busy(plan, services))
     if not taken:
         return
-    named = ", ".join(f"{found.address} ({found.service}, {found.purpose})" for found in taken)
     raise CommandError(
-        f"{'port' if len(taken) == 1 else 'ports'} in use: {named}",
-        f"choose others: treadle up --base-port {free_base_port(plan.base_port + _SPAN)}; or end what holds them",
+        f"{'port' if len(taken) == 1 else 'ports'} in use: {', '.join(map(str, taken))}",
+        f"choose others: treadle up --base-port {next_base_port(plan)}; or end what holds them",
     )
+
+
+def next_base_port(plan: Plan) -> int:
+    """A base whose ports are all free: above the plan's, or from the default up when there is none above."""
+    try:
+        return free_base_port(plan.base_port + _SPAN)
+    except CommandError:
+        return free_base_port(BASE_PORT)
 
 
 def free_base_port(start: int) -> int:

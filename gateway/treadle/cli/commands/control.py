@@ -5,7 +5,6 @@ import click
 from treadle.cli.command import Session, command, home_option
 from treadle.cli.control import ask
 from treadle.cli.errors import IS_IT_RUNNING, CommandError
-from treadle.cli.meshfile import MeshFile
 
 _service = click.argument("service")
 
@@ -34,8 +33,7 @@ async def down(session: Session) -> None:
 
 
 async def _ask(session: Session, do: str, service: str, done: str) -> None:
-    mesh = MeshFile.read(session.home)
-    if mesh is None:
+    if session.mesh is None:
         raise CommandError(f"no mesh runs in {session.home}", IS_IT_RUNNING, "UNAVAILABLE")
-    answer = await ask(mesh.control, do, service)
+    answer = await ask(session.mesh.control, do, service)
     session.out.show(answer, lambda: done)

@@ -86,10 +86,8 @@ def _picture(answer: "Prediction", with_features: bool) -> Any:
     from treadle.cli.plain import plain
 
     names = list(answer.outputs)
-    rows = [
-        [identity, *(_cell(plain(answer.outputs[name])[row]) for name in names)]
-        for row, identity in enumerate(answer.prediction_ids)
-    ]
+    columns = [map(_cell, plain(answer.outputs[name])) for name in names]
+    rows = list(zip(answer.prediction_ids, *columns, strict=True))
     about = facts(
         (
             ("by", f"{answer.model}/{answer.version}" if answer.version else "a default answer"),

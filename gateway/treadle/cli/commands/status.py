@@ -7,7 +7,6 @@ from treadle.cli.command import FAILED, Session, command, require_listening
 from treadle.cli.control import ask
 from treadle.cli.errors import CommandError
 from treadle.cli.health import Health, check
-from treadle.cli.meshfile import MeshFile
 from treadle.cli.output import table
 
 
@@ -17,7 +16,7 @@ async def status(session: Session) -> None:
 
     Exit status 1 unless all serve.
     """
-    mesh = None if session.address else MeshFile.read(session.home)
+    mesh = session.mesh
     if mesh is None:
         await require_listening(session.gateway)
     addresses = {"gateway": session.gateway} if mesh is None else mesh.addresses
