@@ -65,6 +65,9 @@ class FeatureNeeds:
     """Outputs and context columns whose values may be recorded nowhere."""
 
 
+_Parts = list[tuple[ServedVersion, FeatureNeeds | None]]
+
+
 @dataclass(frozen=True, slots=True)
 class Deployment:
     """A traffic policy with all it refers to."""
@@ -109,37 +112,36 @@ class Deployment:
             ) from None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "known_columns", _known(self))
-        object.__setattr__(self, "sensitive_columns", _sensitive(self))
+        parts = self._parts()
+        if parts is not None:
+            object.__setattr__(self, "known_columns", _known(self.sticky_entity, parts))
+            object.__setattr__(self, "sensitive_columns", _sensitive(parts))
 
-
-def _known(deployment: Deployment) -> frozenset[str] | None:
-    known: set[str] = {deployment.sticky_entity} if deployment.sticky_entity else set()
-    for ref in deployment.refs:
-        version = deployment.versions.get(ref)
-        if version is None:
-            return None
-        known.update(version.needs)
-        if version.feature_service:
-            needs = deployment.feature_services.get(version.feature_service)
-            if needs is None:
+    def _parts(self) -> _Parts | None:
+        """Each version with what its feature service needs, if it has one; None while some are not known."""
+        parts: _Parts = []
+        for ref in self.refs:
+            version = self.versions.get(ref)
+            if version is None:
                 return None
+            needs = self.feature_services.get(version.feature_service)
+            if needs is None and version.feature_service:
+                return None
+            parts.append((version, needs))
+        return parts
+
+
+def _known(sticky_entity: str, parts: _Parts) -> frozenset[str]:
+    known = {sticky_entity} if sticky_entity else set()
+    for version, needs in parts:
+        known.update(version.needs)
+        if needs is not None:
             known.update(needs.entities, needs.context)
     return frozenset(known)
 
 
-def _sensitive(deployment: Deployment) -> frozenset[str] | None:
-    sensitive: set[str] = set()
-    for ref in deployment.refs:
-        version = deployment.versions.get(ref)
-        if version is None:
-            return None
-        if version.feature_service:
-            needs = deployment.feature_services.get(version.feature_service)
-            if needs is None:
-                return None
-            sensitive |= needs.sensitive
-    return frozenset(sensitive)
+def _sensitive(parts: _Parts) -> frozenset[str]:
+    return frozenset().union(*(needs.sensitive for _, needs in parts if needs is not None))
 
 
 @dataclass(frozen=True, slots=True)
