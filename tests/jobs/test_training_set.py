@@ -1,7 +1,6 @@
 """Training sets and what they say about themselves."""
 
 from dataclasses import replace
-from datetime import datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,17 +8,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from treadle.features import FeatureService, FeatureView
-from treadle.jobs.training_set import build_training_set, data_digest, read_training_set
+from treadle.jobs.training_set import build_training_set, data_digest, described, read_training_set
 from treadle.rpc.errors import InvalidInput
 
-START = datetime.fromisoformat("2013-01-01T00:00:00+00:00")
+from .conftest import hours
 
 
 def entity_rows(winds: int = 3) -> pa.Table:
     return pa.table(
         {
             "origin": ["EWR", "JFK", "LGA"],
-            "event_timestamp": [START + timedelta(hours=winds)] * 3,
+            "event_timestamp": [hours(winds)] * 3,
             "distance": [1.0, 2.0, 3.0],
             "late": [True, False, None],
         }
@@ -41,8 +40,8 @@ def test_it_is_written_whole_with_its_lineage(tmp_path: Path, view: FeatureView,
 
 def test_the_digest_follows_the_data_alone(tmp_path: Path, view: FeatureView, service: FeatureService) -> None:
     first, again, other = (
-        build_training_set(entity_rows(hours), service, [view], tmp_path / f"{name}.parquet")
-        for name, hours in (("first", 3), ("again", 3), ("other", 2))
+        build_training_set(entity_rows(winds), service, [view], tmp_path / f"{name}.parquet")
+        for name, winds in (("first", 3), ("again", 3), ("other", 2))
     )
     assert first.data_digest == again.data_digest != other.data_digest
     assert first.definitions_digest == other.definitions_digest
@@ -89,3 +88,11 @@ def test_a_join_that_fails_leaves_the_old_file(tmp_path: Path, view: FeatureView
     with pytest.raises(InvalidInput, match="no column 'distance'"):
         build_training_set(entity_rows().drop_columns(["distance"]), service, [view], path)
     assert read_training_set(path) == made
+
+
+def test_a_table_that_was_read_still_says_what_made_it(
+    tmp_path: Path, view: FeatureView, service: FeatureService
+) -> None:
+    made = build_training_set(entity_rows(), service, [view], tmp_path / "flights.parquet")
+    assert described(pq.read_table(made.path).schema)["feature_service"] == service.name
+    assert described(entity_rows().schema) == {}

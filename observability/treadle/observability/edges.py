@@ -71,20 +71,13 @@ SIGNAL_MATRIX: dict[str, Signals] = {
 
 def edges_in(spans: Iterable[SpanRecord]) -> set[tuple[str, str]]:
     """Caller and callee of every parent and child span that belong to different services."""
-    by_id = {(span.trace_id, span.span_id): span for span in spans}
-    parents = ((by_id.get((span.trace_id, span.parent_id)), span) for span in by_id.values())
-    return {(parent.service, span.service) for parent, span in parents if parent and parent.service != span.service}
+    pairs = _parents_and_children(spans)
+    return {(parent.service, child.service) for parent, child in pairs if parent.service != child.service}
 
 
 def missing_edges(spans: Iterable[SpanRecord], wanted: Iterable[Edge]) -> list[Edge]:
     """The wanted edges that no pair of spans shows: a hop that lost its trace context, or was never made."""
-    spans = list(spans)
-    by_id = {(span.trace_id, span.span_id): span for span in spans}
-    shown = {
-        (parent.service, span.service, span.name)
-        for span in spans
-        if (parent := by_id.get((span.trace_id, span.parent_id))) is not None
-    }
+    shown = {(parent.service, child.service, child.name) for parent, child in _parents_and_children(spans)}
     return [
         edge
         for edge in wanted
@@ -93,6 +86,13 @@ def missing_edges(spans: Iterable[SpanRecord], wanted: Iterable[Edge]) -> list[E
             for caller, callee, name in shown
         )
     ]
+
+
+def _parents_and_children(spans: Iterable[SpanRecord]) -> list[tuple[SpanRecord, SpanRecord]]:
+    """Every span whose parent is there too, behind it."""
+    by_id = {(span.trace_id, span.span_id): span for span in spans}
+    parents = ((by_id.get((span.trace_id, span.parent_id)), span) for span in by_id.values())
+    return [(parent, child) for parent, child in parents if parent is not None]
 
 
 def undeclared_edges(spans: Iterable[SpanRecord], known: Iterable[Edge]) -> set[tuple[str, str]]:

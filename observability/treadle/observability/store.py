@@ -223,12 +223,8 @@ class SpanStore:
 
     def _records(self, query: str, *arguments: object) -> list[SpanRecord]:
         rows = self._db.execute(query, arguments).fetchall()
-        links: dict[int, list[tuple[str, str]]] = {}
-        for row in rows:
-            links[row[0]] = self._db.execute(
-                "SELECT linked_trace, linked_span FROM links WHERE span = ?", (row[0],)
-            ).fetchall()
-        return [_record(row, links[row[0]]) for row in rows]
+        links = "SELECT linked_trace, linked_span FROM links WHERE span = ?"
+        return [_record(row, self._db.execute(links, row[:1]).fetchall()) for row in rows]
 
 
 def _open(path: Path) -> sqlite3.Connection:

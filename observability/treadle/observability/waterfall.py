@@ -234,15 +234,18 @@ def duration_text(nanos: int) -> str:
 
 
 def _short(name: str) -> str:
-    """`Service/Method` of `package.v1.Service/Method`; without control characters, which peers could send."""
+    """`Service/Method` of `package.v1.Service/Method`."""
     service, slash, method = name.lstrip("/").rpartition("/")
-    shown = f"{service.rpartition('.')[2]}/{method}" if slash else name
-    return "".join(letter if letter.isprintable() else "�" for letter in shown)
+    return _printable(f"{service.rpartition('.')[2]}/{method}" if slash else name)
 
 
 def _number(value: Value) -> str:
-    text = f"{value:.3g}" if isinstance(value, float) else str(value)
-    return "".join(letter if letter.isprintable() else "�" for letter in text)[:60]
+    return _printable(f"{value:.3g}" if isinstance(value, float) else str(value))[:60]
+
+
+def _printable(text: str) -> str:
+    """Without control characters, which peers could send."""
+    return "".join(letter if letter.isprintable() else "�" for letter in text)
 
 
 def _plural(count: int, noun: str) -> str:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from treadle.features.definitions import FeatureView
@@ -86,5 +86,4 @@ def to_micros(moment: datetime) -> int:
     """Microseconds since 1970 UTC, exactly. InvalidInput without a time zone."""
     if moment.tzinfo is None:
         raise InvalidInput("the moment needs a time zone, such as 2013-10-01T00:00:00+00:00")
-    since = moment - _EPOCH
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+    return (moment - _EPOCH) // timedelta(microseconds=1)

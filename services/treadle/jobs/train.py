@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from treadle.jobs.training_set import data_digest, read_training_set
+from treadle.jobs.training_set import data_digest, described
 from treadle.plugins.packaging import save_model
 from treadle.rpc.errors import InvalidInput, NotFound
 from treadle.rpc.imports import add_path
@@ -74,7 +74,7 @@ def run_training(
         columns=trained.columns,
         units=trained.units,
         allow_nan=trained.allow_nan,
-        feature_service=trained.feature_service or _feature_service(data),
+        feature_service=trained.feature_service or _feature_service(table),
         parameters={**chosen, **trained.parameters},
         metrics=trained.metrics,
         lineage=lineage,
@@ -140,9 +140,6 @@ def _read(data: Path) -> Any:
         raise InvalidInput(f"training data {data} is no Parquet file") from None
 
 
-def _feature_service(data: Path) -> str:
-    """The feature service that made the training set; "" for other Parquet files."""
-    try:
-        return read_training_set(data).feature_service
-    except InvalidInput:
-        return ""
+def _feature_service(table: Any) -> str:
+    """The feature service that made the training set; "" for other tables."""
+    return str(described(table.schema).get("feature_service", ""))

@@ -73,13 +73,23 @@ def read_training_set(path: Path) -> TrainingSet:
     import pyarrow.parquet as pq
 
     try:
-        metadata = pq.read_schema(path).metadata or {}
-        known = json.loads(metadata[_METADATA])
-    except (OSError, pa.ArrowInvalid, KeyError, ValueError):
-        raise InvalidInput(f"{path} is not a training set") from None
+        known = described(pq.read_schema(path))
+    except (OSError, pa.ArrowInvalid):
+        known = {}
+    if not known:
+        raise InvalidInput(f"{path} is not a training set")
     return TrainingSet(
         **{**known, "path": path, "features": tuple(known["features"]), "columns": tuple(known["columns"])}
     )
+
+
+def described(schema: Any) -> dict[str, Any]:
+    """What the Arrow schema of a training set says about it: TrainingSet's fields but the path. Empty for others."""
+    try:
+        known: dict[str, Any] = json.loads((schema.metadata or {})[_METADATA])
+    except (KeyError, ValueError):
+        return {}
+    return known
 
 
 def data_digest(table: Any) -> str:

@@ -74,26 +74,24 @@ def decode_outputs(response: oip.ModelInferResponse) -> dict[str, Array]:
 
 def encode_inputs(request: oip.ModelInferRequest, arrays: Mapping[str, Array], *, raw: bool = True) -> None:
     """Adds `arrays` as inputs, in their order. Object arrays hold `str` or `bytes`."""
-    raw = raw or _needs_raw(arrays.values())
-    for name, array in arrays.items():
-        wire, datatype, _ = _to_wire(array, name)
-        pb = request.inputs.add(name=name, datatype=datatype, shape=array.shape)
-        if raw:
-            request.raw_input_contents.append(_to_raw(wire))
-        else:
-            _fill(pb.contents, datatype, wire)
+    _encode(arrays, request.inputs, request.raw_input_contents, raw=raw)
 
 
 def encode_outputs(response: oip.ModelInferResponse, outputs: Mapping[str, Array], *, raw: bool) -> None:
     """Adds `outputs`, raw or typed as the request was. FP16 has no typed form, so it makes all of them raw."""
-    raw = raw or _needs_raw(outputs.values())
-    for name, array in outputs.items():
+    _encode(outputs, response.outputs, response.raw_output_contents, raw=raw, restorable=True)
+
+
+def _encode(arrays: Mapping[str, Array], pbs: Any, raws: Any, *, raw: bool, restorable: bool = False) -> None:
+    """Adds `arrays` to the tensors `pbs`. `restorable`: each says its Treadle dtype where its datatype does not."""
+    raw = raw or _needs_raw(arrays.values())
+    for name, array in arrays.items():
         wire, datatype, restored = _to_wire(array, name)
-        pb = response.outputs.add(name=name, datatype=datatype, shape=array.shape)
-        if restored:
+        pb = pbs.add(name=name, datatype=datatype, shape=array.shape)
+        if restorable and restored:
             pb.parameters[DTYPE_PARAMETER].string_param = restored
         if raw:
-            response.raw_output_contents.append(_to_raw(wire))
+            raws.append(_to_raw(wire))
         else:
             _fill(pb.contents, datatype, wire)
 
