@@ -1,19 +1,57 @@
-"""For all tests: ports of their own, and a run that requires services does not accept that one is absent."""
+"""For all tests: ports, a small model, what a process imports; and no skipped test where services are required."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from treadle.cli.ports import free_base_port
+from treadle.plugins.packaging import save_model
+from treadle.rpc.columns import Column, encode
+from treadle.v1 import types_pb2
 
 BasePort = Callable[[], int]
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """Those of a service without any."""
+
+
+def columns(**values: Any) -> list[types_pb2.Column]:
+    """Columns by name."""
+    return [encode(each if isinstance(each, Column) else Column.of(name, each)) for name, each in values.items()]
+
+
+def modules_after(code: str) -> set[str]:
+    """What a fresh process has imported once it has run this."""
+    code += "\nimport sys\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
 
 
 @pytest.fixture(scope="session")
 def base_port() -> BasePort:
     """Finds free ports for a mesh: apart from other test runs', and below those that outgoing connections get."""
     return lambda: free_base_port(10_000 + os.getpid() % 250 * 80)
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model that takes tensors."""
+    from sklearn.linear_model import LogisticRegression
+
+    rows = np.random.default_rng(0).normal(size=(80, 3)).astype(np.float32)
+    model = LogisticRegression().fit(rows, rows[:, 0] > 0)
+    folder = tmp_path_factory.mktemp("package") / "model"
+    save_model(model, folder, {"features": rows[:4]}, metrics={"roc_auc": 0.9}, description="Positive first column.")
+    return folder
 
 
 @pytest.hookimpl(wrapper=True)

@@ -9,13 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from sklearn.linear_model import LogisticRegression
 
 from treadle.cli.main import main
-from treadle.plugins.packaging import save_model
 
 from ..conftest import BasePort
 
@@ -96,13 +93,3 @@ def as_json(on_mesh: Treadle) -> Callable[..., Any]:
         return json.loads(done.stdout)
 
     return run
-
-
-@pytest.fixture(scope="session")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model that takes tensors."""
-    rows = np.random.default_rng(0).normal(size=(80, 3)).astype(np.float32)
-    model = LogisticRegression().fit(rows, rows[:, 0] > 0)
-    folder = tmp_path_factory.mktemp("package") / "model"
-    save_model(model, folder, {"features": rows[:4]}, metrics={"roc_auc": 0.9}, description="Positive first column.")
-    return folder

@@ -2,16 +2,15 @@
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import Result
 
 from treadle.cli.command import Command
 from treadle.cli.main import main
 
-Treadle = Callable[..., Result]
+from .conftest import Treadle
+
 NOWHERE = "127.0.0.1:1"
 ASKING = [
     ("status",),

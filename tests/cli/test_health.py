@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,7 @@ from treadle.cli.health import Health, check, listens
 from treadle.rpc.service import Runtime
 from treadle.rpc.serving import running
 
-
-@dataclass(frozen=True)
-class NoSettings:
-    """Nothing to set."""
+from ..conftest import NoSettings
 
 
 @asynccontextmanager

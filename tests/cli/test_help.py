@@ -1,8 +1,5 @@
 """The command's face: its help, and how little it takes to show it."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 
@@ -13,6 +10,8 @@ from click.testing import CliRunner
 from treadle.cli.command import Command
 from treadle.cli.lazy import LazyGroup
 from treadle.cli.main import SECTIONS, main
+
+from ..conftest import modules_after
 
 HEAVY = {"grpc", "numpy", "rich", "google.protobuf", "asyncio", "treadle.rpc.errors", "opentelemetry", "pyarrow"}
 
@@ -33,13 +32,8 @@ ALL = dict(walk(main))
 
 def imported_by(*arguments: str) -> set[str]:
     """The modules that a fresh process has imported after running the command."""
-    program = (
-        "import json, sys\nfrom treadle.cli.main import main\n"
-        f"try:\n    main({list(arguments)!r})\nexcept SystemExit:\n    pass\n"
-        "print(json.dumps(list(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    return set(json.loads(done.stdout.splitlines()[-1]))
+    program = f"from treadle.cli.main import main\ntry:\n    main({list(arguments)!r})\nexcept SystemExit:\n    pass\n"
+    return modules_after(program)
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -52,11 +46,8 @@ def test_help_of_commands_imports_no_grpc(arguments: tuple[str, ...]) -> None:
 
 
 def test_supervisor_and_status_import_no_grpc() -> None:
-    program = (
-        "import json, sys, treadle.cli.commands.up, treadle.cli.commands.status\nprint(json.dumps(list(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert not set(json.loads(done.stdout)) & (HEAVY - {"asyncio"})
+    loaded = modules_after("import treadle.cli.commands.up, treadle.cli.commands.status")
+    assert not loaded & (HEAVY - {"asyncio"})
 
 
 def test_lines_of_the_help_are_the_commands_own() -> None:

@@ -5,21 +5,19 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import click
 import numpy as np
 import pytest
-from click.testing import Result
 
 from treadle.cli.cells import columns_of, read_rows
 from treadle.cli.deployfile import parse_fallback, parse_share, read_plan
 from treadle.client import Fallback
 from treadle.rpc.errors import InvalidInput, NotFound
 
-Treadle = Callable[..., Result]
-BasePort = Callable[[], int]
+from ..conftest import BasePort
+from .conftest import Treadle
 
 
 def findings(treadle: Treadle, *arguments: object) -> tuple[int, dict[str, dict[str, str]]]:

@@ -17,10 +17,11 @@ from treadle.cli.health import Health, check
 from treadle.cli.meshfile import MeshFile
 from treadle.cli.supervisor import Mesh
 
+from ..conftest import BasePort
+
 pytestmark = pytest.mark.slow
 SOME = ("registry", "features")
 Heard = list[tuple[str, str]]
-BasePort = Callable[[], int]
 
 
 @pytest.fixture

@@ -2,16 +2,12 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression
 
 from treadle.client import AsyncClient
-from treadle.plugins.packaging import save_model
 from treadle.registry import service as registry
 from treadle.rpc.columns import Column, decode, encode
 from treadle.rpc.context import current
@@ -19,6 +15,8 @@ from treadle.rpc.errors import InvalidInput, TreadleError, Violation
 from treadle.rpc.service import Runtime
 from treadle.rpc.serving import running
 from treadle.v1 import evaluation_pb2, evaluation_pb2_grpc, prediction_pb2, prediction_pb2_grpc, types_pb2
+
+from ..conftest import NoSettings
 
 
 class Doubling(prediction_pb2_grpc.PredictionServiceServicer, evaluation_pb2_grpc.EvaluationServiceServicer):
@@ -68,11 +66,6 @@ class Doubling(prediction_pb2_grpc.PredictionServiceServicer, evaluation_pb2_grp
         return evaluation_pb2.RecordResponse(rows_recorded=sum(len(batch.prediction_ids) for batch in batches))
 
 
-@dataclass(frozen=True)
-class NoSettings:
-    """Nothing to set."""
-
-
 @pytest.fixture
 def doubling() -> Doubling:
     return Doubling()  # type: ignore[abstract]  # the other RPCs are not called here
@@ -105,14 +98,3 @@ async def models(tmp_path: Path) -> AsyncIterator[AsyncClient]:
         AsyncClient(address, actor="ada") as client,
     ):
         yield client
-
-
-@pytest.fixture(scope="session")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small scikit-learn model, saved."""
-    random = np.random.default_rng(0)
-    rows = random.normal(size=(60, 3)).astype(np.float32)
-    model = LogisticRegression().fit(rows, rows[:, 0] > 0)
-    folder = tmp_path_factory.mktemp("package") / "model"
-    save_model(model, folder, {"features": rows[:4]}, metrics={"roc_auc": 0.9}, description="Positive first column.")
-    return folder

@@ -14,12 +14,14 @@ from treadle.features.codec import to_request
 from treadle.features.service import Settings, open_service
 from treadle.observability.telemetry import Telemetry
 from treadle.rpc.channel import Channel
-from treadle.rpc.columns import Column, decode, encode
+from treadle.rpc.columns import Column, decode
 from treadle.rpc.errors import FailedPrecondition, InvalidInput, NotFound, TreadleError
 from treadle.rpc.serving import running
 from treadle.v1 import features_pb2 as pb
 from treadle.v1 import types_pb2
 from treadle.v1.features_pb2_grpc import FeatureServiceStub
+
+from ..conftest import columns
 
 HOUR = 3_600_000_000
 PRESENT, NULL, MISSING, STALE = (
@@ -28,10 +30,6 @@ PRESENT, NULL, MISSING, STALE = (
     types_pb2.FEATURE_STATUS_MISSING,
     types_pb2.FEATURE_STATUS_STALE,
 )
-
-
-def columns(**values: Any) -> list[types_pb2.Column]:
-    return [encode(each if isinstance(each, Column) else Column.of(name, each)) for name, each in values.items()]
 
 
 async def stream(*messages: pb.PushRequest) -> AsyncIterator[pb.PushRequest]:

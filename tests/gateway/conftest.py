@@ -46,7 +46,7 @@ from treadle.v1 import (
     types_pb2,
 )
 
-from ..conftest import BasePort
+from ..conftest import BasePort, columns
 
 HOUR = 3600.0
 MODULE = '''
@@ -223,11 +223,6 @@ class Gate:
     def stub(self, make: Any) -> Any:
         """Another service's stub on the same door."""
         return make(self.channel)
-
-
-def columns(**values: Any) -> list[types_pb2.Column]:
-    """Columns by name."""
-    return [encode(each if isinstance(each, Column) else Column.of(name, each)) for name, each in values.items()]
 
 
 def flights(*tails: str, distance: float = 1.0, **more: Any) -> prediction_pb2.PredictRequest:

@@ -16,10 +16,11 @@ from treadle.rpc.columns import Column, decode, encode
 from treadle.rpc.errors import InvalidInput, NotFound
 from treadle.v1 import features_pb2 as pb
 
+from .conftest import START, hours
+
 if TYPE_CHECKING:
     from treadle.v1.features_pb2_grpc import FeatureServiceAsyncStub
 
-START = datetime.fromisoformat("2013-01-01T00:00:00+00:00")
 HOUR = 3_600_000_000
 ORIGINS = ["EWR", "JFK", "LGA"]
 
@@ -41,7 +42,7 @@ async def test_online_is_offline_at_the_moment_of_materializing(
     stub: "FeatureServiceAsyncStub", view: FeatureView, service: FeatureService, until: int
 ) -> None:
     await stub.ApplyFeatures(codec.to_request(Definitions((view,), (service,))))
-    moment = datetime.fromtimestamp(START.timestamp() + until * 3600, START.tzinfo)
+    moment = hours(until)
     await materialize(view, stub, until=moment)
     online = await ask(stub, until)
     rows = pa.table({"origin": ORIGINS, "event_timestamp": [moment] * 3, "distance": [1.0, 2.0, 3.0]})
@@ -64,7 +65,7 @@ async def test_again_changes_nothing_and_older_is_outdated(
     assert await materialize(view, stub, progress=lambda done, total: seen.append((done, total))) == Pushed(2, 2, 0)
     assert seen == [(2, 2)]
     assert await materialize(view, stub) == Pushed(2, 2, 0)
-    earlier = datetime.fromtimestamp(START.timestamp() + 3600, START.tzinfo)
+    earlier = hours(1)
     assert await materialize(view, stub, until=earlier) == Pushed(2, 1, 1)
     assert await materialize(view, stub, until=START) == Pushed(0, 0, 0)
     (fresh,) = (await stub.GetFreshness(pb.GetFreshnessRequest())).views

@@ -23,6 +23,8 @@ from treadle.registry.manifest import Manifest, Ref
 from treadle.registry.store import Store, Transaction, newest_sequence
 from treadle.rpc.errors import AlreadyExists, DataLoss, FailedPrecondition, StorageFull, Unavailable
 
+from ..conftest import modules_after
+
 MANIFEST = Manifest(backend="sklearn", body=b"")
 
 
@@ -169,15 +171,10 @@ async def test_a_database_of_a_newer_release_is_refused(store: Store, database_u
         Store.open(database_url)
 
 
-def _modules_after(code: str) -> list[str]:
-    code += "; import sys; print(*sys.modules)"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-
-
 async def test_a_start_with_nothing_to_migrate_does_without_alembic(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'registry.db'}"
     await Store.open(url).close()
-    loaded = _modules_after(f"from treadle.registry.store import Store; Store.open({url!r})")
+    loaded = modules_after(f"from treadle.registry.store import Store; Store.open({url!r})")
     for heavy in ("alembic", "numpy", "sqlalchemy.orm"):
         assert heavy not in loaded
 

@@ -23,6 +23,8 @@ from treadle.v1 import (
     registry_pb2_grpc,
 )
 
+from ..conftest import NoSettings
+
 Answer = Callable[[str], Awaitable[str]]
 
 
@@ -81,11 +83,6 @@ class Registry(registry_pb2_grpc.RegistryServiceServicer):
                 await context.write(registry_pb2.DeploymentEvent(cursor=cursor))
         finally:
             self._member.ended.set()
-
-
-@dataclass(frozen=True)
-class NoSettings:
-    pass
 
 
 class Stubs:
