@@ -11,9 +11,8 @@ import grpc
 import grpc.aio
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
-from treadle.gateway.routing import PIN
 from treadle.rpc.channel import Channel
-from treadle.rpc.context import FORWARDED, TENANT, current
+from treadle.rpc.context import FORWARDED, PIN, TENANT, current
 from treadle.v1 import evaluation_pb2, features_pb2, registry_pb2
 
 FORWARDED_SERVICES: Mapping[str, ServiceDescriptor] = {

@@ -6,9 +6,9 @@ from hashlib import blake2b
 
 from treadle.gateway.policies import Deployment, Ref, Share
 from treadle.rpc.columns import Column
+from treadle.rpc.context import PIN
 from treadle.rpc.errors import FailedPrecondition, InvalidInput, Violation
 
-PIN = "treadle-pin-version"
 # Any number of so many fits into 64 bits.
 _DIGITS = 18
 

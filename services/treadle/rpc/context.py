@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 TENANT = "treadle-tenant"
 ACTOR = "treadle-actor"
+# Asks the gateway for one version of a deployment.
+PIN = "treadle-pin-version"
 # Metadata that a hop passes on to the next.
 FORWARDED = (ACTOR, "baggage")
 
