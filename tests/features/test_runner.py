@@ -89,3 +89,38 @@ async def test_a_caller_that_goes_away(runner: TransformRunner) -> None:
         await gone
     go_on.set()
     assert await runner.run(lambda: 7, LONG, "it") == 7
+
+
+async def test_a_caller_that_goes_away_from_a_call_that_hangs(runner: TransformRunner) -> None:
+    started, forever = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        started.set()
+        forever.wait()
+
+    gone = asyncio.create_task(runner.run(hang, 0.2, "it"))
+    await asyncio.to_thread(started.wait)
+    gone.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    assert await runner.run(lambda: 7, LONG, "it") == 7  # on the thread that took the place of the one that hangs
+    forever.set()
+
+
+async def test_a_call_that_hangs_while_the_runner_is_closed(runner: TransformRunner) -> None:
+    started, forever = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        started.set()
+        forever.wait()
+
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    hung = asyncio.create_task(runner.run(hang, 0.2, "it"))
+    await asyncio.to_thread(started.wait)
+    runner.close()
+    async with asyncio.timeout(10):
+        with pytest.raises(DeadlineExceeded, match="did not answer"):
+            await hung
+    assert not complaints
+    forever.set()

@@ -12,6 +12,7 @@ from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
 from treadle.rpc.errors import DeadlineExceeded, Unavailable
+from treadle.rpc.tasks import notify
 
 _T = TypeVar("_T")
 _MOST_STUCK: Final = 16
@@ -29,7 +30,6 @@ class _Job:
         self.loop = loop
         self.done: asyncio.Future[Any] = loop.create_future()
         self.thread: _Worker | None = None
-        self.given_up = False
 
     def finish(self, result: Any, error: BaseException | None) -> None:
         """Called on the loop."""
@@ -56,8 +56,7 @@ class _Worker(threading.Thread):
                 job = self._jobs.get()
                 if job is None:
                     return
-                if not job.given_up:
-                    self._do(job)
+                self._do(job)
         except _Stop:
             return
 
@@ -67,13 +66,13 @@ class _Worker(threading.Thread):
             job.thread = self
         result, error = None, None
         try:
-            result = job.call()
+            if not job.done.done():  # else nobody waits for it any more
+                result = job.call()
         except Exception as raised:  # whatever it is goes to the request that waits
             error = raised
         with self._state:
             self._current = None
-        if not job.loop.is_closed():
-            job.loop.call_soon_threadsafe(job.finish, result, error)
+        notify(job.loop, lambda: job.finish(result, error))
 
     def abandon(self, job: _Job) -> bool:
         """Ends the thread as soon as it is back in Python code; False when it is no longer busy with `job`.
@@ -105,11 +104,9 @@ class TransformRunner:
         timer = job.loop.call_later(timeout_seconds, self._give_up, job, timeout_seconds, what)
         try:
             result: _T = await job.done
-        except asyncio.CancelledError:
-            job.given_up = True
-            raise
         finally:
-            timer.cancel()
+            if not job.done.cancelled():  # a caller that left may leave a call that hangs: its thread is still watched
+                timer.cancel()
         return result
 
     def close(self) -> None:
@@ -129,13 +126,12 @@ class TransformRunner:
             worker.start()
 
     def _give_up(self, job: _Job, timeout_seconds: float, what: str) -> None:
-        job.given_up = True
+        state = "did not answer" if job.thread is not None else "waited for a free thread, all busy with others,"
+        job.finish(None, DeadlineExceeded(f"the transforms of {what} {state} for {timeout_seconds:g} s"))
+        # Read again: a thread that has taken the job meanwhile is seen here, and one that takes it later lets it be.
         worker = job.thread
-        if worker is not None and worker.abandon(job):
+        if worker is not None and worker.abandon(job) and worker in self._workers:  # after `close` there are none
             self._workers.remove(worker)
             self._stuck.append(worker)
             if len(self._stuck) < _MOST_STUCK:
                 self._staff()
-        state = "did not answer" if worker is not None else "waited for a free thread, all busy with others,"
-        error = DeadlineExceeded(f"the transforms of {what} {state} for {timeout_seconds:g} s")
-        job.finish(None, error)

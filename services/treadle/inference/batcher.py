@@ -16,10 +16,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from treadle.inference.batch import Answer, Batch, Job, answers_of, bucket_of, cut, gathered, joined
-from treadle.inference.worker import Worker, notify
+from treadle.inference.worker import Worker
 from treadle.plugins.errors import BackendFault
 from treadle.plugins.tensors import Tensors
 from treadle.rpc.errors import DeadlineExceeded, InvalidInput, Overloaded, TreadleError, Unavailable
+from treadle.rpc.tasks import notify
 
 Predict = Callable[[Tensors, int], Tensors]
 """Outputs for the inputs and their number of rows; checked: N rows each. Raises BackendFault if the model broke."""

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from treadle.rpc.tasks import notify
+
 T = TypeVar("T")
 
 
@@ -18,8 +20,7 @@ class Worker:
 
     def __init__(self, name: str) -> None:
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def post(self, task: Callable[[], None]) -> None:
         """Queues `task`, which must not raise."""
@@ -54,20 +55,6 @@ class Worker:
         """Ends the thread after what is queued; one that is stuck is left behind."""
         self._tasks.put(None)
 
-    def join(self, timeout: float) -> bool:
-        """Whether the thread has ended within `timeout` seconds."""
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
-
     def _run(self) -> None:
         while (task := self._tasks.get()) is not None:
             task()
-
-
-def notify(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
-    """Runs `callback` on the loop; nothing if the loop is gone, for then nobody waits."""
-    try:
-        loop.call_soon_threadsafe(callback)
-    except RuntimeError:
-        if not loop.is_closed():
-            raise

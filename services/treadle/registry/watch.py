@@ -7,7 +7,7 @@ writers nothing. A cursor is the registry's id and a history sequence number, so
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
@@ -18,7 +18,7 @@ from treadle.registry import deployments
 from treadle.registry.deployments import Change, Deployment
 from treadle.registry.store import Store, newest_sequence
 from treadle.rpc.errors import OutOfRange, Unavailable
-from treadle.rpc.tasks import end
+from treadle.rpc.tasks import end, notify
 
 _CURSOR = re.compile(r"([0-9a-f]{32})-([0-9]{1,18})")
 _BATCH = 100
@@ -67,8 +67,7 @@ class Watches:
         loop = asyncio.get_running_loop()
 
         def committed(sequence: int) -> None:
-            with suppress(RuntimeError):  # the loop has closed: nobody watches any more
-                loop.call_soon_threadsafe(self._advance, sequence)
+            notify(loop, lambda: self._advance(sequence))
 
         self._store.on_commit(committed)
         looking = asyncio.create_task(self._look(poll_seconds))

@@ -1,6 +1,7 @@
-"""Background work of a service."""
+"""Background work of a service, in tasks and in threads."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 
 
@@ -9,3 +10,12 @@ async def end(task: "asyncio.Task[None]") -> None:
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
+
+
+def notify(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+    """Runs `callback` on the loop; nothing if the loop is gone, for then nobody waits."""
+    try:
+        loop.call_soon_threadsafe(callback)
+    except RuntimeError:
+        if not loop.is_closed():
+            raise
