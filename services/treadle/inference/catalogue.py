@@ -1,5 +1,6 @@
 """What the registry says, remembered on disk so that a restart does not need it."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class Catalogue:
             pb = registry_pb2.ModelVersion.FromString(remembered)
         else:
             with suppress(OSError):  # a full disk must not keep a model from serving
-                write_atomically(path, pb.SerializeToString())
+                await asyncio.to_thread(_remember, path, pb.SerializeToString(deterministic=True))
         return Registered.from_proto(pb)
 
     async def latest(self, name: str) -> ModelKey:
@@ -52,3 +53,9 @@ class Catalogue:
         request = registry_pb2.DownloadArtifactRequest(sha256=sha256)
         async for part in RegistryServiceStub(self.channel).DownloadArtifact(request, timeout=DOWNLOAD_SECONDS):
             yield part.chunk
+
+
+def _remember(path: Path, content: bytes) -> None:
+    """Waits for the disk only where this is new."""
+    if read_if_there(path) != content:
+        write_atomically(path, content)

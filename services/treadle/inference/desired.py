@@ -6,7 +6,7 @@ What was desired stays desired while the registry is away, and across restarts. 
 import asyncio
 import json
 from collections.abc import AsyncIterable, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from structlog.typing import FilteringBoundLogger
@@ -130,10 +130,10 @@ class Desired:
         )
 
     def _save(self) -> None:
-        known = self._known
-        content = {"cursor": known.cursor, "deployments": known.deployments, "pinned": known.pinned}
+        content = json.dumps(asdict(self._known), indent=1).encode()
         try:
-            write_atomically(self._path, json.dumps(content, indent=1).encode())
+            if read_if_there(self._path) != content:  # a watch that begins anew mostly tells what is known
+                write_atomically(self._path, content)
         except OSError as error:
             # Serving goes on; only a restart without the registry would miss it.
             self._log.error("the desired state cannot be remembered", path=str(self._path), error=str(error))

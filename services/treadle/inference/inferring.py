@@ -8,15 +8,16 @@ from opentelemetry import trace
 
 from treadle import oip
 from treadle.inference.batch import Answer
+from treadle.inference.models import number
 from treadle.inference.repository import Repository, Served
 from treadle.plugins.tensors import Array
 from treadle.rpc import context as call_context
 from treadle.rpc.errors import DeadlineExceeded, InvalidInput, TreadleError, Violation
-from treadle.rpc.tensors import decode_inputs, encode_outputs
+from treadle.rpc.tensors import DTYPE_PARAMETER, decode_inputs, encode_outputs
 
 # Understood, or without meaning here and without effect on the answer.
 _REQUEST_PARAMETERS = frozenset({"timeout", "binary_data_output", "headers", "triton_enable_empty_final_response"})
-_TENSOR_PARAMETERS = frozenset({"binary_data", "binary_data_size", "content_type", "treadle_dtype"})
+_TENSOR_PARAMETERS = frozenset({"binary_data", "binary_data_size", "content_type", DTYPE_PARAMETER})
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,22 +97,23 @@ def _check_outputs(served: Served, request: oip.ModelInferRequest) -> None:
                 [Violation(place, "unknown or asked for twice")],
             )
         seen.add(output.name)
-        _refuse_unknown(output.parameters, _TENSOR_PARAMETERS, place)
+        refuse_unknown(output.parameters, _TENSOR_PARAMETERS, place)
 
 
 def _check_parameters(request: oip.ModelInferRequest) -> None:
-    _refuse_unknown(request.parameters, _REQUEST_PARAMETERS, "the request")
+    refuse_unknown(request.parameters, _REQUEST_PARAMETERS, "the request")
     for pb in request.inputs:
         if pb.parameters:
-            _refuse_unknown(pb.parameters, _TENSOR_PARAMETERS, f"inputs[{pb.name}]")
+            refuse_unknown(pb.parameters, _TENSOR_PARAMETERS, f"inputs[{pb.name}]")
 
 
-def _refuse_unknown(parameters: Mapping[str, oip.InferParameter], known: frozenset[str], where: str) -> None:
+def refuse_unknown(parameters: Mapping[str, object], known: frozenset[str], where: str) -> None:
+    """InvalidInput for parameters that are not among `known`: what is not understood must not seem to be heeded."""
     unknown = sorted(parameters.keys() - known)
     if unknown:
         raise InvalidInput(
             f"{where} has parameters that mean nothing here: {', '.join(unknown)[:200]}; leave them out",
-            [Violation(f"parameters.{name}", f"unknown; {where} may have {sorted(known)}") for name in unknown],
+            [Violation(f"parameters.{name[:64]}", f"unknown; {where} may have {sorted(known)}") for name in unknown],
         )
 
 
@@ -121,9 +123,7 @@ def _deadline(request: oip.ModelInferRequest) -> float | None:
     if "timeout" not in request.parameters:
         return deadline
     parameter = request.parameters["timeout"]
-    micros = parameter.uint64_param or parameter.int64_param
-    if not micros and parameter.string_param.isdecimal():
-        micros = int(parameter.string_param)
+    micros = parameter.uint64_param or parameter.int64_param or number(parameter.string_param)
     if micros <= 0:
         raise DeadlineExceeded("parameter timeout leaves no time; it is in microseconds")
     own = time.monotonic() + micros / 1e6

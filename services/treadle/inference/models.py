@@ -12,6 +12,15 @@ from treadle.v1 import registry_pb2
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_END_OF_VERSIONS = 1 << 63
+"""The registry's messages hold versions as int64."""
+_MOST_DIGITS = 20
+"""Those of the largest uint64. Python refuses to read thousands of them, and floats cannot hold hundreds."""
+
+
+def number(text: str) -> int:
+    """The whole number that `text` spells in ASCII digits; 0 where it spells none, or one of too many digits."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS else 0
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -22,7 +31,7 @@ class ModelKey:
     version: int
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name) or self.version < 1:
+        if not _NAME.fullmatch(self.name) or not 1 <= self.version < _END_OF_VERSIONS:
             raise InvalidInput(f"{self.name[:128]!r} version {self.version} is no model version")
 
     def __str__(self) -> str:
@@ -32,7 +41,7 @@ class ModelKey:
     def parse(cls, text: str) -> "ModelKey":
         """The key that `str` gave."""
         name, _, version = text.rpartition("/")
-        return cls(name, int(version) if version.isascii() and version.isdigit() else 0)
+        return cls(name, number(version))
 
 
 @dataclass(frozen=True, slots=True)

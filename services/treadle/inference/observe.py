@@ -22,10 +22,10 @@ class Total:
     count: int = 0
     ns: int = 0
 
-    def add(self, seconds: float, count: int = 1) -> None:
-        """Adds `count` times `seconds`."""
-        self.count += count
-        self.ns += int(seconds * 1e9) * count
+    def add(self, seconds: float) -> None:
+        """Once more, for so long."""
+        self.count += 1
+        self.ns += int(seconds * 1e9)
 
 
 @dataclass(slots=True)

@@ -19,11 +19,12 @@ from typing import Any
 from structlog.typing import FilteringBoundLogger
 
 from treadle.inference.batcher import Batcher, Limits
-from treadle.inference.models import ModelKey, Registered
+from treadle.inference.models import ModelKey, Registered, number
 from treadle.inference.observe import ModelObserver
 from treadle.inference.worker import Worker
 from treadle.plugins.checked import CheckedModel
 from treadle.rpc.errors import Internal, InvalidInput, NotFound, StorageFull, TreadleError, Unavailable
+from treadle.rpc.tensors import wire_dtype
 
 Describe = Callable[[ModelKey], Awaitable[Registered]]
 Load = Callable[[Registered, Worker], Awaitable[CheckedModel]]
@@ -60,12 +61,19 @@ class Entry:
 
     key: ModelKey
     state: State = State.LOADING
-    reason: str = ""
     error: TreadleError | None = None
+    """What the last attempt to load, or to serve, failed of."""
+    registered: Registered | None = None
+    """Once it is known; its files may lie on disk from then on."""
     served: Served | None = None
     task: "asyncio.Task[None] | None" = None
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once the first attempt to load has ended."""
+
+    @property
+    def reason(self) -> str:
+        """The text of `error`; empty without one."""
+        return self.error.message if self.error else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +134,8 @@ class Repository:
         self._pinned -= frozenset(keys)
         self._reconcile()
 
-    async def loaded(self, key: ModelKey) -> Entry:
-        """The pinned or desired version once it is READY; raises what kept it from being so. One that was
+    async def loaded(self, key: ModelKey) -> None:
+        """Returns once the pinned or desired version is READY; raises what kept it from being so. One that was
         UNAVAILABLE is loaded anew first."""
         entry = self._entries[key]
         if entry.state is State.UNAVAILABLE:
@@ -137,7 +145,6 @@ class Repository:
         await entry.settled.wait()
         if entry.error is not None:
             raise type(entry.error)(f"model {key} cannot be loaded: {entry.error.message}", entry.error.violations)
-        return entry
 
     async def gone(self, keys: Iterable[ModelKey]) -> None:
         """Waits until these are no longer here."""
@@ -205,26 +212,27 @@ class Repository:
         while True:
             try:
                 entry.served = await self._serve(entry)
-            except TreadleError as error:
-                await self._fail(entry, error)
-            except Exception as error:
-                self._tools.log.error("a model could not be loaded", model=str(entry.key), exc_info=error)
-                await self._fail(entry, Internal(f"loading raised {type(error).__name__}; the log tells more"))
+            except TreadleError as raised:
+                error = raised
+            except Exception as raised:
+                self._tools.log.error("a model could not be loaded", model=str(entry.key), exc_info=raised)
+                error = Internal(f"loading raised {type(raised).__name__}; the log tells more")
             else:
-                entry.state, entry.reason, entry.error = State.READY, "", None
+                entry.state, entry.error = State.READY, None
                 await self._announce(entry.key)
                 self._tools.log.info("model ready", model=entry.key.name, version=entry.key.version)
                 entry.settled.set()
                 return
+            await self._fail(entry, error)
             entry.settled.set()
-            if entry.error is None or not (entry.error.retryable or isinstance(entry.error, StorageFull)):
+            if not (error.retryable or isinstance(error, StorageFull)):
                 return
             await self._sleep(delay)
             delay = min(delay * 2, LAST_RETRY_SECONDS)
             entry.state = State.LOADING
 
     async def _serve(self, entry: Entry) -> Served:
-        registered = await self._tools.describe(entry.key)
+        registered = entry.registered = await self._tools.describe(entry.key)
         worker = Worker(f"model-{entry.key}")
         try:
             async with self._loads:
@@ -241,12 +249,12 @@ class Repository:
             observe=observer.batch,
             on_hang=lambda reason: self._hangs(entry, reason),
         )
-        restored = {s.name: s.dtype for s in registered.signature.inputs if s.dtype in {"STRING", "TIMESTAMP"}}
+        restored = {s.name: s.dtype for s in registered.signature.inputs if wire_dtype(s.dtype) != s.dtype}
         return Served(registered, model, batcher, observer, worker, restored)
 
     async def _fail(self, entry: Entry, error: TreadleError) -> None:
-        entry.state, entry.reason, entry.error = State.UNAVAILABLE, error.message, error
-        self._tools.log.warning("model unavailable", model=str(entry.key), reason=error.message)
+        entry.state, entry.error = State.UNAVAILABLE, error
+        self._tools.log.warning("model unavailable", model=str(entry.key), reason=entry.reason)
         await self._announce(entry.key)
 
     def _hangs(self, entry: Entry, reason: str) -> None:
@@ -265,6 +273,8 @@ class Repository:
         if served is not None:
             await served.batcher.drain()
             await self._free(served)
+        if entry.registered is not None:  # also where it failed to load, or hung
+            await self._tools.discard(entry.registered)
         entry.served = None
         entry.settled.set()
         del self._entries[entry.key]
@@ -279,7 +289,6 @@ class Repository:
             key = str(served.registered.key)
             self._tools.log.warning("closing a model failed", model=key, error=type(error).__name__)
         served.worker.stop()
-        await self._tools.discard(served.registered)
 
     async def _announce(self, key: ModelKey) -> None:
         """Health of the version, and of the model: it serves if any version of it does."""
@@ -292,6 +301,6 @@ def _key(name: str, version: str) -> ModelKey:
     if not (version.isascii() and version.isdigit()):
         raise InvalidInput(f"{version[:32]!r} is no version; versions are numbers from 1")
     try:
-        return ModelKey(name, int(version))
-    except (InvalidInput, ValueError):
+        return ModelKey(name, number(version))
+    except InvalidInput:
         raise NotFound(f"model {name[:128]!r} version {version[:32]!r} is not here; deploy it, or load it") from None

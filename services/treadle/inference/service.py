@@ -21,6 +21,17 @@ from treadle.rpc.errors import FailedPrecondition
 from treadle.rpc.service import Runtime
 from treadle.rpc.tasks import end
 
+_OVER_ZERO = (
+    "max_batch_rows",
+    "queue_rows",
+    "max_request_rows",
+    "threads_per_model",
+    "load_timeout_seconds",
+    "predict_timeout_seconds",
+    "parallel_loads",
+    "stream_in_flight",
+)
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -48,9 +59,9 @@ class Settings:
     """Names of plugins that must not be used, separated by commas."""
 
     def __post_init__(self) -> None:
-        for name in ("max_batch_rows", "queue_rows", "max_request_rows", "threads_per_model", "stream_in_flight"):
-            if getattr(self, name) < 1:
-                raise FailedPrecondition(f"TREADLE_INFERENCE_{name.upper()} must be 1 or more")
+        for name in _OVER_ZERO:
+            if not getattr(self, name) > 0:  # so written because NaN is not over 0 either
+                raise FailedPrecondition(f"TREADLE_INFERENCE_{name.upper()} must be over 0")
 
 
 @asynccontextmanager

@@ -6,8 +6,8 @@ from importlib.metadata import version as installed_version
 from treadle import oip
 from treadle.inference import describe
 from treadle.inference.catalogue import Catalogue
-from treadle.inference.inferring import Inferring
-from treadle.inference.models import ModelKey
+from treadle.inference.inferring import Inferring, refuse_unknown
+from treadle.inference.models import ModelKey, number
 from treadle.inference.repository import Repository, State
 from treadle.oip.service import Context
 from treadle.rpc import context as call_context
@@ -178,17 +178,11 @@ class InferenceServicer(oip.GRPCInferenceServiceServicer):
 
 def _version(parameters: _Parameters, known: frozenset[str]) -> int | None:
     """The parameter `version`, or None without it."""
-    unknown = sorted(parameters.keys() - known)
-    if unknown:
-        raise InvalidInput(
-            f"parameters that mean nothing here: {', '.join(unknown)[:200]}; there is {', '.join(sorted(known))}",
-            [Violation(f"parameters.{name[:64]}", "unknown") for name in unknown],
-        )
+    refuse_unknown(parameters, known, "the request")
     if "version" not in parameters:
         return None
     given = parameters["version"]
-    text = given.string_param
-    version = int(text) if text.isascii() and text.isdigit() else given.int64_param
+    version = number(given.string_param) or given.int64_param
     if version < 1:
         raise InvalidInput("parameter version must be a number from 1", [Violation("parameters.version", "not over 0")])
     return version

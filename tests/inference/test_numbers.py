@@ -1,0 +1,68 @@
+"""Numbers that callers spell: thousands of digits, more than 64 bits. They are refused, and the service goes on."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from treadle import oip
+from treadle.inference.models import ModelKey, number
+from treadle.inference.service import Settings
+from treadle.rpc.errors import DeadlineExceeded, FailedPrecondition, InvalidInput, NotFound
+from treadle.rpc.tensors import encode_inputs
+
+LONG = ["9" * 20, "9" * 400, "9" * 5000]
+
+
+def test_numbers_of_64_bits_are_read_and_nothing_else_is() -> None:
+    assert [number(text) for text in ("7", "007", str((1 << 64) - 1))] == [7, 7, (1 << 64) - 1]
+    assert [number(text) for text in ("", "-1", "1.0", " 1", "٣", "²", "9" * 21, "9" * 5000)] == [0] * 8
+
+
+@pytest.mark.parametrize("version", [0, -1, 1 << 63, 10**20])
+def test_versions_that_no_registry_has(version: int) -> None:
+    with pytest.raises(InvalidInput, match="is no model version"):
+        ModelKey("m", version)
+
+
+def test_keys_are_read_as_they_are_written() -> None:
+    last = ModelKey("m", (1 << 63) - 1)
+    assert ModelKey.parse(str(last)) == last
+
+
+@pytest.mark.parametrize("text", LONG)
+def test_keys_of_impossible_versions(text: str) -> None:
+    with pytest.raises(InvalidInput, match="is no model version"):
+        ModelKey.parse(f"m/{text}")
+
+
+def asking(timeout: str) -> oip.ModelInferRequest:
+    made = oip.ModelInferRequest(model_name="odd-model")
+    encode_inputs(made, {"x": np.array([[1, 2]], np.float32)})
+    made.parameters["timeout"].string_param = timeout
+    return made
+
+
+async def test_numbers_in_requests(registry: Any, inference: Any) -> None:
+    await registry.push_odd()
+    for text in LONG:
+        for call, request in (
+            (inference.stub.RepositoryModelLoad, oip.RepositoryModelLoadRequest(model_name="odd-model")),
+            (inference.stub.RepositoryModelUnload, oip.RepositoryModelUnloadRequest(model_name="odd-model")),
+        ):
+            request.parameters["version"].string_param = text
+            with pytest.raises((InvalidInput, NotFound)):
+                await call(request)
+    await inference.load()
+    for text in LONG[1:]:
+        with pytest.raises(DeadlineExceeded, match="leaves no time"):
+            await inference.stub.ModelInfer(asking(text))
+    assert await inference.stub.ModelInfer(asking(str((1 << 64) - 1)))  # what some clients send for "no limit"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("parallel_loads", 0), ("predict_timeout_seconds", 0.0), ("load_timeout_seconds", float("nan"))]
+)
+def test_settings_that_would_let_nothing_through(name: str, value: float) -> None:
+    with pytest.raises(FailedPrecondition, match=f"TREADLE_INFERENCE_{name.upper()} must be over 0"):
+        Settings(**{name: value})  # type: ignore[arg-type]  # one value for settings of two types
