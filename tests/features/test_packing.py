@@ -80,10 +80,11 @@ def test_nothing_found() -> None:
     assert rows.nulls[0].all()
 
 
-CUT = OLD.pack({"wind": Column.of("wind", [1.5]), "sky": Column.of("sky", ["clear"])})[0][:14]
+WHOLE = OLD.pack({"wind": Column.of("wind", [1.5]), "sky": Column.of("sky", ["clear"])})[0]
+STRANGE = [b"", b"\x09\x00\x00\x00rest", OLD.number.to_bytes(4, "little") + b"short"]
 
 
-@pytest.mark.parametrize("value", [b"", b"\x09\x00\x00\x00rest", OLD.number.to_bytes(4, "little") + b"short", CUT])
+@pytest.mark.parametrize("value", [*STRANGE, WHOLE[:14], WHOLE[:-1], WHOLE + b"more"])
 def test_damaged_rows_are_told(value: bytes) -> None:
     with pytest.raises(DataLoss, match="materialize the view again"):
         unpack_rows([(1, value)], OLD.fields, LAYOUTS)

@@ -84,13 +84,13 @@ def _values(name: str, array: Any, dtype: str) -> Any:
 def micros(array: Any) -> Any:
     """Microseconds since 1970 UTC of an Arrow timestamp array, finer parts cut off; 0 for null."""
     array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
-    whole = array.cast(pa.timestamp("us", array.type.tz), safe=False) if pa.types.is_timestamp(array.type) else array
-    numbers = pc.fill_null(whole.cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
-    if pa.types.is_timestamp(array.type) and array.type.unit == "ns":
-        # Arrow cuts towards zero; before 1970 that would be later than the moment itself.
-        exact = pc.fill_null(array.cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
-        numbers = exact // 1000
-    return numbers
+    moments = pa.types.is_timestamp(array.type)
+    nanos = moments and array.type.unit == "ns"
+    if moments and not nanos:
+        array = array.cast(pa.timestamp("us", array.type.tz), safe=False)
+    numbers = pc.fill_null(array.cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
+    # Arrow would cut towards zero; before 1970 that would be later than the moment itself.
+    return numbers // 1000 if nanos else numbers
 
 
 def to_arrow(column: Column) -> Any:

@@ -22,12 +22,10 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 from treadle.features.names import check_function, check_name, check_unique
 from treadle.features.source import digest_of
-from treadle.rpc.columns import numpy_dtype
 from treadle.rpc.errors import InvalidInput
 from treadle.rpc.hints import near
 
@@ -77,11 +75,6 @@ class Field:
     def __post_init__(self) -> None:
         check_name(self.name, "field")
         _check_dtype(self.dtype, DTYPES, f"field {self.name!r}")
-
-    @property
-    def numpy_dtype(self) -> np.dtype[Any]:
-        """The type of its values as an array (object for STRING and BYTES)."""
-        return numpy_dtype(self.dtype)
 
 
 @dataclass(frozen=True)

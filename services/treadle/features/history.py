@@ -17,6 +17,7 @@ from treadle.rpc.hints import near
 EVENT: Final = "_event_micros"
 _FILE: Final = "_file"
 _PLACE: Final = "file_row_number"
+_THREADS: Final = 2
 _SQL: Final = {
     "BOOL": "BOOLEAN",
     "INT8": "TINYINT",
@@ -41,11 +42,11 @@ _NUMBERS: Final = _INTEGERS | {"FLOAT", "DOUBLE"}
 
 
 @contextmanager
-def connection(threads: int = 2) -> Iterator[Any]:
+def connection() -> Iterator[Any]:
     """A DuckDB of its own, in memory, with times in UTC. Its errors come out as InvalidInput without values."""
     import duckdb
 
-    opened = duckdb.connect(config={"threads": threads, "preserve_insertion_order": True})
+    opened = duckdb.connect(config={"threads": _THREADS, "preserve_insertion_order": True})
     with suppress(duckdb.CatalogException):  # releases without this setting have no such rewrite either
         # For few rows DuckDB turns an ASOF join into an aggregate that turns -0.0 into 0.0.
         opened.execute("SET asof_loop_join_threshold = 0")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treadle.features.catalog import Catalog, CatalogState
-from treadle.features.definitions import Entity, FeatureView, Field
+from treadle.features.definitions import FeatureView
 from treadle.features.keys import encode_keys
 from treadle.features.packing import unpack_rows
 from treadle.features.plan import Plan
@@ -84,9 +84,9 @@ class OnlineFeatures:
         state = self._catalog.state
         plan = state.plan(service, tuple(outputs))
         rows = check_rows({"entities": entities, "context": context}, self._max_rows)
-        needed = plan.entities
-        keys = fit_columns(entities, plan.accepted_entities, [e.name for e in needed], "entities", nulls=False)
-        given = fit_columns(context, plan.accepted_context, [c.name for c in plan.context], "context", nulls=True)
+        accepted = plan.accepted_entities
+        keys = fit_columns(entities, accepted, [e.name for e in plan.entities], "entities", not_null=accepted)
+        given = fit_columns(context, plan.accepted_context, [c.name for c in plan.context], "context")
         now = np.full(rows, now_micros or self._now(), np.int64)
         if rows * len(plan.views) <= _INLINE_KEYS:
             features = self._read(state, plan, keys, now)
@@ -118,12 +118,9 @@ class OnlineFeatures:
         if len(event_micros) != rows:
             what = f"{len(event_micros)} event times for {rows} rows; give one for each row"
             raise InvalidInput(what, [Violation("event_micros", what)])
-        entities = {each.name: each for each in definition.entities}
-        fields = {each.name: each for each in definition.fields}
-        known: dict[str, Entity | Field] = {**entities, **fields}
-        fitted = fit_columns(columns, known, known, where, nulls=True)
-        keyed = {name: fitted[name] for name in entities}
-        keys = encode_keys(definition.entities, fit_columns(keyed, entities, (), where, nulls=False), where)
+        known = {each.name: each for each in definition.columns()}
+        fitted = fit_columns(columns, known, known, where, not_null=[each.name for each in definition.entities])
+        keys = encode_keys(definition.entities, fitted, where)
         packed = state.layout(definition).pack(fitted)
         return self._store.write(view, zip(keys, event_micros.tolist(), packed, strict=True))
 

@@ -119,6 +119,8 @@ class Layout:
                 at += _LENGTH.size + length
                 part = value[at - length : at]
                 column[row] = part.decode() if text else part
+            if at != len(value):  # cut off, a slice would pass for a shorter string
+                raise self._damaged()
         return columns
 
 

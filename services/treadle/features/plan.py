@@ -70,12 +70,12 @@ def compile_plan(service: FeatureService, views: Mapping[str, FeatureView]) -> P
     made = [each.name for t in transforms for each in t.outputs]
     check_unique([each.name for each in service.context], f"{what}: context column")
     check_unique([each.name for each in transforms], f"{what}: transform")
-    check_unique([*features, *context, *made], f"{what}: output")
+    every = [*features, *context, *made]
+    check_unique(every, f"{what}: output")
     entities = _entities(what, chosen)
     check_unique([*entities, *context], f"{what}: request column")
     for transform in transforms:
         _check_known(f"transform {transform.name!r} takes", transform.inputs, [*features, *context])
-    every = [*features, *context, *made]
     _check_known(f"{what} returns", service.outputs, every)
     outputs = tuple(service.outputs) or tuple(every)
     return _trim(Plan(service, tuple(chosen), tuple(service.context), transforms, outputs, entities, context))

@@ -1,6 +1,6 @@
 """Checks what callers send against what was defined. Errors name columns and rows, never values."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,9 +33,12 @@ def fit_columns(
     needed: Iterable[str],
     where: str,
     *,
-    nulls: bool,
+    not_null: Collection[str] = (),
 ) -> dict[str, Column]:
-    """The columns in their defined types. InvalidInput lists all that is missing, unknown or wrong."""
+    """The columns in their defined types. InvalidInput lists all that is missing, unknown or wrong.
+
+    `not_null` names entity keys, which cannot be null.
+    """
     violations = [
         Violation(f"{where}[{name}]", f"is missing; it is {accepted[name].dtype}")
         for name in needed
@@ -44,7 +47,8 @@ def fit_columns(
     fitted: dict[str, Column] = {}
     for name, column in given.items():
         wanted = accepted.get(name)
-        problem = f"is unknown{near(name, accepted)}" if wanted is None else _problem(column, wanted.dtype, nulls)
+        keyed = name in not_null
+        problem = f"is unknown{near(name, accepted)}" if wanted is None else _problem(column, wanted.dtype, keyed)
         if problem:
             violations.append(Violation(f"{where}[{name[:80]}]", problem))
         elif wanted is not None:
@@ -54,11 +58,11 @@ def fit_columns(
     return fitted
 
 
-def _problem(column: Column, wanted: str, nulls: bool) -> str:
+def _problem(column: Column, wanted: str, keyed: bool) -> str:
     """What is wrong with a column, or ""."""
     if column.row_shape:
         return f"has rows of the shape {list(column.row_shape)}, wanted scalars"
-    if not nulls and column.nulls is not None and column.nulls.any():
+    if keyed and column.nulls is not None and column.nulls.any():
         return f"row {int(column.nulls.argmax())} is null; entity keys cannot be"
     if column.dtype == wanted:
         return ""
@@ -74,6 +78,9 @@ def _problem(column: Column, wanted: str, nulls: bool) -> str:
 
 def _out_of_range(column: Column, wanted: str, dtype: np.dtype[Any]) -> str:
     limits = np.iinfo(dtype)
+    if limits.min <= int(column.values.min()) and int(column.values.max()) <= limits.max:
+        return ""
+    # Values of null rows have no meaning, so only a walk can tell.
     for row, value in enumerate(column.values.tolist()):
         if not limits.min <= value <= limits.max and not (column.nulls is not None and column.nulls[row]):
             return f"row {row} is outside the range of {wanted}"

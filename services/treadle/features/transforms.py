@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from treadle.features.definitions import Field, Transform
 from treadle.features.values import Feature, Status, column_of
-from treadle.rpc.columns import Column
+from treadle.rpc.columns import Column, numpy_dtype
 from treadle.rpc.errors import FailedPrecondition, TreadleError
 from treadle.rpc.hints import near
 
@@ -29,10 +29,10 @@ def run_transforms(transforms: Sequence[Transform], inputs: Mapping[str, Feature
         returned = _check_keys(transform, _call(transform, given))
         ages = reduce(np.fmax, [each.ages for each in taken])
         stale = reduce(np.logical_or, [each.statuses == Status.STALE for each in taken])
+        fresh = np.where(stale, Status.STALE, Status.PRESENT)
         for field in transform.outputs:
             column = _output(transform, field, returned[field.name], rows)
             nulls = np.zeros(rows, bool) if column.nulls is None else column.nulls
-            fresh = np.where(stale, Status.STALE, Status.PRESENT)
             made[field.name] = Feature(column, np.where(nulls, Status.NULL, fresh).astype(np.uint8), ages)
     return made
 
@@ -99,15 +99,14 @@ def _output(transform: Transform, field: Field, value: Any, rows: int) -> Column
         raise _fault(transform, f"{what} has the shape {array.shape}, wanted ({rows},)")
     nulls = np.ma.getmaskarray(value) if isinstance(value, np.ma.MaskedArray) else np.zeros(rows, bool)
     values, own_nulls = _typed(transform, field, array, nulls)
-    nulls = nulls | own_nulls
-    return column_of(field.name, field.dtype, values, nulls if nulls.any() else np.zeros(rows, bool))
+    return column_of(field.name, field.dtype, values, nulls | own_nulls)
 
 
 def _typed(
     transform: Transform, field: Field, array: Array, masked: NDArray[np.bool_]
 ) -> tuple[Array, NDArray[np.bool_]]:
     """The array in the declared type, and where it is null by itself."""
-    wanted = field.numpy_dtype
+    wanted = numpy_dtype(field.dtype)
     if wanted.kind == "O":
         return _texts(transform, field, array, masked)
     widens = wanted.kind == array.dtype.kind == "M" or np.can_cast(array.dtype, wanted, "same_kind")
