@@ -125,7 +125,7 @@ def test_one_class_has_no_auc_but_all_else() -> None:
 def test_a_metric_of_a_plugin_is_resampled_too() -> None:
     rng = np.random.default_rng(6)
     labels, scores = regression(rng, 60)
-    worst = Metric("worst_error", False, lambda labels, scores: float(np.abs(labels - scores).max()))
+    worst = Metric("worst_error", lambda labels, scores: float(np.abs(labels - scores).max()))
     metrics = metrics_for(Task.REGRESSION, [worst])
     compared = compare(Task.REGRESSION, metrics, labels, scores, resamples=50, rng=rng)
     found = {each.metric: each for each in compared.candidate}["worst_error"]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from treadle.evaluation.bootstrap import Comparison, Estimate
 from treadle.evaluation.gate import Policy, Threshold, Verdict, check_policy, judge, overall
-from treadle.evaluation.policy_file import parse_policy, read_policy, write_policy
+from treadle.evaluation.policy_file import parse_policy, read_policy
 from treadle.evaluation.slices import ScoredSlice
 from treadle.rpc.errors import InvalidInput, NotFound
 from treadle.v1 import evaluation_pb2 as pb
@@ -94,6 +94,8 @@ at_least = 0.7
         (GOOD.replace("0.7", "true"), 'line 6: "at_least" must be a finite number'),
         (GOOD.replace("at_least = 0.7", ""), 'line 4: "at_least" is missing'),
         (GOOD + '[[threshold]]\nmetric = "f1"\nat_most = inf', 'line 9: "at_most" must be a finite number'),
+        (GOOD.replace("0.7", "9" * 400), 'line 6: "at_least" must be a finite number'),
+        (GOOD.replace("0.7", "9" * 5000), "policy: .*5000 digits"),
         (GOOD + "[[treshold]]", 'line 7: "treshold" is unknown'),
         ("name = 'x'", "at least one"),
         ("name = ", "Invalid value"),
@@ -120,6 +122,26 @@ thresholds = st.builds(
     confident=st.booleans(),
     minimum_rows=st.integers(0, 2**62),
 )
+
+
+def write_policy(policy: pb.GatePolicy) -> str:
+    lines = [f"name = {toml(policy.name)}"] if policy.name else []
+    lines += [f"minimum_rows = {policy.minimum_rows}"] if policy.minimum_rows else []
+    for threshold in policy.thresholds:
+        lines += ["[[threshold]]", *(f"{field.name} = {toml(value)}" for field, value in threshold.ListFields())]
+    return "\n".join(lines) + "\n"
+
+
+def toml(value: str | float | bool) -> str:
+    if isinstance(value, str):
+        return '"' + "".join(map(escaped, value)) + '"'
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def escaped(character: str) -> str:
+    if character in '"\\':
+        return "\\" + character
+    return f"\\u{ord(character):04x}" if ord(character) < 32 or ord(character) == 127 else character
 
 
 @given(

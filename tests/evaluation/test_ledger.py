@@ -108,6 +108,18 @@ async def test_small_files_become_one_and_nothing_changes(tmp_path: Path) -> Non
     await ledger.close()
 
 
+async def test_nothing_runs_on_after_closing(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    await ledger.start()
+    sender = asyncio.create_task(ledger.record([prediction("a")]))
+    await asyncio.sleep(0)
+    sender.cancel()  # its write goes on without it
+    others = asyncio.all_tasks() - {sender}
+    await ledger.close()
+    assert asyncio.all_tasks() <= others
+    assert ledger.rows("d").table["prediction_id"].to_pylist() == ["a"]
+
+
 async def test_files_that_the_catalogue_does_not_list_do_not_exist(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     await ledger.start()

@@ -127,6 +127,13 @@ async def test_outputs_that_cannot_be_scored(
         await live(evaluation, pb.TASK_REGRESSION, **fields)
 
 
+async def test_a_recorded_time_is_no_score(evaluation: Any, batch: Make, labels: Make) -> None:
+    await evaluation.RecordPredictions(stream(answers(batch, ["a"], np.array(["2013-09-01"], "datetime64[us]"))))
+    await evaluation.RecordLabels(stream(labels(["a"], [1.0])))
+    with pytest.raises(FailedPrecondition, match="not a number; name another score_output"):
+        await live(evaluation, pb.TASK_REGRESSION)
+
+
 async def test_an_output_that_some_answers_lack(evaluation: Any, batch: Make, labels: Make) -> None:
     await evaluation.RecordPredictions(stream(answers(batch, ["a"], [1.0]), answers(batch, ["b"], [1.0], name="other")))
     await evaluation.RecordLabels(stream(labels(["a", "b"], [1.0, 1.0])))

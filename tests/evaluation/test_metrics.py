@@ -57,7 +57,7 @@ def test_what_has_no_meaning_for_the_rows_is_nan(
 
 def test_a_plugin_must_not_take_the_name_of_a_metric() -> None:
     with pytest.raises(InvalidInput, match='metric "rmse" of a plugin'):
-        metrics_for(Task.REGRESSION, [Metric("rmse", False, lambda labels, scores: 0.0)])
+        metrics_for(Task.REGRESSION, [Metric("rmse", lambda labels, scores: 0.0)])
 
 
 @pytest.mark.parametrize(

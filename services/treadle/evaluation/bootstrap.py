@@ -189,7 +189,8 @@ def _multiclass(labels: Floats, scores: Floats) -> Scorer:
     loss = -np.log(np.clip(scores[np.arange(len(labels)), labels.astype(np.intp)], np.finfo(float).eps, 1.0))
     right = (predicted * actual).sum(axis=1)  # summed here, as whole numbers, so that a perfect model scores exactly 1
     terms = np.column_stack([loss, actual, predicted, actual * predicted, right])
-    ranked = [RankedScores(actual[:, index], scores[:, index]) for index in range(classes)]
+    judged = range(1 if classes == 2 else 0, classes)  # of two classes one says it all
+    ranked = [RankedScores(actual[:, index], scores[:, index]) for index in judged]
 
     def values(weights: Floats) -> Iterator[tuple[str, Floats]]:
         means = weights @ terms / len(labels)
@@ -199,8 +200,7 @@ def _multiclass(labels: Floats, scores: Floats) -> Scorer:
         seen = (of_class + of_guess) > 0
         f1 = np.where(seen, 2 * hit / (of_class + of_guess), 0.0)
         yield "macro_f1", f1.sum(axis=1) / seen.sum(axis=1)
-        chosen = ranked[1:] if classes == 2 else ranked
-        yield "roc_auc_ovr", np.mean([rank.areas(weights)[0] for rank in chosen], axis=0)
+        yield "roc_auc_ovr", np.mean([rank.areas(weights)[0] for rank in ranked], axis=0)
 
     return values
 

@@ -6,7 +6,7 @@ from treadle.evaluation.bootstrap import Estimate
 from treadle.evaluation.gate import Judgement, Policy, Threshold, Verdict
 from treadle.evaluation.metrics import Task
 from treadle.evaluation.slices import ScoredSlice
-from treadle.rpc.errors import InvalidInput, Violation
+from treadle.rpc.errors import InvalidInput
 from treadle.v1 import evaluation_pb2 as pb
 
 
@@ -16,7 +16,7 @@ def task_of(number: int) -> Task:
         return Task(number)
     except ValueError:
         what = "must be binary classification, multiclass classification or regression"
-        raise InvalidInput(f"task {what}", [Violation("task", what)]) from None
+        raise InvalidInput.at("task", what) from None
 
 
 def policy_of(message: pb.GatePolicy) -> Policy:

@@ -51,12 +51,13 @@ def read_columns(files: Sequence[Path], names: Sequence[str]) -> dict[str, Colum
     try:
         tables = []
         for file in files:
-            known = pq.read_schema(file).names
-            missing = [name for name in wanted if name not in known]
-            if missing:
-                words = "; ".join(unknown("column", name, known) for name in missing)
-                raise InvalidInput(f"dataset file {file.name} lacks what is needed: {words}")
-            tables.append(pq.ParquetFile(file).read(columns=wanted))
+            with pq.ParquetFile(file) as parquet:
+                known = parquet.schema_arrow.names
+                missing = [name for name in wanted if name not in known]
+                if missing:
+                    words = "; ".join(unknown("column", name, known) for name in missing)
+                    raise InvalidInput(f"dataset file {file.name} lacks what is needed: {words}")
+                tables.append(parquet.read(columns=wanted))
         table = pa.concat_tables(tables, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
         raise InvalidInput(f"dataset cannot be read as Parquet: {error}") from error

@@ -76,9 +76,7 @@ def check_slices(policy: Policy, names: list[str]) -> None:
 def judge(policy: Policy, slices: Sequence[ScoredSlice]) -> tuple[Verdict, list[Judgement]]:
     """The verdict over all thresholds, and the judgement of each on each slice that it is for."""
     judgements = [
-        _judge(policy, threshold, part)
-        for threshold in policy.thresholds
-        for part in matching(threshold.slice, [*slices])
+        _judge(policy, threshold, part) for threshold in policy.thresholds for part in matching(threshold.slice, slices)
     ]
     return overall([judgement.verdict for judgement in judgements]), judgements
 

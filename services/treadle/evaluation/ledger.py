@@ -117,10 +117,11 @@ class Ledger:
             return sum([await asyncio.to_thread(self._store.expire, kind, before) for kind in (BATCHES, LABELS)])
 
     async def close(self) -> None:
-        """Waits for the writes under way."""
-        for task in (self._writer, self._compaction):
-            if task is not None:
-                await asyncio.wait([task])
+        """Waits for the writes under way, and for the compaction that the last of them starts."""
+        if self._writer is not None:
+            await asyncio.wait([self._writer])
+        if self._compaction is not None:  # looked up only now: the writer ends by starting one
+            await asyncio.wait([self._compaction])
         self._thread.shutdown()
 
     def rows(self, deployment: str = "", from_micros: int = 0, to_micros: int = 0) -> Rows:

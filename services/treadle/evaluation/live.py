@@ -8,14 +8,15 @@ import numpy as np
 from treadle.evaluation.bootstrap import Estimate, compare
 from treadle.evaluation.metrics import Floats, Metric, Task
 from treadle.evaluation.reading import Counts, Live, Rows
-from treadle.evaluation.scores import as_labels, as_scores, check_classes, default_output
-from treadle.rpc.columns import Column
+from treadle.evaluation.scores import as_labels, as_scores, check_classes, score_output
+from treadle.rpc.columns import Array, Column
 from treadle.rpc.errors import InvalidInput
-from treadle.rpc.hints import unknown
 
 RESAMPLES = 200
 INTERVAL_ROWS = 200_000
 """Above this the interval is narrower than anyone can read, and is left out."""
+_SOURCE = "a recorded answer"
+"""What errors call that which answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ def live_metrics(live: Live, task: Task, metrics: Mapping[str, Metric], *, outpu
 
 
 def _scored(rows: Rows, task: Task, output: str) -> tuple[Floats, Floats]:
-    scores = as_scores(task, _raw_scores(rows.outputs(), output), source="a recorded answer")
+    scores = as_scores(task, _raw_scores(rows.outputs(), output), source=_SOURCE)
     labels = as_labels(task, rows.table["label"].to_numpy(), column="label")
     check_classes(labels, scores, column="label")
     return labels, scores
@@ -74,26 +75,14 @@ def _estimates(task: Task, metrics: Mapping[str, Metric], labels: Floats, scores
     return compare(task, metrics, labels, scores, resamples=resamples, rng=np.random.default_rng(0)).candidate
 
 
-def _raw_scores(outputs: Mapping[str, Column], wanted: str) -> Floats:
+def _raw_scores(outputs: Mapping[str, Column], wanted: str) -> Array:
     """The score output of each row, as it was recorded."""
-    name = wanted or _default(outputs)
-    column = outputs.get(name)
-    if column is None:
-        raise InvalidInput(unknown("score_output", name, outputs))
+    name = score_output(list(outputs), wanted, _SOURCE)
+    column = outputs[name]
     if column.values.dtype == object:
         raise InvalidInput(f'recorded output "{name}" is {column.dtype}, not a number: name another score_output')
     if column.nulls is not None:
         raise InvalidInput(
             f'some recorded answers have no output "{name}": ask for one version, or name a score_output'
         )
-    return np.asarray(column.values, dtype=np.float64)
-
-
-def _default(outputs: Mapping[str, Column]) -> str:
-    found = default_output(list(outputs))
-    if not found:
-        names = ", ".join(outputs) or "(none)"
-        raise InvalidInput(
-            f"recorded answers have the outputs {names}: name the one that holds the score (score_output)"
-        )
-    return found
+    return column.values

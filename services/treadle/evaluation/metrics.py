@@ -35,8 +35,6 @@ class Metric:
     """A number that says how good N scores are."""
 
     name: str
-    higher_is_better: bool | None
-    """None where neither direction is better (bias, share of positives)."""
     function: Callable[[Floats, Floats], float]
     """Labels and scores to value; may raise ValueError or return NaN where undefined."""
 
@@ -120,27 +118,27 @@ def _r2(labels: Floats, scores: Floats) -> float:
 _NAN = float("nan")
 _BUILT_IN: Mapping[Task, tuple[Metric, ...]] = {
     Task.BINARY: (
-        Metric("roc_auc", True, _two_classes(_sklearn("roc_auc_score"))),
-        Metric("average_precision", True, _two_classes(_sklearn("average_precision_score"))),
-        Metric("log_loss", False, _log_loss),
-        Metric("brier", False, lambda labels, scores: float(np.mean((scores - labels) ** 2))),
-        Metric("accuracy", True, _at_threshold("accuracy_score")),
-        Metric("precision", True, _at_threshold("precision_score", zero_division=_NAN)),
-        Metric("recall", True, _at_threshold("recall_score", zero_division=_NAN)),
-        Metric("f1", True, _at_threshold("f1_score", zero_division=_NAN)),
-        Metric("positive_rate", None, lambda _, scores: float(np.mean(scores >= THRESHOLD))),
+        Metric("roc_auc", _two_classes(_sklearn("roc_auc_score"))),
+        Metric("average_precision", _two_classes(_sklearn("average_precision_score"))),
+        Metric("log_loss", _log_loss),
+        Metric("brier", lambda labels, scores: float(np.mean((scores - labels) ** 2))),
+        Metric("accuracy", _at_threshold("accuracy_score")),
+        Metric("precision", _at_threshold("precision_score", zero_division=_NAN)),
+        Metric("recall", _at_threshold("recall_score", zero_division=_NAN)),
+        Metric("f1", _at_threshold("f1_score", zero_division=_NAN)),
+        Metric("positive_rate", lambda _, scores: float(np.mean(scores >= THRESHOLD))),
     ),
     Task.MULTICLASS: (
-        Metric("accuracy", True, _of_best_class("accuracy_score")),
-        Metric("log_loss", False, _log_loss),
-        Metric("macro_f1", True, _of_best_class("f1_score", average="macro", zero_division=0.0)),
-        Metric("roc_auc_ovr", True, _auc_one_vs_rest),
+        Metric("accuracy", _of_best_class("accuracy_score")),
+        Metric("log_loss", _log_loss),
+        Metric("macro_f1", _of_best_class("f1_score", average="macro", zero_division=0.0)),
+        Metric("roc_auc_ovr", _auc_one_vs_rest),
     ),
     Task.REGRESSION: (
-        Metric("rmse", False, _sklearn("root_mean_squared_error")),
-        Metric("mae", False, _sklearn("mean_absolute_error")),
-        Metric("r2", True, _r2),
-        Metric("bias", None, lambda labels, scores: float(np.mean(scores - labels))),
-        Metric("median_absolute_error", False, _sklearn("median_absolute_error")),
+        Metric("rmse", _sklearn("root_mean_squared_error")),
+        Metric("mae", _sklearn("mean_absolute_error")),
+        Metric("r2", _r2),
+        Metric("bias", lambda labels, scores: float(np.mean(scores - labels))),
+        Metric("median_absolute_error", _sklearn("median_absolute_error")),
     ),
 }

@@ -8,11 +8,8 @@ from contextlib import asynccontextmanager, suppress
 import numpy as np
 
 from treadle import oip
-from treadle.evaluation.scores import default_output
-from treadle.plugins.tensors import Signature
 from treadle.rpc.columns import Array
-from treadle.rpc.errors import FailedPrecondition, InvalidInput, Overloaded, TreadleError
-from treadle.rpc.hints import unknown
+from treadle.rpc.errors import FailedPrecondition, Overloaded, TreadleError
 from treadle.rpc.tensors import decode_outputs, encode_inputs
 from treadle.v1 import types_pb2
 
@@ -97,18 +94,3 @@ class Predictor:
                     raise
                 await asyncio.sleep((error.retry_after_seconds or 0.1) * 2**attempt)
         raise AssertionError  # the last attempt returns or raises
-
-
-def score_output(signature: Signature, wanted: str, source: str) -> str:
-    """The output that holds the score: the one named, the only one, or else "probability"."""
-    names = [spec.name for spec in signature.outputs]
-    if wanted:
-        if wanted not in names:
-            raise InvalidInput(f"{source}: {unknown('score_output', wanted, names)}")
-        return wanted
-    found = default_output(names)
-    if not found:
-        raise InvalidInput(
-            f"{source} has the outputs {', '.join(names)}: name the one that holds the score (score_output)"
-        )
-    return found

@@ -10,10 +10,10 @@ import numpy as np
 
 from treadle.evaluation import codec, dataset
 from treadle.evaluation.curves import curves_of
-from treadle.evaluation.gate import check_policy, check_slices, judge
+from treadle.evaluation.gate import Policy, check_policy, check_slices, judge
 from treadle.evaluation.metrics import Floats, Metric, Task, metrics_for
-from treadle.evaluation.predictor import Predictor, score_output
-from treadle.evaluation.scores import as_labels, as_scores, check_classes
+from treadle.evaluation.predictor import Predictor
+from treadle.evaluation.scores import as_labels, as_scores, check_classes, score_output
 from treadle.evaluation.slices import Slice, score_slices, slices_of
 from treadle.plugins.tensors import Signature
 from treadle.rpc.columns import Column
@@ -103,7 +103,7 @@ class Runner:
                 else:
                     scores.append(step)
         yield Progress("scoring", 0, rows)
-        report = await asyncio.to_thread(_judge, request, task, metrics, data, scores, resamples)
+        report = await asyncio.to_thread(_judge, request, policy, task, metrics, data, scores, resamples)
         report.created_micros = int(self._clock() * 1e6)
         report.trace_id = current().trace_id
         yield Progress("storing", rows, rows)
@@ -119,7 +119,7 @@ class Runner:
             registry_pb2.GetModelVersionRequest(model=ref.model, version=ref.version)
         )
         signature = Signature.from_proto(found.manifest.signature)
-        output = score_output(signature, wanted, f"{ref.model}/{ref.version}")
+        output = score_output([spec.name for spec in signature.outputs], wanted, f"{ref.model}/{ref.version}")
         return _Version(ref, signature, found.manifest.feature_service, output)
 
     async def _refuse_sensitive(self, source: pb.Dataset, versions: Sequence[_Version]) -> None:
@@ -199,6 +199,7 @@ def _load(source: pb.Dataset, task: Task, versions: Sequence[_Version]) -> _Data
 
 def _judge(
     request: pb.EvaluateRequest,
+    policy: Policy,
     task: Task,
     metrics: Mapping[str, Metric],
     data: _Data,
@@ -213,7 +214,7 @@ def _judge(
     scored = score_slices(
         data.slices, task, metrics, data.labels, candidate, baseline, resamples=resamples, seed=request.seed
     )
-    verdict, judgements = judge(codec.policy_of(request.gate), scored)
+    verdict, judgements = judge(policy, scored)
     who = ("candidate", "baseline")
     curves = [
         curve for name, each in zip(who, scores, strict=False) for curve in curves_of(task, data.labels, each, name)

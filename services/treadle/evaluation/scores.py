@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from treadle.evaluation.metrics import Floats, Task
 from treadle.rpc.errors import FailedPrecondition, InvalidInput
+from treadle.rpc.hints import unknown
 
 SUM_TOLERANCE = 1e-3
 """How far from 1 the probabilities of one row may sum (half-precision outputs round)."""
@@ -20,6 +21,21 @@ def default_output(names: Sequence[str]) -> str:
     if len(names) == 1:
         return names[0]
     return DEFAULT_OUTPUT if DEFAULT_OUTPUT in names else ""
+
+
+def score_output(names: Sequence[str], wanted: str, source: str) -> str:
+    """The output that holds the score: the one that is wanted, or else the default. InvalidInput where there is none.
+
+    `source` names the model in errors.
+    """
+    if wanted and wanted not in names:
+        raise InvalidInput(f"{source}: {unknown('score_output', wanted, names)}")
+    found = wanted or default_output(names)
+    if not found:
+        raise InvalidInput(
+            f"{source} has the outputs {', '.join(names) or '(none)'}: name the one that holds the score (score_output)"
+        )
+    return found
 
 
 def as_labels(task: Task, values: NDArray[np.generic], *, column: str) -> Floats:

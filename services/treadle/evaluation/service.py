@@ -90,7 +90,7 @@ def plugin_metrics(plugins: Plugins) -> Callable[[Task], Sequence[Metric]]:
 
     def metrics(task: Task) -> Sequence[Metric]:
         return [
-            Metric(name, metric.higher_is_better, _told(name, metric.score))
+            Metric(name, _told(name, metric.score))
             for name, metric in plugins.metrics().items()
             if task.name.lower() in metric.tasks
         ]

@@ -36,8 +36,8 @@ class Servicer(evaluation_pb2_grpc.EvaluationServiceServicer):
         ledger: Ledger,
         telemetry: Telemetry,
         plugin_metrics: Callable[[Task], Sequence[Metric]],
-        parallel_evaluations: int = 2,
-        live_metrics_rows: int = 200_000,
+        parallel_evaluations: int,
+        live_metrics_rows: int,
     ) -> None:
         self._runner = runner
         self._ledger = ledger

@@ -1,6 +1,6 @@
 """Slices: the rows of a dataset that share one value of a column, evaluated one by one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,7 +63,7 @@ def score_slices(
     return scored
 
 
-def matching(pattern: str, slices: list[ScoredSlice]) -> list[ScoredSlice]:
+def matching(pattern: str, slices: Sequence[ScoredSlice]) -> list[ScoredSlice]:
     """The slices that a threshold is for: "" all rows, "origin=JFK" one, "origin=*" each of a column."""
     if pattern.endswith("=*"):
         found = [part for part in slices if part.name.startswith(pattern[:-1])]

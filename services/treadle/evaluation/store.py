@@ -7,7 +7,6 @@ Replacing small files by a large one is one transaction too. The replaced files 
 that had them listed.
 """
 
-import errno
 import os
 import sqlite3
 import uuid
@@ -18,7 +17,7 @@ from typing import Any
 
 from treadle.evaluation.tables import ARRIVED, KEYS, UNIQUE
 from treadle.rpc.errors import StorageFull
-from treadle.rpc.files import sync_folder
+from treadle.rpc.files import storing, sync_folder
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (
@@ -26,7 +25,6 @@ CREATE TABLE IF NOT EXISTS files (
 );
 CREATE TABLE IF NOT EXISTS seen (key TEXT PRIMARY KEY) WITHOUT ROWID;
 """
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
 SMALL_ROWS = 50_000
 """Files with fewer rows are merged."""
 
@@ -185,11 +183,8 @@ class FileStore:
     @contextmanager
     def _storage(self) -> Iterator[None]:
         try:
-            yield
-        except OSError as error:
-            if error.errno in _NO_ROOM:
-                raise StorageFull("the prediction ledger has no room left; nothing of this write was kept") from error
-            raise
+            with storing("the prediction ledger has no room left; nothing of this write was kept"):
+                yield
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}:
                 raise StorageFull("the prediction ledger's catalogue has no room left; nothing was kept") from error

@@ -4,7 +4,6 @@ Readers take `state`, an immutable snapshot that `apply` replaces in one step, s
 change and never waits for one.
 """
 
-import errno
 import json
 import threading
 from collections.abc import Mapping
@@ -21,8 +20,8 @@ from treadle.features.names import full_name
 from treadle.features.packing import Layout
 from treadle.features.plan import Plan, compile_plan
 from treadle.features.source import resolve
-from treadle.rpc.errors import Conflict, DataLoss, FailedPrecondition, NotFound, StorageFull, TreadleError
-from treadle.rpc.files import write_atomically
+from treadle.rpc.errors import Conflict, DataLoss, FailedPrecondition, NotFound, TreadleError
+from treadle.rpc.files import storing, write_atomically
 from treadle.rpc.hints import near
 from treadle.v1 import features_pb2 as pb
 
@@ -213,9 +212,5 @@ def _save(file: Path, state: CatalogState) -> None:
         "definitions": json_format.MessageToDict(codec.to_request(definitions)),
         "layouts": {view: [each.fields for each in history] for view, history in state.layouts.items()},
     }
-    try:
+    with storing("the disk is full; the definitions stay as they were"):
         write_atomically(file, json.dumps(content, indent=1).encode())
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise StorageFull("the disk is full; the definitions stay as they were") from error
-        raise

@@ -4,7 +4,6 @@ Every file is hashed at every load: what does not have its digest is fetched aga
 """
 
 import asyncio
-import errno
 import hashlib
 import os
 import shutil
@@ -13,7 +12,8 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from treadle.inference.models import ModelFile, Registered
-from treadle.rpc.errors import DataLoss, StorageFull
+from treadle.rpc.errors import DataLoss
+from treadle.rpc.files import storing
 
 Fetch = Callable[[str], AsyncIterator[bytes]]
 """The bytes of the artifact with this SHA-256, in chunks."""
@@ -32,15 +32,11 @@ class Artifacts:
 
         DataLoss: the registry's bytes do not have the digest. StorageFull: no room here.
         """
-        try:
+        with storing(f"no room on disk for the files of model {registered.key}"):
             for file in registered.files:
                 if not await asyncio.to_thread(_intact, self._path(file), file):
                     await self._download(file)
             return await asyncio.to_thread(self._lay_out, registered)
-        except OSError as error:
-            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                raise StorageFull(f"no room on disk for the files of model {registered.key}") from error
-            raise
 
     async def discard(self, registered: Registered) -> None:
         """Removes the version's folder. What is cached stays, for a quick way back."""

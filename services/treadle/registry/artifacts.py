@@ -5,7 +5,6 @@ is whole. A download is checked while it is read, and its last chunk is held bac
 """
 
 import asyncio
-import errno
 import fcntl
 import hashlib
 import io
@@ -18,13 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from treadle.registry.checks import Problems, is_digest
-from treadle.rpc.errors import DataLoss, InvalidInput, NotFound, StorageFull, Violation
-from treadle.rpc.files import sync_folder
+from treadle.registry.checks import Problems
+from treadle.rpc.errors import DataLoss, NotFound, StorageFull
+from treadle.rpc.files import storing, sync_folder
 
 T = TypeVar("T")
 CHUNK_BYTES = 1 << 20
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _THREADS = 4
 
 
@@ -109,21 +107,16 @@ class Artifacts:
         return await self._run(lambda: {digest: self._size(digest) for digest in digests})
 
     async def _run(self, work: Callable[..., T], *arguments: Any) -> T:
-        try:
+        with storing("the registry has no space left for artifacts: make room on its disk"):
             return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
-        except OSError as error:
-            if error.errno in _NO_ROOM:
-                raise StorageFull("the registry has no space left for artifacts: make room on its disk") from error
-            raise
 
     def _path(self, sha256: str) -> Path:
         return self._kept / sha256[:2] / sha256[2:]
 
     def _open(self, sha256: str) -> IO[bytes]:
-        if not is_digest(sha256):
-            raise InvalidInput(
-                "the digest is no SHA-256", [Violation("sha256", "must be a SHA-256: 64 lower-case hex digits")]
-            )
+        problems = Problems("no such artifact can exist")
+        problems.digest("sha256", sha256)
+        problems.raise_if_any()
         try:
             return self._path(sha256).open("rb")
         except FileNotFoundError:

@@ -1,6 +1,8 @@
 """Rules for names and texts, and the list in which a validation gathers what is wrong."""
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 
 from treadle.rpc.errors import InvalidInput, Violation
 
@@ -34,9 +36,15 @@ class Problems:
             self.add(field, f"has {len(value)} characters, at most {longest} are kept")
 
     def digest(self, field: str, value: str) -> None:
-        """A SHA-256 as lower-case hex."""
-        if not is_digest(value):
+        """A SHA-256 as lower-case hex: nothing else may become part of a path."""
+        if not _DIGEST.fullmatch(value):
             self.add(field, "must be a SHA-256: 64 lower-case hex digits")
+
+    def once(self, field: str, items: Iterable[object]) -> None:
+        """Items that must all differ."""
+        for item, count in Counter(items).items():
+            if count > 1:
+                self.add(field, f"has {item} twice")
 
     def raise_if_any(self) -> None:
         """InvalidInput with all that was found."""
@@ -44,8 +52,3 @@ class Problems:
             first = self._found[0]
             more = f" (and {len(self._found) - 1} more)" if len(self._found) > 1 else ""
             raise InvalidInput(f"{self._what}: {first.field} {first.description}{more}", self._found)
-
-
-def is_digest(value: str) -> bool:
-    """Whether this is a SHA-256 as lower-case hex: nothing else may become part of a path."""
-    return _DIGEST.fullmatch(value) is not None

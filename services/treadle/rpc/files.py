@@ -1,7 +1,26 @@
 """Files that must never be half written, whatever happens to the process or the machine."""
 
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from treadle.rpc.errors import StorageFull
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What the system says when there is no room for a file: the disk, the quota or the file is at its limit."""
+
+
+@contextmanager
+def storing(full: str) -> Iterator[None]:
+    """For code that writes files: where they find no room, it ends with StorageFull(`full`)."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise StorageFull(full) from error
+        raise
 
 
 def write_atomically(path: Path, content: bytes) -> None:
