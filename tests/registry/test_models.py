@@ -226,6 +226,27 @@ async def test_a_page_of_large_manifests_ends_early(registry: "Registry") -> Non
     assert page.next_page_token
 
 
+async def test_pages_of_long_texts_fit_into_a_message_and_hold_everything_once(registry: "Registry") -> None:
+    names = [f"m{i:02}" for i in range(60)]
+    for name in names:  # at the default limit of gRPC, 4 MiB, sixty of them would be refused
+        await registry.rpc.CreateModel(pb.CreateModelRequest(name=name, description="é" * 10_000, owner="🛫" * 10_000))
+    models: list[str] = []
+    subjects: list[str] = []
+    token = ""
+    while token or not models:
+        page = await registry.rpc.ListModels(pb.ListModelsRequest(page_size=1000, page_token=token))
+        assert page.ByteSize() < 4 << 20
+        models += [model.name for model in page.models]
+        token = page.next_page_token
+    while token or not subjects:
+        told = await registry.rpc.ListHistory(pb.ListHistoryRequest(page_size=1000, page_token=token))
+        assert told.ByteSize() < 4 << 20
+        subjects += [event.subject for event in told.events]
+        token = told.next_page_token
+    assert models == names
+    assert subjects == names[::-1]
+
+
 async def test_page_tokens_belong_to_their_list(registry: "Registry") -> None:
     for model in ("a", "a", "b", "b"):
         await registry.make_version(model)

@@ -7,7 +7,7 @@ from google.protobuf.message import DecodeError
 from treadle.plugins.specs import TensorSpec
 from treadle.registry import deployments, history, manifest, models, policy, watch
 from treadle.registry.manifest import Ref
-from treadle.rpc.errors import InvalidInput, Violation
+from treadle.rpc.errors import InvalidInput
 from treadle.v1 import evaluation_pb2, registry_pb2, types_pb2
 
 
@@ -81,8 +81,7 @@ def check_report(report: bytes) -> None:
     except DecodeError:
         whole = None
     if whole is None:
-        wanted = "must be a serialized treadle.v1.EvaluationReport"
-        raise InvalidInput(f"report {wanted}", [Violation("report", wanted)])
+        raise InvalidInput.at("report", "must be a serialized treadle.v1.EvaluationReport")
 
 
 def encode_model(model: models.Model) -> registry_pb2.Model:

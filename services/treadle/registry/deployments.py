@@ -25,6 +25,10 @@ class Deployment:
     updated_by: str
 
 
+_COLUMNS = [schema.deployment_revisions.c[name] for name in ("body", "revision", "updated_micros", "updated_by")]
+"""What makes a Deployment, in the order of its fields."""
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """What a deployment became at one point of the history; revision None: it was deleted."""
@@ -126,9 +130,10 @@ def get(connection: Connection, name: str, revision: int = 0) -> Deployment:
 
 def listed(connection: Connection) -> list[Deployment]:
     """All that exist now, by name."""
-    table = schema.deployments
-    query = sa.select(table.c.name, table.c.revision).where(table.c.deleted.is_(False)).order_by(table.c.name)
-    return revisions(connection, [(name, revision) for name, revision in connection.execute(query)])
+    table, kept = schema.deployments, schema.deployment_revisions
+    present = sa.and_(kept.c.name == table.c.name, kept.c.revision == table.c.revision)
+    query = sa.select(*_COLUMNS).join(table, present).where(table.c.deleted.is_(False)).order_by(table.c.name)
+    return [Deployment(*row) for row in connection.execute(query)]
 
 
 def revisions(connection: Connection, wanted: list[tuple[str, int]]) -> list[Deployment]:
@@ -137,9 +142,7 @@ def revisions(connection: Connection, wanted: list[tuple[str, int]]) -> list[Dep
     found: list[Deployment] = []
     for name, revision in wanted:
         row = connection.execute(
-            sa.select(table.c.body, table.c.revision, table.c.updated_micros, table.c.updated_by).where(
-                table.c.name == name, table.c.revision == revision
-            )
+            sa.select(*_COLUMNS).where(table.c.name == name, table.c.revision == revision)
         ).one_or_none()
         if row is not None:
             found.append(Deployment(*row))

@@ -23,7 +23,7 @@ class Event:
 
 
 def events(connection: Connection, subject_prefix: str, page_size: int, page_token: str) -> Page[Event]:
-    """Events whose subject begins with the prefix, newest first."""
+    """Events whose subject begins with the prefix, newest first. A page ends early where their texts grow large."""
     scope = f"history:{subject_prefix}"
     size, before = paging.page_size(page_size), paging.after(scope, page_token, int)
     table = schema.history
@@ -32,6 +32,9 @@ def events(connection: Connection, subject_prefix: str, page_size: int, page_tok
         query = query.where(sa.func.substr(table.c.subject, 1, len(subject_prefix)) == subject_prefix)
     if before is not None:
         query = query.where(table.c.sequence < before)
-    found = [Event(*row) for row in connection.execute(query)]
-    shown = found[:size]
-    return Page(shown, paging.token(scope, shown[-1].sequence) if len(found) > size else "")
+    found = (Event(*row) for row in connection.execute(query))
+    return Page(*paging.cut(scope, found, size, lambda event: event.sequence, _weight))
+
+
+def _weight(event: Event) -> int:
+    return paging.weigh(event.actor, event.subject, event.reason, event.details_json)

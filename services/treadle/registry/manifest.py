@@ -3,7 +3,7 @@
 Plain objects: `codec` makes them from the contract. Shapes include the row axis, as in the signature.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -121,8 +121,7 @@ def _check_fit(problems: Problems, field: str, samples: Sequence[Sample], tensor
 
 def _check_files(problems: Problems, files: Sequence[File]) -> None:
     paths = {file.path for file in files}
-    for path in _repeated(file.path for file in files):
-        problems.add("manifest.files", f"has the path {path!r} twice")
+    problems.once("manifest.files", (f"the path {file.path!r}" for file in files))
     for i, file in enumerate(files):
         where = f"manifest.files[{i}]"
         wrong = wrong_path(file.path)
@@ -147,13 +146,3 @@ def wrong_path(path: str) -> str:
     if any(len(part.encode()) > _LONGEST_PART_BYTES for part in parts):
         return f"must have no part of more than {_LONGEST_PART_BYTES} bytes"
     return ""
-
-
-def _repeated(names: Iterable[str]) -> list[str]:
-    seen: set[str] = set()
-    twice: dict[str, None] = {}
-    for name in names:
-        if name in seen:
-            twice[name] = None
-        seen.add(name)
-    return list(twice)

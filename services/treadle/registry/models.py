@@ -69,16 +69,15 @@ def get(connection: Connection, name: str) -> Model:
 
 
 def listed(connection: Connection, page_size: int, page_token: str) -> Page[Model]:
-    """Models by name."""
+    """Models by name. A page ends early where their texts grow large."""
     size, after = paging.page_size(page_size), paging.after("models", page_token, str)
     query = sa.select(schema.models).order_by(schema.models.c.name).limit(size + 1)
     if after is not None:
         query = query.where(schema.models.c.name > after)
-    rows = connection.execute(query).all()
-    shown = rows[:size]
+    rows = connection.execute(query)
+    shown, more = paging.cut("models", rows, size, lambda r: r.name, lambda r: paging.weigh(r.description, r.owner))
     aliases = _aliases(connection, [row.name for row in shown])
-    models = [_model(row, aliases[row.name]) for row in shown]
-    return Page(models, paging.token("models", models[-1].name) if len(rows) > size else "")
+    return Page([_model(row, aliases[row.name]) for row in shown], more)
 
 
 def find_by_key(connection: Connection, model: str, key: str) -> Version | None:
@@ -140,7 +139,7 @@ def get_version(connection: Connection, ref: Ref) -> Version:
     if row is None:
         latest = get(connection, ref.model).latest_version
         raise NotFound(f"model {ref.model!r} has no version {ref.version}; its latest is {latest}")
-    return Version(ref, *row, aliases=_pointing_at(connection, ref.model, [ref.version])[ref.version])
+    return Version(ref, *row, aliases=_pointing_at(connection, ref.model)[ref.version])
 
 
 def get_by_alias(connection: Connection, model: str, alias: str) -> Version:
@@ -164,12 +163,14 @@ def list_versions(connection: Connection, model: str, page_size: int, page_token
         .order_by(table.c.version.desc())
         .limit(size + 1)
     )
-    rows, more = paging.cut(connection.execute(query), size, lambda row: len(row.manifest))
-    aliases = _pointing_at(connection, model, [row.version for row in rows])
+    rows, more = paging.cut(
+        scope, connection.execute(query), size, lambda row: row.version, lambda row: len(row.manifest)
+    )
+    aliases = _pointing_at(connection, model)
     found = [
         Version(Ref(model, r.version), r.manifest, r.created_micros, r.created_by, aliases[r.version]) for r in rows
     ]
-    return Page(found, paging.token(scope, found[-1].ref.version) if more else "")
+    return Page(found, more)
 
 
 def set_alias(tx: Transaction, model: str, alias: str, version: int) -> Model:
@@ -216,9 +217,10 @@ def list_reports(connection: Connection, ref: Ref, page_size: int, page_token: s
     )
     if before is not None:
         query = query.where(table.c.sequence < before)
-    rows, more = paging.cut(connection.execute(query), size, lambda row: len(row.report))
-    found = [Report(row.sequence, ref, row.report, row.created_micros) for row in rows]
-    return Page(found, paging.token(scope, found[-1].sequence) if more else "")
+    rows, more = paging.cut(
+        scope, connection.execute(query), size, lambda row: row.sequence, lambda row: len(row.report)
+    )
+    return Page([Report(row.sequence, ref, row.report, row.created_micros) for row in rows], more)
 
 
 def require(connection: Connection, refs: Iterable[Ref], where: str) -> None:
@@ -253,9 +255,8 @@ def _aliases(connection: Connection, models: list[str]) -> defaultdict[str, dict
     return found
 
 
-def _pointing_at(connection: Connection, model: str, versions: list[int]) -> defaultdict[int, tuple[str, ...]]:
+def _pointing_at(connection: Connection, model: str) -> defaultdict[int, tuple[str, ...]]:
     found: defaultdict[int, tuple[str, ...]] = defaultdict(tuple)
     for alias, version in _aliases(connection, [model])[model].items():
-        if version in versions:
-            found[version] += (alias,)
+        found[version] += (alias,)
     return found

@@ -56,16 +56,27 @@ def after(scope: str, page_token: str, kind: type[KeyT]) -> KeyT | None:
     )
 
 
-def cut(rows: Iterable[T], size: int, weight: Callable[[T], int]) -> tuple[list[T], bool]:
-    """The rows of one page, at most `size` and about `PAGE_BYTES`, at least one; and whether more follow."""
+def cut(
+    scope: str, rows: Iterable[T], size: int, key: Callable[[T], str | int], weight: Callable[[T], int]
+) -> tuple[list[T], str]:
+    """The rows of one page, and the token for more (empty: there are no more).
+
+    At most `size` rows and about `PAGE_BYTES`, but at least one. `key` is what the list is sorted by, `weight` the
+    bytes of all that may grow large in a row.
+    """
     shown: list[T] = []
     total = 0
     for row in rows:
         total += weight(row)
         if len(shown) == size or (shown and total > PAGE_BYTES):
-            return shown, True
+            return shown, token(scope, key(shown[-1]))
         shown.append(row)
-    return shown, False
+    return shown, ""
+
+
+def weigh(*texts: str) -> int:
+    """The bytes of texts on the wire."""
+    return sum(len(text.encode()) for text in texts)
 
 
 def _fits(last: str | int) -> bool:

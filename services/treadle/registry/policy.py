@@ -4,7 +4,7 @@ Plain objects: `codec` makes them from the contract.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from treadle.registry.checks import Problems
@@ -104,7 +104,7 @@ def _check_traffic(problems: Problems, traffic: Sequence[Share]) -> None:
         check_ref(problems, f"{field}[{i}].ref", share.ref)
         if not 0 <= share.weight <= _WHOLE:  # false for NaN as well
             problems.add(f"{field}[{i}].weight", "must be 0 to 100")
-    _check_once(problems, field, (share.ref for share in traffic))
+    problems.once(field, (share.ref for share in traffic))
     total = math.fsum(share.weight for share in traffic)
     if not abs(total - _WHOLE) <= _TOLERANCE:
         problems.add(field, f"has weights that sum to {total:g}, wanted 100")
@@ -117,7 +117,7 @@ def _check_shadows(problems: Problems, policy: Policy) -> None:
         check_ref(problems, f"{field}[{i}]", ref)
         if ref in serving:
             problems.add(f"{field}[{i}]", f"{ref} has a share of the traffic already")
-    _check_once(problems, field, policy.shadows)
+    problems.once(field, policy.shadows)
 
 
 def _check_fallbacks(problems: Problems, steps: Sequence[Step]) -> None:
@@ -129,17 +129,9 @@ def _check_fallbacks(problems: Problems, steps: Sequence[Step]) -> None:
             check_ref(problems, f"{field}[{i}].ref", step.ref)
         elif not step.constant:
             problems.add(f"{field}[{i}]", "needs an answer: a ref, or a constant with outputs")
-    _check_once(problems, field, (step.name for step in steps))
+    problems.once(field, (step.name for step in steps))
 
 
 def _check_timeout(problems: Problems, field: str, seconds: float) -> None:
     if not 0 <= seconds < math.inf:
         problems.add(field, "must be a number of seconds, 0 or more")
-
-
-def _check_once(problems: Problems, field: str, items: Iterable[object]) -> None:
-    seen: set[object] = set()
-    for item in items:
-        if item in seen:
-            problems.add(field, f"has {item} twice")
-        seen.add(item)
