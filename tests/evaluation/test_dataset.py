@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from treadle.evaluation.dataset import digest_of, files_of, model_inputs, needed_columns, read_columns, with_labels
+from treadle.evaluation.dataset import digest_of, files_of, model_inputs, read_columns, with_labels
 from treadle.evaluation.slices import check_pattern, slices_of
 from treadle.plugins.tensors import Signature, TensorSpec
 from treadle.rpc.columns import Column
@@ -101,7 +101,7 @@ def test_columns_become_the_tensors_of_the_signature() -> None:
         TensorSpec("a", "INT32", (-1, 1)),
         TensorSpec("t", "STRING", (-1,)),
     )
-    assert needed_columns(wanted) == ["a", "b", "a", "t"]
+    assert wanted.columns() == ["a", "b", "a", "t"]
     inputs = model_inputs(wanted, columns)
     assert inputs["packed"].dtype == np.float32
     assert np.array_equal(inputs["packed"], np.array([[1, 0.5], [2, np.nan]], np.float32), equal_nan=True)

@@ -50,8 +50,7 @@ class ServedVersion:
     """Names of the columns that the inputs are made from, in order, each once."""
 
     def __post_init__(self) -> None:
-        names = [name for spec in self.signature.inputs for name in (spec.columns or (spec.name,))]
-        object.__setattr__(self, "needs", tuple(dict.fromkeys(names)))
+        object.__setattr__(self, "needs", tuple(dict.fromkeys(self.signature.columns())))
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,10 @@ class Signature:
             inputs=[spec.to_proto() for spec in self.inputs], outputs=[spec.to_proto() for spec in self.outputs]
         )
 
+    def columns(self) -> list[str]:
+        """Names of the columns that feed the inputs, in order; one that feeds several is named as often."""
+        return [name for spec in self.inputs for name in spec.columns or (spec.name,)]
+
     def check_inputs(self, tensors: Tensors) -> int:
         """Rows of the request, 1 or more. Raises InvalidInput, one violation for each tensor that is wrong."""
         rows = _rows(self._inputs, tensors)

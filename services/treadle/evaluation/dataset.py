@@ -78,11 +78,6 @@ def with_labels(columns: Mapping[str, Column], label: str) -> dict[str, Column]:
     return taken | {label: Column(label, taken[label].dtype, taken[label].values)}
 
 
-def needed_columns(signature: Signature) -> list[str]:
-    """The columns that feed a model, in the order of its inputs."""
-    return [name for spec in signature.inputs for name in spec.columns or (spec.name,)]
-
-
 def model_inputs(signature: Signature, columns: Mapping[str, Column]) -> dict[str, Array]:
     """Tensors for all rows. A null is NaN where the signature allows it, else an InvalidInput that names the column."""
     return {spec.name: _packed(spec, columns) if spec.columns else _single(spec, columns) for spec in signature.inputs}

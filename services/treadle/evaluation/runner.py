@@ -190,7 +190,7 @@ def _load(source: pb.Dataset, task: Task, versions: Sequence[_Version]) -> _Data
         raise InvalidInput("dataset.label_column must be set")
     files = dataset.files_of(source.path)
     names = [source.label_column, *source.slice_columns]
-    names += [name for version in versions for name in dataset.needed_columns(version.signature)]
+    names += [name for version in versions for name in version.signature.columns()]
     columns = dataset.with_labels(dataset.read_columns(files, names), source.label_column)
     labels = as_labels(task, columns[source.label_column].values, column=source.label_column)
     slices = slices_of(len(labels), {name: columns[name] for name in source.slice_columns})

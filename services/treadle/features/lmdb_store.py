@@ -6,7 +6,6 @@ The map size is only address space; the file grows as rows come. At the limit, o
 raises StorageFull and nothing of it is kept.
 """
 
-import errno
 import struct
 import threading
 import time
@@ -19,6 +18,7 @@ import lmdb
 
 from treadle.plugins.stores import OnlineStore, OnlineStoreKind, ViewStats, WriteCount
 from treadle.rpc.errors import InvalidInput, StorageFull, Unavailable
+from treadle.rpc.files import NO_ROOM
 
 _STAMPS: Final = struct.Struct("<qq")
 _META: Final = b"_meta"
@@ -144,7 +144,7 @@ class LmdbStore(OnlineStore):
 
 def _is_full(error: Exception) -> bool:
     text = str(error)
-    return getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT} or "No space left" in text or "quota" in text
+    return getattr(error, "errno", None) in NO_ROOM or "No space left" in text or "quota" in text
 
 
 class LmdbStoreKind(OnlineStoreKind):

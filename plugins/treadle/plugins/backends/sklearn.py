@@ -91,7 +91,7 @@ class SklearnBackend(ModelBackend):
         features = getattr(estimator, "n_features_in_", None)
         if features is not None:
             check_width(source.signature, features)
-        _check_order(estimator, [column for spec in source.signature.inputs for column in spec.columns or [spec.name]])
+        _check_order(estimator, source.signature.columns())
         return _SklearnModel(estimator, tuple(spec.name for spec in source.signature.inputs), source.threads)
 
     def example(self) -> Example:
