@@ -24,6 +24,7 @@ _STAMPS: Final = struct.Struct("<qq")
 _META: Final = b"_meta"
 _PREFIX: Final = b"view/"
 _BEFORE_ALL: Final = -(1 << 63)
+_MOST_VIEWS: Final = 1024
 MIB: Final = 1 << 20
 Found = tuple[int, bytes] | None
 
@@ -31,9 +32,7 @@ Found = tuple[int, bytes] | None
 class LmdbStore(OnlineStore):
     """Thread-safe: readers never wait, writers take turns."""
 
-    def __init__(
-        self, folder: Path, *, map_mib: int = 16_384, max_views: int = 1024, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, folder: Path, *, map_mib: int = 16_384, clock: Callable[[], float] = time.time) -> None:
         """Opens the store in `folder`, making it if absent. Unavailable when the folder cannot be used."""
         self._clock = clock
         self._map_mib = map_mib
@@ -42,7 +41,7 @@ class LmdbStore(OnlineStore):
         self._closed = False
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._env = lmdb.open(str(folder), map_size=map_mib * MIB, max_dbs=max_views + 1, metasync=False)
+            self._env = lmdb.open(str(folder), map_size=map_mib * MIB, max_dbs=_MOST_VIEWS + 1, metasync=False)
         except (OSError, lmdb.Error) as error:
             raise Unavailable(f"the online store in {folder} cannot be opened: {error}") from error
         with self._full_is_an_error():
