@@ -227,9 +227,10 @@ async def test_a_page_of_large_manifests_ends_early(registry: "Registry") -> Non
 
 
 async def test_pages_of_long_texts_fit_into_a_message_and_hold_everything_once(registry: "Registry") -> None:
+    text = "🛫" * 10_000
     names = [f"m{i:02}" for i in range(60)]
-    for name in names:  # at the default limit of gRPC, 4 MiB, sixty of them would be refused
-        await registry.rpc.CreateModel(pb.CreateModelRequest(name=name, description="é" * 10_000, owner="🛫" * 10_000))
+    for name in names:  # sixty of them are more than the 4 MiB that gRPC takes by default
+        await registry.rpc.CreateModel(pb.CreateModelRequest(name=name, description=text, owner=text))
     models: list[str] = []
     subjects: list[str] = []
     token = ""
