@@ -28,10 +28,11 @@ async def evaluation(
 ) -> AsyncIterator["evaluation_pb2_grpc.EvaluationServiceAsyncStub"]:
     """The service alone: its ledger needs no other."""
     home = tmp_path / "evaluation"
-    async with running(open_service, Settings(), home=home, peers=NOWHERE, telemetry=telemetry) as address:
-        channel = Channel(address, service="evaluation", telemetry=Telemetry.off())
+    async with (
+        running(open_service, Settings(), home=home, peers=NOWHERE, telemetry=telemetry) as address,
+        Channel(address, service="evaluation", telemetry=Telemetry.off()) as channel,
+    ):
         yield evaluation_pb2_grpc.EvaluationServiceStub(channel)
-        await channel.close()
 
 
 Batch = Callable[..., pb.PredictionBatch]

@@ -85,9 +85,7 @@ async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
         async def start(name: str, open_it: Any, settings: Any) -> Channel:
             home = tmp_path / name
             peers[name] = await stack.enter_async_context(running(open_it, settings, home=home, peers=dict(peers)))
-            channel = Channel(peers[name], service=name, telemetry=Telemetry.off())
-            stack.push_async_callback(channel.close)
-            return channel
+            return await stack.enter_async_context(Channel(peers[name], service=name, telemetry=Telemetry.off()))
 
         registry = registry_pb2_grpc.RegistryServiceStub(
             await start("registry", registry_service.open_service, registry_service.Settings())
@@ -148,14 +146,10 @@ def definitions(path: Path) -> features_pb2.ApplyFeaturesRequest:
 async def push(registry: Any, model: Any, folder: Path, name: str = "delay") -> None:
     sample = {"features": np.zeros((2, 2), np.float32)}
     manifest = save_model(model, folder, sample, columns={"features": COLUMNS}, feature_service="fs")
-
-    async def parts(file: registry_pb2.ModelFile) -> AsyncIterator[registry_pb2.UploadArtifactRequest]:
-        header = registry_pb2.UploadArtifactRequest.Header(sha256=file.sha256, size_bytes=file.size_bytes)
-        yield registry_pb2.UploadArtifactRequest(header=header)
-        yield registry_pb2.UploadArtifactRequest(chunk=(folder / file.path).read_bytes())
-
+    part = registry_pb2.UploadArtifactRequest
     for file in manifest.files:
-        await registry.UploadArtifact(parts(file))
+        header = part.Header(sha256=file.sha256, size_bytes=file.size_bytes)
+        await registry.UploadArtifact([part(header=header), part(chunk=(folder / file.path).read_bytes())])
     await registry.CreateModelVersion(registry_pb2.CreateModelVersionRequest(model=name, manifest=manifest))
 
 

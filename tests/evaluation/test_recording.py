@@ -1,8 +1,8 @@
 """The ledger over the wire: durable, idempotent, exact; bad batches harm nobody."""
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,17 +15,11 @@ from treadle.rpc.errors import InvalidInput
 from treadle.v1 import evaluation_pb2 as pb
 from treadle.v1 import types_pb2
 
-T = TypeVar("T")
 Make = Callable[..., Any]
 
 
-async def stream(items: Iterable[T]) -> AsyncIterator[T]:
-    for item in items:
-        yield item
-
-
 async def test_what_is_recorded_is_read_back_exactly(evaluation: Any, batch: Make, tmp_path: Path) -> None:
-    answer = await evaluation.RecordPredictions(stream([batch(["a", "b", "c"], [0.1, 1 / 3, 1e-300])]))
+    answer = await evaluation.RecordPredictions([batch(["a", "b", "c"], [0.1, 1 / 3, 1e-300])])
     assert (answer.rows_recorded, answer.rows_duplicate) == (3, 0)
     ledger = Ledger(tmp_path / "evaluation")
     rows = ledger.rows("d")
@@ -44,8 +38,8 @@ async def test_what_is_recorded_is_read_back_exactly(evaluation: Any, batch: Mak
 
 
 async def test_sending_twice_counts_once(evaluation: Any, batch: Make, tmp_path: Path) -> None:
-    await evaluation.RecordPredictions(stream([batch(["a", "b"])]))
-    answer = await evaluation.RecordPredictions(stream([batch(["b", "c"]), batch(["c"])]))
+    await evaluation.RecordPredictions([batch(["a", "b"])])
+    answer = await evaluation.RecordPredictions([batch(["b", "c"]), batch(["c"])])
     assert (answer.rows_recorded, answer.rows_duplicate) == (1, 2)
     assert Ledger(tmp_path / "evaluation").rows("d").table.num_rows == 3
 
@@ -53,10 +47,10 @@ async def test_sending_twice_counts_once(evaluation: Any, batch: Make, tmp_path:
 async def test_labels_come_before_or_after_and_the_last_known_counts(
     evaluation: Any, batch: Make, labels: Make, tmp_path: Path
 ) -> None:
-    await evaluation.RecordLabels(stream([labels(["a"], [1.0], at=20)]))
-    await evaluation.RecordPredictions(stream([batch(["a", "b"])]))
-    await evaluation.RecordLabels(stream([labels(["b"], [1.0], at=10), labels(["b"], [0.0], at=30)]))
-    late = await evaluation.RecordLabels(stream([labels(["a"], [0.0], at=15), labels(["a"], [1.0], at=20)]))
+    await evaluation.RecordLabels([labels(["a"], [1.0], at=20)])
+    await evaluation.RecordPredictions([batch(["a", "b"])])
+    await evaluation.RecordLabels([labels(["b"], [1.0], at=10), labels(["b"], [0.0], at=30)])
+    late = await evaluation.RecordLabels([labels(["a"], [0.0], at=15), labels(["a"], [1.0], at=20)])
     assert (late.rows_recorded, late.rows_duplicate) == (1, 1)
     table = Ledger(tmp_path / "evaluation").rows("d").table
     assert dict(zip(table["prediction_id"].to_pylist(), table["label"].to_pylist(), strict=True)) == {"a": 1, "b": 0}
@@ -77,8 +71,8 @@ async def test_a_bad_batch_is_refused_and_harms_no_other(
     evaluation: Any, batch: Make, tmp_path: Path, change: dict[str, Any], where: str
 ) -> None:
     with pytest.raises(InvalidInput, match=rf"batches\[1\].*{where}.*1 batches before it are stored"):
-        await evaluation.RecordPredictions(stream([batch(["a"]), batch(["x"], **change), batch(["z"])]))
-    await evaluation.RecordPredictions(stream([batch(["b"])]))
+        await evaluation.RecordPredictions([batch(["a"]), batch(["x"], **change), batch(["z"])])
+    await evaluation.RecordPredictions([batch(["b"])])
     assert Ledger(tmp_path / "evaluation").rows("d").table["prediction_id"].to_pylist() == ["a", "b"]
 
 
@@ -86,14 +80,14 @@ async def test_labels_must_be_numbers_one_for_each_prediction(evaluation: Any, l
     short = labels(["a", "b"], [1.0, 0.0])
     short.prediction_ids.append("c")
     with pytest.raises(InvalidInput, match="at_micros has 2 elements"):
-        await evaluation.RecordLabels(stream([short]))
+        await evaluation.RecordLabels([short])
     with pytest.raises(InvalidInput, match="labels must be finite"):
-        await evaluation.RecordLabels(stream([labels(["a"], [float("nan")])]))
+        await evaluation.RecordLabels([labels(["a"], [float("nan")])])
 
 
 async def test_the_write_is_linked_to_the_requests(evaluation: Any, batch: Make, telemetry: Telemetry) -> None:
     parent = f"00-{'ab' * 16}-{'cd' * 8}-01"
-    await evaluation.RecordPredictions(stream([batch(["a"], traceparent=parent)]))
+    await evaluation.RecordPredictions([batch(["a"], traceparent=parent)])
     span = next(span for span in telemetry.spans if span.name == "ledger record")
     assert [link.context.trace_id for link in span.links] == [int("ab" * 16, 16)]
 
@@ -104,20 +98,18 @@ async def test_live_metrics_are_those_of_the_labelled_answers(evaluation: Any, b
     scores = np.clip(truth * 0.3 + rng.random(60) * 0.7, 0, 1)
     ids = [f"p{index:02}" for index in range(60)]
     await evaluation.RecordPredictions(
-        stream(
-            [
-                batch(ids[:40], scores[:40]),
-                batch(ids[40:], scores[40:], version=2),
-                batch(["unlabelled"], [0.9]),
-                batch(["shadow"], [0.9], shadow=True),
-                batch(["fell"], [0.9], version=9, served_by="-", degraded_reason="features: UNAVAILABLE"),
-            ]
-        )
+        [
+            batch(ids[:40], scores[:40]),
+            batch(ids[40:], scores[40:], version=2),
+            batch(["unlabelled"], [0.9]),
+            batch(["shadow"], [0.9], shadow=True),
+            batch(["fell"], [0.9], version=9, served_by="-", degraded_reason="features: UNAVAILABLE"),
+        ]
     )
     fallback = batch(["fallback"], [0.0])
     fallback.served_by, fallback.degraded_reason = "fallback:rule", "inference: UNAVAILABLE"
-    await evaluation.RecordPredictions(stream([fallback]))
-    await evaluation.RecordLabels(stream([labels([*ids, "shadow", "fallback"], [*truth, 0, 1])]))
+    await evaluation.RecordPredictions([fallback])
+    await evaluation.RecordLabels([labels([*ids, "shadow", "fallback"], [*truth, 0, 1])])
     ask = pb.GetLiveMetricsRequest(deployment="d", task=pb.TASK_BINARY_CLASSIFICATION)
     found = {(each.model.model, each.model.version): each for each in (await evaluation.GetLiveMetrics(ask)).versions}
     one, both = found["m", 1], found["", 0]

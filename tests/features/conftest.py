@@ -76,11 +76,10 @@ def serve(tmp_path: Path) -> Callable[..., object]:
     @asynccontextmanager
     async def start(**settings: Any) -> "AsyncIterator[features_pb2_grpc.FeatureServiceAsyncStub]":
         telemetry = Telemetry.off()
-        async with running(open_service, Settings(**settings), home=tmp_path / "home", telemetry=telemetry) as address:
-            channel = Channel(address, service="features", telemetry=telemetry)
-            try:
-                yield features_pb2_grpc.FeatureServiceStub(channel)
-            finally:
-                await channel.close()
+        async with (
+            running(open_service, Settings(**settings), home=tmp_path / "home", telemetry=telemetry) as address,
+            Channel(address, service="features", telemetry=telemetry) as channel,
+        ):
+            yield features_pb2_grpc.FeatureServiceStub(channel)
 
     return start

@@ -116,11 +116,7 @@ async def test_services_that_are_not_there(stub: Any, name: str) -> None:
 
 
 async def push(stub: Any, *messages: pb.PushRequest) -> pb.PushResponse:
-    async def stream() -> AsyncIterator[pb.PushRequest]:
-        for message in messages:
-            yield message
-
-    answer: pb.PushResponse = await stub.Push(stream())
+    answer: pb.PushResponse = await stub.Push(messages)
     return answer
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,6 @@ PRESENT, NULL, MISSING, STALE = (
     types_pb2.FEATURE_STATUS_MISSING,
     types_pb2.FEATURE_STATUS_STALE,
 )
-
-
-async def stream(*messages: pb.PushRequest) -> AsyncIterator[pb.PushRequest]:
-    for message in messages:
-        yield message
 
 
 def weather(origins: Sequence[str], winds: Sequence[Any], at: Sequence[int], **more: Any) -> pb.PushRequest:
@@ -68,10 +63,10 @@ async def test_values_come_back_with_status_and_age(serve: Any, write_project: A
     async with serve() as stub:
         await stub.ApplyFeatures(to_request(load_definitions(write_project())))
         pushed = await stub.Push(
-            stream(
+            [
                 weather(["EWR", "JFK"], [10.0, None], [1 * HOUR, 3 * HOUR]),
                 weather(["EWR"], [8.0], [0]),
-            )
+            ]
         )
         assert (pushed.rows_written, pushed.rows_outdated) == (2, 1)
 
@@ -112,7 +107,7 @@ async def test_definitions_and_values_survive_a_restart(serve: Any, write_projec
     definitions = load_definitions(write_project())
     async with serve() as stub:
         await stub.ApplyFeatures(to_request(definitions))
-        await stub.Push(stream(weather(["EWR"], [10.0], [HOUR])))
+        await stub.Push([weather(["EWR"], [10.0], [HOUR])])
     async with serve() as stub:
         answer = by_name(await stub.GetOnlineFeatures(ask(["EWR"], HOUR)))
         assert decode(answer["push"].column).values[0] == 15.0
@@ -159,7 +154,7 @@ async def test_unknown_service_says_what_is_near(serve: Any, write_project: Any)
 async def test_freshness(serve: Any, write_project: Any) -> None:
     async with serve() as stub:
         await stub.ApplyFeatures(to_request(load_definitions(write_project())))
-        await stub.Push(stream(weather(["EWR", "JFK"], [1.0, 2.0], [HOUR, 2 * HOUR])))
+        await stub.Push([weather(["EWR", "JFK"], [1.0, 2.0], [HOUR, 2 * HOUR])])
         answer = await stub.GetFreshness(pb.GetFreshnessRequest(now_micros=3 * HOUR))
         weather_view, delays_view = answer.views
         assert (weather_view.entities, weather_view.newest_event_micros, weather_view.age_seconds) == (
@@ -183,7 +178,7 @@ async def test_lookups_go_on_while_definitions_change(serve: Any, write_project:
     versions = [to_request(definitions), to_request(replace(definitions, views=views))]
     async with serve() as stub:
         await stub.ApplyFeatures(versions[0])
-        await stub.Push(stream(weather(["EWR"], [10.0], [HOUR])))
+        await stub.Push([weather(["EWR"], [10.0], [HOUR])])
 
         async def change() -> None:
             for at in range(1, 8):
@@ -202,14 +197,14 @@ async def test_a_field_that_is_new_is_missing_until_it_is_pushed(serve: Any, wri
     path = write_project()
     async with serve() as stub:
         await stub.ApplyFeatures(to_request(load_definitions(path)))
-        await stub.Push(stream(weather(["EWR"], [10.0], [HOUR])))
+        await stub.Push([weather(["EWR"], [10.0], [HOUR])])
         text = path.read_text().replace('Field("sky", "STRING"),', 'Field("sky", "STRING"), Field("rain", "FP32"),')
         await stub.ApplyFeatures(to_request(load_definitions(write_project(text, path))))
         answer = by_name(await stub.GetOnlineFeatures(ask(["EWR"], HOUR)))
         assert list(answer["weather__rain"].statuses) == [MISSING]
         assert list(answer["weather__wind"].statuses) == [PRESENT]
         rain = Column.of("rain", [0.5], dtype="FP32")
-        await stub.Push(stream(weather(["EWR"], [11.0], [HOUR], rain=rain)))
+        await stub.Push([weather(["EWR"], [11.0], [HOUR], rain=rain)])
         answer = by_name(await stub.GetOnlineFeatures(ask(["EWR"], HOUR)))
         assert list(answer["weather__rain"].statuses) == [PRESENT]
 

@@ -276,17 +276,13 @@ async def apply_features(channel: Channel, now: float) -> None:
     )
     stub = features_pb2_grpc.FeatureServiceStub(channel)
     await stub.ApplyFeatures(features_pb2.ApplyFeaturesRequest(views=[view], services=[service]))
-
-    async def rows() -> AsyncIterator[features_pb2.PushRequest]:
-        table = columns(
-            tail=["N1", "N2", "N3"],
-            delay=Column.of("delay", [10.0, 20.0, 0.0], nulls=[False, False, True]),
-            income=Column.of("income", [77.0, 78.0, 79.0]),
-        )
-        micros = [int((now - age) * 1e6) for age in (60, 2 * HOUR, 60)]
-        yield features_pb2.PushRequest(view="aircraft", columns=table, event_micros=micros)
-
-    await stub.Push(rows())
+    table = columns(
+        tail=["N1", "N2", "N3"],
+        delay=Column.of("delay", [10.0, 20.0, 0.0], nulls=[False, False, True]),
+        income=Column.of("income", [77.0, 78.0, 79.0]),
+    )
+    micros = [int((now - age) * 1e6) for age in (60, 2 * HOUR, 60)]
+    await stub.Push([features_pb2.PushRequest(view="aircraft", columns=table, event_micros=micros)])
 
 
 async def push_models(home: Path, address: str) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import threading
-from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
@@ -36,10 +35,9 @@ async def test_calls_of_all_four_kinds_go_through(gate: Any) -> None:
 
     content = b"bytes" * 1_000
 
-    async def parts(digest: str) -> AsyncIterator[registry_pb2.UploadArtifactRequest]:
+    def parts(digest: str) -> list[registry_pb2.UploadArtifactRequest]:
         header = registry_pb2.UploadArtifactRequest.Header(sha256=digest, size_bytes=len(content))
-        yield registry_pb2.UploadArtifactRequest(header=header)
-        yield registry_pb2.UploadArtifactRequest(chunk=content)
+        return [registry_pb2.UploadArtifactRequest(header=header), registry_pb2.UploadArtifactRequest(chunk=content)]
 
     digest = hashlib.sha256(content).hexdigest()
     assert (await registry.UploadArtifact(parts(digest))).size_bytes == len(content)

@@ -117,12 +117,8 @@ class Registry:
     async def upload(self, content: bytes) -> str:
         digest = hashlib.sha256(content).hexdigest()
         header = registry_pb2.UploadArtifactRequest.Header(sha256=digest, size_bytes=len(content))
-
-        async def parts() -> AsyncIterator[registry_pb2.UploadArtifactRequest]:
-            yield registry_pb2.UploadArtifactRequest(header=header)
-            yield registry_pb2.UploadArtifactRequest(chunk=content)
-
-        await self.stub.UploadArtifact(parts())
+        part = registry_pb2.UploadArtifactRequest
+        await self.stub.UploadArtifact([part(header=header), part(chunk=content)])
         return digest
 
     async def push(self, name: str, folder: Path, manifest: registry_pb2.Manifest) -> int:

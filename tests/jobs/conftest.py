@@ -54,7 +54,8 @@ def service(view: FeatureView) -> FeatureService:
 @pytest_asyncio.fixture
 async def stub(tmp_path: Path) -> "AsyncIterator[FeatureServiceAsyncStub]":
     telemetry = Telemetry.off()
-    async with running(open_service, Settings(map_mib=64), home=tmp_path / "home", telemetry=telemetry) as address:
-        channel = Channel(address, service="features", telemetry=telemetry)
+    async with (
+        running(open_service, Settings(map_mib=64), home=tmp_path / "home", telemetry=telemetry) as address,
+        Channel(address, service="features", telemetry=telemetry) as channel,
+    ):
         yield features_pb2_grpc.FeatureServiceStub(channel)
-        await channel.close()

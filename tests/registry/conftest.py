@@ -62,13 +62,9 @@ class Registry:
         """In chunks of 64 KiB, whatever the header says."""
         size = len(data) if size is None else size
         header = pb.UploadArtifactRequest.Header(sha256=sha256 or hashlib.sha256(data).hexdigest(), size_bytes=size)
-
-        async def parts() -> AsyncIterator[pb.UploadArtifactRequest]:
-            yield pb.UploadArtifactRequest(header=header)
-            for start in range(0, len(data), 1 << 16):
-                yield pb.UploadArtifactRequest(chunk=data[start : start + (1 << 16)])
-
-        return await self.rpc.UploadArtifact(parts())
+        chunks = [data[start : start + (1 << 16)] for start in range(0, len(data), 1 << 16)]
+        parts = [pb.UploadArtifactRequest(chunk=chunk) for chunk in chunks]
+        return await self.rpc.UploadArtifact([pb.UploadArtifactRequest(header=header), *parts])
 
     async def download(self, sha256: str) -> bytes:
         """All of it."""
@@ -106,12 +102,11 @@ Open = Callable[..., AbstractAsyncContextManager[Registry]]
 
 @asynccontextmanager
 async def _open(home: Path, settings: Settings | None = None) -> AsyncIterator[Registry]:
-    async with running(open_service, settings or Settings(), home=home, drain_seconds=60) as address:
-        channel = Channel(address, service="registry", telemetry=Telemetry.off())
-        try:
-            yield Registry(address, home, channel)
-        finally:
-            await channel.close()
+    async with (
+        running(open_service, settings or Settings(), home=home, drain_seconds=60) as address,
+        Channel(address, service="registry", telemetry=Telemetry.off()) as channel,
+    ):
+        yield Registry(address, home, channel)
 
 
 @pytest.fixture

@@ -80,12 +80,11 @@ async def test_a_wrong_size_is_data_loss_even_when_the_artifact_is_here(registry
 
 @pytest.mark.parametrize("trick", TRICKS)
 async def test_only_a_digest_names_an_artifact(registry: "Registry", trick: str) -> None:
-    async def parts() -> AsyncIterator[pb.UploadArtifactRequest]:
-        yield pb.UploadArtifactRequest(header=pb.UploadArtifactRequest.Header(sha256=trick, size_bytes=1))
-        yield pb.UploadArtifactRequest(chunk=b"x")
-
+    header = pb.UploadArtifactRequest.Header(sha256=trick, size_bytes=1)
     with pytest.raises(InvalidInput):
-        await registry.rpc.UploadArtifact(parts())
+        await registry.rpc.UploadArtifact(
+            [pb.UploadArtifactRequest(header=header), pb.UploadArtifactRequest(chunk=b"x")]
+        )
     with pytest.raises(InvalidInput):
         await registry.download(trick)
     assert _everything(registry.home) == []
@@ -107,12 +106,8 @@ HEADER = pb.UploadArtifactRequest(header=pb.UploadArtifactRequest.Header(sha256=
     ids=["nothing", "empty part", "no header", "two headers", "empty part later", "negative size"],
 )
 async def test_parts_out_of_order_are_refused(registry: "Registry", parts: list[pb.UploadArtifactRequest]) -> None:
-    async def send() -> AsyncIterator[pb.UploadArtifactRequest]:
-        for part in parts:
-            yield part
-
     with pytest.raises(InvalidInput):
-        await registry.rpc.UploadArtifact(send())
+        await registry.rpc.UploadArtifact(parts)
     assert _everything(registry.home) == []
 
 
