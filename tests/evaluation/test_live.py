@@ -28,8 +28,9 @@ from treadle.rpc.serving import running
 from treadle.v1 import evaluation_pb2 as pb
 from treadle.v1 import evaluation_pb2_grpc
 
+from .conftest import NOWHERE
+
 Make = Callable[..., Any]
-NOWHERE = {"registry": "127.0.0.1:1", "features": "127.0.0.1:1", "inference": "127.0.0.1:1"}
 
 
 class Broken(Metric):
@@ -51,15 +52,11 @@ async def small(tmp_path: Path) -> AsyncIterator[Any]:
     """A service that takes few rows into account, and has a plugin that raises."""
     plugins = Plugins.load(modules={"broken": SimpleNamespace(treadle_metrics=treadle_metrics)})
     opening = partial(open_service, plugins=plugins)
-    async with running(opening, Settings(live_metrics_rows=20), home=tmp_path / "small", peers=NOWHERE) as address:
-        channel = Channel(address, service="evaluation", telemetry=Telemetry.off())
+    async with (
+        running(opening, Settings(live_metrics_rows=20), home=tmp_path / "small", peers=NOWHERE) as address,
+        Channel(address, service="evaluation", telemetry=Telemetry.off()) as channel,
+    ):
         yield evaluation_pb2_grpc.EvaluationServiceStub(channel)
-        await channel.close()
-
-
-async def stream(*items: Any) -> AsyncIterator[Any]:
-    for item in items:
-        yield item
 
 
 def answers(batch: Make, ids: list[str], values: Any, *, name: str = "score", **fields: Any) -> pb.PredictionBatch:
@@ -80,8 +77,8 @@ async def test_metrics_are_on_the_newest_rows_and_counts_on_all(small: Any, batc
     truth, scores = np.tile([0.0, 1.0], 25), rng.random(50)
     wrong_at_first = np.where(np.arange(50) < 30, 1 - truth, np.clip(truth * 0.9 + scores * 0.1, 0, 1))
     for index, key in enumerate(ids):
-        await small.RecordPredictions(stream(answers(batch, [key], [wrong_at_first[index]], at=1000 + index)))
-    await small.RecordLabels(stream(labels(ids, truth)))
+        await small.RecordPredictions([answers(batch, [key], [wrong_at_first[index]], at=1000 + index)])
+    await small.RecordLabels([labels(ids, truth)])
     found = await live(small, pb.TASK_BINARY_CLASSIFICATION)
     assert (found[1].predictions, found[1].labelled, found[1].scored) == (50, 50, 20)
     assert {each.metric: each.value for each in found[1].metrics}["roc_auc"] == 1.0  # of the newest twenty only
@@ -90,8 +87,8 @@ async def test_metrics_are_on_the_newest_rows_and_counts_on_all(small: Any, batc
 async def test_several_classes_and_numbers(evaluation: Any, batch: Make, labels: Make) -> None:
     scores = np.tile([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]], (10, 1))
     ids = [f"k{index}" for index in range(30)]
-    await evaluation.RecordPredictions(stream(answers(batch, ids, scores)))
-    await evaluation.RecordLabels(stream(labels(ids, np.tile([0.0, 1.0, 1.0], 10))))
+    await evaluation.RecordPredictions([answers(batch, ids, scores)])
+    await evaluation.RecordLabels([labels(ids, np.tile([0.0, 1.0, 1.0], 10))])
     found = await live(evaluation, pb.TASK_MULTICLASS_CLASSIFICATION)
     assert {each.metric: each.value for each in found[1].metrics}["accuracy"] == pytest.approx(2 / 3)
     with pytest.raises(FailedPrecondition, match=r"this task needs \[-1\]"):
@@ -102,8 +99,8 @@ async def test_versions_with_other_classes_are_scored_apart(evaluation: Any, bat
     for version, classes in ((1, 2), (2, 3)):
         ids = [f"{version}-{index}" for index in range(4)]
         scores = np.full((4, classes), 1 / classes)
-        await evaluation.RecordPredictions(stream(answers(batch, ids, scores, version=version)))
-        await evaluation.RecordLabels(stream(labels(ids, [0, 1, 0, 1])))
+        await evaluation.RecordPredictions([answers(batch, ids, scores, version=version)])
+        await evaluation.RecordLabels([labels(ids, [0, 1, 0, 1])])
     found = await live(evaluation, pb.TASK_MULTICLASS_CLASSIFICATION)
     assert [len(found[version].metrics) > 0 for version in (1, 2, 0)] == [True, True, False]
 
@@ -121,29 +118,29 @@ async def test_outputs_that_cannot_be_scored(
 ) -> None:
     made = answers(batch, ["a"], [1.0])
     made.outputs.append(encode(Column.of("note", ["x"])))
-    await evaluation.RecordPredictions(stream(made))
-    await evaluation.RecordLabels(stream(labels(["a"], [1.0])))
+    await evaluation.RecordPredictions([made])
+    await evaluation.RecordLabels([labels(["a"], [1.0])])
     with pytest.raises(InvalidInput, match=words):
         await live(evaluation, pb.TASK_REGRESSION, **fields)
 
 
 async def test_a_recorded_time_is_no_score(evaluation: Any, batch: Make, labels: Make) -> None:
-    await evaluation.RecordPredictions(stream(answers(batch, ["a"], np.array(["2013-09-01"], "datetime64[us]"))))
-    await evaluation.RecordLabels(stream(labels(["a"], [1.0])))
+    await evaluation.RecordPredictions([answers(batch, ["a"], np.array(["2013-09-01"], "datetime64[us]"))])
+    await evaluation.RecordLabels([labels(["a"], [1.0])])
     with pytest.raises(FailedPrecondition, match="not a number; name another score_output"):
         await live(evaluation, pb.TASK_REGRESSION)
 
 
 async def test_an_output_that_some_answers_lack(evaluation: Any, batch: Make, labels: Make) -> None:
-    await evaluation.RecordPredictions(stream(answers(batch, ["a"], [1.0]), answers(batch, ["b"], [1.0], name="other")))
-    await evaluation.RecordLabels(stream(labels(["a", "b"], [1.0, 1.0])))
+    await evaluation.RecordPredictions([answers(batch, ["a"], [1.0]), answers(batch, ["b"], [1.0], name="other")])
+    await evaluation.RecordLabels([labels(["a", "b"], [1.0, 1.0])])
     with pytest.raises(InvalidInput, match='no output "score"'):
         await live(evaluation, pb.TASK_REGRESSION, score_output="score")
 
 
 async def test_a_metric_that_raises_is_the_plugins_fault(small: Any, batch: Make, labels: Make) -> None:
-    await small.RecordPredictions(stream(answers(batch, ["a", "b"], [1.0, 2.0])))
-    await small.RecordLabels(stream(labels(["a", "b"], [1.0, 1.0])))
+    await small.RecordPredictions([answers(batch, ["a", "b"], [1.0, 2.0])])
+    await small.RecordLabels([labels(["a", "b"], [1.0, 1.0])])
     with pytest.raises(FailedPrecondition, match=r'"broken.metric" of a plugin raised KeyError; mend') as caught:
         await live(small, pb.TASK_REGRESSION)
     assert "secret" not in caught.value.message

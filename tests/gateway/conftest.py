@@ -235,22 +235,48 @@ def flights(*tails: str, distance: float = 1.0, **more: Any) -> prediction_pb2.P
     )
 
 
+def tensors(**values: Any) -> prediction_pb2.PredictRequest:
+    """A request by tensors."""
+    made = [
+        Column(name, "STRING", np.array(each, dtype=object))
+        if isinstance(np.array(each).flat[0], str)
+        else Column.of(name, np.array(each))
+        for name, each in values.items()
+    ]
+    return prediction_pb2.PredictRequest(deployment="delays", tensors=[encode(column) for column in made])
+
+
 def ref(model: str, version: int = 1) -> types_pb2.ModelRef:
     """A version."""
     return types_pb2.ModelRef(model=model, version=version)
+
+
+def share(model: str, version: int = 1, weight: float = 100.0) -> registry_pb2.TrafficShare:
+    """A part of the traffic."""
+    return registry_pb2.TrafficShare(ref=ref(model, version), weight=weight)
 
 
 def delays(**changes: Any) -> registry_pb2.Deployment:
     """Model "weigh" with the rule and a constant behind it."""
     fields: dict[str, Any] = {
         "name": "delays",
-        "traffic": [registry_pb2.TrafficShare(ref=ref("weigh"), weight=100)],
+        "traffic": [share("weigh")],
         "fallbacks": [
             registry_pb2.FallbackStep(name="rule", ref=ref("rule")),
             registry_pb2.FallbackStep(name="always", constant=registry_pb2.DefaultAnswer(outputs=columns(score=[0.5]))),
         ],
     }
     return registry_pb2.Deployment(**(fields | changes))
+
+
+async def until_served_by(
+    gate: Gate, request: prediction_pb2.PredictRequest, served_by: str
+) -> prediction_pb2.PredictResponse:
+    """Asks until the mesh has recovered."""
+    async with asyncio.timeout(20):
+        while (response := await gate.rpc.Predict(request)).served_by != served_by:
+            await asyncio.sleep(0.02)
+    return response
 
 
 async def apply_features(channel: Channel, now: float) -> None:
@@ -340,45 +366,3 @@ async def gate(shared: Mesh) -> AsyncIterator[Gate]:
     """A gateway before the shared mesh, with REST."""
     async with shared.gateway(rest_listen=shared.plan.rest_address, max_body_bytes=10_000) as found:
         yield found
-
-
-class Kit:
-    """The makers of this file, for tests that can't import it."""
-
-    apply_features = staticmethod(apply_features)
-    columns = staticmethod(columns)
-    delays = staticmethod(delays)
-    flights = staticmethod(flights)
-    ref = staticmethod(ref)
-
-    @staticmethod
-    def share(model: str, version: int = 1, weight: float = 100.0) -> registry_pb2.TrafficShare:
-        """A part of the traffic."""
-        return registry_pb2.TrafficShare(ref=ref(model, version), weight=weight)
-
-    @staticmethod
-    def tensors(**values: Any) -> prediction_pb2.PredictRequest:
-        """A request by tensors."""
-        made = [
-            Column(name, "STRING", np.array(each, dtype=object))
-            if isinstance(np.array(each).flat[0], str)
-            else Column.of(name, np.array(each))
-            for name, each in values.items()
-        ]
-        return prediction_pb2.PredictRequest(deployment="delays", tensors=[encode(column) for column in made])
-
-    @staticmethod
-    async def until_served_by(
-        gate: Gate, request: prediction_pb2.PredictRequest, served_by: str
-    ) -> prediction_pb2.PredictResponse:
-        """Asks until the mesh has recovered."""
-        async with asyncio.timeout(20):
-            while (response := await gate.rpc.Predict(request)).served_by != served_by:
-                await asyncio.sleep(0.02)
-        return response
-
-
-@pytest.fixture
-def kit() -> type[Kit]:
-    """Makers of requests and deployments."""
-    return Kit

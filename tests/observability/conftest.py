@@ -1,18 +1,11 @@
 """Spans made up for the tests of the store and of the waterfall."""
 
-from collections.abc import Callable
 from typing import Any
-
-import pytest
 
 from treadle.observability.model import SpanRecord
 
-MakeSpan = Callable[..., SpanRecord]
 
-
-def make_span(
-    number: int, *, trace: int = 1, parent: int = 0, start: int = 0, ms: float = 1.0, **rest: Any
-) -> SpanRecord:
+def span(number: int, *, trace: int = 1, parent: int = 0, start: int = 0, ms: float = 1.0, **rest: Any) -> SpanRecord:
     """Span `number` of trace `trace`; `start` in microseconds after a fixed instant, `ms` long."""
     fields: dict[str, Any] = {"service": "gateway", "name": "work"} | rest
     return SpanRecord(
@@ -23,9 +16,3 @@ def make_span(
         duration_nanos=int(ms * 1e6),
         **fields,
     )
-
-
-@pytest.fixture
-def span() -> MakeSpan:
-    """Makes a span record."""
-    return make_span

@@ -1,7 +1,6 @@
 """The span store: what is kept, what is found, what is let go."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -9,8 +8,10 @@ from treadle.observability.convert import summary_from_proto, summary_to_proto, 
 from treadle.observability.model import SpanEvent
 from treadle.observability.store import AmbiguousTraceError, Retention, SpanStore, UnknownTraceError
 
+from .conftest import span
 
-def test_a_trace_comes_back_as_it_went_in(tmp_path: Path, span: Any) -> None:
+
+def test_a_trace_comes_back_as_it_went_in(tmp_path: Path) -> None:
     first = span(1, attributes={"treadle.rows": 3, "treadle.x": ["a", 1.5, True]}, status="error", kind="server")
     second = span(2, parent=1, start=5, events=(SpanEvent("exception", 9, {"exception.type": "E"}),))
     batch = span(3, trace=2, links=((first.trace_id, second.span_id),))
@@ -31,7 +32,7 @@ def test_a_trace_comes_back_as_it_went_in(tmp_path: Path, span: Any) -> None:
         assert again.count() == 4
 
 
-def test_slowest_counts_requests_once_and_leaves_batches_and_streams_out(tmp_path: Path, span: Any) -> None:
+def test_slowest_counts_requests_once_and_leaves_batches_and_streams_out(tmp_path: Path) -> None:
     with SpanStore(tmp_path / "t.db") as store:
         for trace in (1, 2, 3):
             root = span(1, trace=trace, ms=trace, attributes={"treadle.deployment": f"d{trace % 2}"})
@@ -51,7 +52,7 @@ def test_slowest_counts_requests_once_and_leaves_batches_and_streams_out(tmp_pat
     ("retention", "most"),
     [(Retention(max_spans=100), 100), (Retention(max_bytes=100_000), 600), (Retention(max_age_seconds=50), 50)],
 )
-def test_the_oldest_go_first_with_their_links(tmp_path: Path, span: Any, retention: Retention, most: int) -> None:
+def test_the_oldest_go_first_with_their_links(tmp_path: Path, retention: Retention, most: int) -> None:
     now = [0.0]
     with SpanStore(tmp_path / "t.db", retention, clock=lambda: now[0]) as store:
         for number in range(1, 1001):

@@ -1,15 +1,16 @@
 """The layout of the waterfall, and its text."""
 
 import random
-from typing import Any
 
 import pytest
 
 from treadle.observability.model import Trace, TraceSummary
 from treadle.observability.waterfall import MAX_ROWS, duration_text, lay_out, render, slow_table, waterfall
 
+from .conftest import span
 
-def test_a_batch_stands_below_the_request_it_worked_for(span: Any) -> None:
+
+def test_a_batch_stands_below_the_request_it_worked_for() -> None:
     own = (span(1, ms=6), span(2, parent=1, start=100, ms=3, service="inference"))
     batch = span(3, trace=2, start=200, ms=2, links=((own[1].trace_id, own[1].span_id),) * 2, service="inference")
     below = span(4, trace=2, parent=3, start=300, name="run")
@@ -22,7 +23,7 @@ def test_a_batch_stands_below_the_request_it_worked_for(span: Any) -> None:
     ]
 
 
-def test_missing_parents_circles_and_odd_clocks_lose_no_span(span: Any) -> None:
+def test_missing_parents_circles_and_odd_clocks_lose_no_span() -> None:
     spans = (
         span(1),
         span(2, parent=77),
@@ -37,7 +38,7 @@ def test_missing_parents_circles_and_odd_clocks_lose_no_span(span: Any) -> None:
     assert "clock behind" in render(waterfall(Trace(spans[0].trace_id, spans)))
 
 
-def test_a_thousand_spans_stay_readable(span: Any) -> None:
+def test_a_thousand_spans_stay_readable() -> None:
     rng = random.Random(3)
     spans = tuple(
         span(n, parent=rng.randrange(n), start=rng.randrange(-10, 9000), ms=rng.random()) for n in range(1, 1001)
@@ -48,7 +49,7 @@ def test_a_thousand_spans_stay_readable(span: Any) -> None:
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 200])
-def test_lines_fit_whatever_the_names_are(span: Any, width: int) -> None:
+def test_lines_fit_whatever_the_names_are(width: int) -> None:
     hostile = span(1, name="\x1b[31m[bold]" + "n" * 400, attributes={"treadle.model": "m\n\x07" * 99}, status="error")
     summary = TraceSummary("ab" * 16, "gateway", hostile.name, 1, 10**7, 5, 2, (), "d" * 99, "[red]late")
     text = render(waterfall(Trace(hostile.trace_id, (hostile,)), width=width), width=width)
