@@ -121,13 +121,6 @@ class Registry:
         await self.stub.UploadArtifact([part(header=header), part(chunk=content)])
         return digest
 
-    async def push(self, name: str, folder: Path, manifest: registry_pb2.Manifest) -> int:
-        for file in manifest.files:
-            await self.upload((folder / file.path).read_bytes())
-        request = registry_pb2.CreateModelVersionRequest(model=name, manifest=manifest)
-        created = await self.stub.CreateModelVersion(request)
-        return int(created.ref.version)
-
     async def push_odd(
         self, name: str = "odd-model", expected: float = 3.0, backend: str = "odd", **options: str
     ) -> int:

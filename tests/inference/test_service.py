@@ -300,9 +300,9 @@ async def test_a_full_queue_pushes_back(registry: Any, serve: Any, odd: Any) -> 
 
 
 async def test_a_stream_answers_in_order_and_goes_on_after_an_error(ready: Any) -> None:
-    async def requests(bad: int, total: int) -> AsyncIterator[oip.ModelInferRequest]:
-        for i in range(total):
-            yield request((i, 1), id=str(i), model_name="nobody" if i == bad else "odd-model")
+    def requests(bad: int, total: int) -> list[oip.ModelInferRequest]:
+        names = ["nobody" if i == bad else "odd-model" for i in range(total)]
+        return [request((i, 1), id=str(i), model_name=name) for i, name in enumerate(names)]
 
     answers = [answer async for answer in ready.stub.ModelStreamInfer(requests(20, 50))]
     assert [answer.infer_response.id for answer in answers] == [str(i) for i in range(50)]

@@ -11,6 +11,7 @@ import pytest
 import tritonclient.grpc as triton
 from sklearn.linear_model import LogisticRegression
 
+from treadle.client import AsyncClient
 from treadle.plugins.packaging import save_model
 
 
@@ -20,8 +21,9 @@ async def client(registry: Any, inference: Any, tmp_path: Path) -> AsyncIterator
     rng = np.random.default_rng(0)
     x = rng.normal(size=(200, 3)).astype(np.float32)
     model = LogisticRegression().fit(x, x.sum(axis=1) > 0)
-    manifest = await asyncio.to_thread(save_model, model, tmp_path / "lr", {"x": x[:8]})
-    await registry.push("lr", tmp_path / "lr", manifest)
+    await asyncio.to_thread(save_model, model, tmp_path / "lr", {"x": x[:8]})
+    async with AsyncClient(registry.address) as pushing:
+        await pushing.push_model("lr", tmp_path / "lr")
     client = triton.InferenceServerClient(inference.address)
     await asyncio.to_thread(client.load_model, "lr")
     yield client
