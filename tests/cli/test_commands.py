@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from click.testing import Result
 
-Run = Callable[..., Result]
+from .conftest import Treadle
+
 AsJson = Callable[..., Any]
 
 pytestmark = pytest.mark.slow
@@ -61,7 +62,7 @@ def deployed(as_json: AsJson, delay: str) -> str:
     return "flights"
 
 
-def test_status(as_json: AsJson, on_mesh: Run) -> None:
+def test_status(as_json: AsJson, on_mesh: Treadle) -> None:
     found = as_json("status")
     assert found["serving"]
     assert {each["service"] for each in found["services"]} >= {"gateway", "features", "registry"}
@@ -69,12 +70,12 @@ def test_status(as_json: AsJson, on_mesh: Run) -> None:
     assert "SERVING" in on_mesh("status").stdout
 
 
-def test_push_again_is_the_same_version(as_json: AsJson, on_mesh: Run, delay: str, package: Path) -> None:
+def test_push_again_is_the_same_version(as_json: AsJson, on_mesh: Treadle, delay: str, package: Path) -> None:
     assert as_json("model", "push", "delay", package)["ref"] == {"model": "delay", "version": int(delay[-1])}
     assert delay in on_mesh("model", "push", "delay", package).stdout
 
 
-def test_model_list_show_card_alias(as_json: AsJson, on_mesh: Run, delay: str, tmp_path: Path) -> None:
+def test_model_list_show_card_alias(as_json: AsJson, on_mesh: Treadle, delay: str, tmp_path: Path) -> None:
     version = int(delay.partition("/")[2])
     assert as_json("model", "alias", "delay", "champion", version)["aliases"] == {"champion": version}
     assert "champion" in on_mesh("model", "alias", "delay", "champion", version).stdout
@@ -91,7 +92,7 @@ def test_model_list_show_card_alias(as_json: AsJson, on_mesh: Run, delay: str, t
     assert (tmp_path / "card.md").read_text() == card
 
 
-def test_predict_by_tensors(as_json: AsJson, on_mesh: Run, deployed: str) -> None:
+def test_predict_by_tensors(as_json: AsJson, on_mesh: Treadle, deployed: str) -> None:
     rows = ("-t", "features:FP32=[5, 0, 0]", "-t", "features:FP32=[-5, 0, 0]")
     answer = as_json("predict", deployed, *rows)
     assert answer["served_by"] == "traffic"
@@ -108,7 +109,7 @@ def test_predict_from_a_file(as_json: AsJson, deployed: str, tmp_path: Path) -> 
     assert len(as_json("predict", deployed, "--rows", path, "-o", "probability")["outputs"]["probability"]) == 3
 
 
-def test_predict_says_what_is_wrong(on_mesh: Run, deployed: str) -> None:
+def test_predict_says_what_is_wrong(on_mesh: Treadle, deployed: str) -> None:
     done = on_mesh("predict", deployed, "-t", "features:FP32=[1, 2]", "--json")
     error = json.loads(done.stdout)["error"]
     assert done.exit_code == 1
@@ -134,14 +135,14 @@ def test_predict_says_what_is_wrong(on_mesh: Run, deployed: str) -> None:
     ],
     ids=" ".join,
 )
-def test_unknown_names(on_mesh: Run, delay: str, arguments: tuple[str, ...]) -> None:
+def test_unknown_names(on_mesh: Treadle, delay: str, arguments: tuple[str, ...]) -> None:
     done = on_mesh(*arguments, "--json")
     assert done.exit_code == 1
     assert json.loads(done.stdout)["error"]["code"] == "NOT_FOUND"
 
 
 def test_deploy_from_a_file_promote_rollback_history(
-    as_json: AsJson, on_mesh: Run, delay: str, deployed: str, tmp_path: Path
+    as_json: AsJson, on_mesh: Treadle, delay: str, deployed: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "flights.toml"
     path.write_text(f'name = "{deployed}"\nsticky_entity = "tail_number"\n[traffic]\n"{delay}" = 100\n')
@@ -172,7 +173,7 @@ def features_file(tmp_path: Path) -> Path:
     return file
 
 
-def test_features(as_json: AsJson, on_mesh: Run, features_file: Path) -> None:
+def test_features(as_json: AsJson, on_mesh: Treadle, features_file: Path) -> None:
     dry = as_json("features", "apply", features_file, "--dry-run")
     assert {each["kind"] for each in dry["changes"]} <= {"CREATED", "UPDATED"}
     as_json("features", "apply", features_file)
@@ -205,7 +206,7 @@ def judged(tmp_path: Path) -> Path:
     return tmp_path / "judged.parquet"
 
 
-def test_evaluate_and_gate(as_json: AsJson, on_mesh: Run, delay: str, judged: Path, tmp_path: Path) -> None:
+def test_evaluate_and_gate(as_json: AsJson, on_mesh: Treadle, delay: str, judged: Path, tmp_path: Path) -> None:
     gate = tmp_path / "gate.toml"
     gate.write_text('[[threshold]]\nmetric = "roc_auc"\nat_least = 0.7\n')
     arguments = ("evaluate", delay, judged, "--label", "late", "--slice", "origin", "--resamples", 20)
@@ -231,7 +232,7 @@ def test_train_and_push(as_json: AsJson, judged: Path, tmp_path: Path, monkeypat
     assert len(made["manifest"]["lineage"]["data_digest"]) == 64
 
 
-def test_trace(as_json: AsJson, on_mesh: Run, deployed: str) -> None:
+def test_trace(as_json: AsJson, on_mesh: Treadle, deployed: str) -> None:
     trace_id = as_json("predict", deployed, "-t", "features:FP32=[1, 2, 3]")["trace_id"]
     assert len(trace_id) == 32
     found = _eventually(lambda: on_mesh("trace", trace_id[:12], "--json"))

@@ -1,7 +1,7 @@
 """Ports are asked for before anything starts."""
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,9 +10,11 @@ from treadle.cli.errors import CommandError
 from treadle.cli.ports import busy, next_base_port, require_free
 from treadle.cli.services import SERVICES, Plan
 
+from ..conftest import BasePort
+
 
 @pytest.fixture
-def plan(tmp_path: Path, base_port: Callable[[], int]) -> Plan:
+def plan(tmp_path: Path, base_port: BasePort) -> Plan:
     return Plan(tmp_path, base_port())
 
 

@@ -4,7 +4,7 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +15,8 @@ import pytest
 
 from treadle.cli.supervisor import Mesh
 from treadle.client import AsyncClient, Fallback
+
+from ..conftest import BasePort
 
 PROJECT = Path(__file__).parent / "project"
 CUSTOMERS = 200
@@ -76,7 +78,7 @@ class LiveMesh:
 
 
 @pytest.fixture(scope="session")
-def live(tmp_path_factory: pytest.TempPathFactory, base_port: Callable[[], int]) -> Iterator[LiveMesh]:
+def live(tmp_path_factory: pytest.TempPathFactory, base_port: BasePort) -> Iterator[LiveMesh]:
     """The mesh alone."""
     mesh = LiveMesh(tmp_path_factory.mktemp("mesh"), base_port())
     yield mesh

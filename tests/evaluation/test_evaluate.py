@@ -16,6 +16,7 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.metrics import f1_score, roc_auc_score, root_mean_squared_error
 
 from treadle import oip
+from treadle.client import AsyncClient
 from treadle.evaluation.report import to_html, to_markdown
 from treadle.evaluation.service import Settings, open_service
 from treadle.features import service as features_service
@@ -63,8 +64,9 @@ PLUGINS = Plugins.load(modules={"house": SimpleNamespace(treadle_metrics=treadle
 
 @dataclass
 class Mesh:
-    """Stubs of four real services."""
+    """Stubs of four real services, and a client of the registry."""
 
+    client: AsyncClient
     registry: Any
     features: Any
     inference: oip.GRPCInferenceServiceStub
@@ -100,9 +102,10 @@ async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
             await start("evaluation", partial(open_service, plugins=PLUGINS), Settings())
         )
         await features.ApplyFeatures(definitions(path))
+        client = await stack.enter_async_context(AsyncClient(peers["registry"]))
         for index, model in enumerate(models):
-            await push(registry, model, tmp_path / f"model{index}")
-        yield Mesh(registry, features, inference, evaluation, path, table, models[0])
+            await push(client, model, tmp_path / f"model{index}")
+        yield Mesh(client, registry, features, inference, evaluation, path, table, models[0])
 
 
 def data_and_models() -> tuple[pa.Table, list[LogisticRegression]]:
@@ -143,14 +146,10 @@ def definitions(path: Path) -> features_pb2.ApplyFeaturesRequest:
     return features_pb2.ApplyFeaturesRequest(views=[view], services=[service])
 
 
-async def push(registry: Any, model: Any, folder: Path, name: str = "delay") -> None:
+async def push(client: AsyncClient, model: Any, folder: Path, name: str = "delay") -> None:
     sample = {"features": np.zeros((2, 2), np.float32)}
-    manifest = save_model(model, folder, sample, columns={"features": COLUMNS}, feature_service="fs")
-    part = registry_pb2.UploadArtifactRequest
-    for file in manifest.files:
-        header = part.Header(sha256=file.sha256, size_bytes=file.size_bytes)
-        await registry.UploadArtifact([part(header=header), part(chunk=(folder / file.path).read_bytes())])
-    await registry.CreateModelVersion(registry_pb2.CreateModelVersionRequest(model=name, manifest=manifest))
+    save_model(model, folder, sample, columns={"features": COLUMNS}, feature_service="fs")
+    await client.push_model(name, folder)
 
 
 def request(mesh: Mesh, **changes: Any) -> pb.EvaluateRequest:
@@ -202,7 +201,7 @@ async def test_several_classes_are_evaluated(mesh: Mesh, tmp_path: Path) -> None
     kinds = (x[:, 0] > 0.5).astype(np.int64) + (x[:, 1] > 0)
     pq.write_table(mesh.table.append_column("kind", pa.array(kinds)), tmp_path / "kinds.parquet")
     model = LogisticRegression().fit(x, kinds)
-    await push(mesh.registry, model, tmp_path / "kinds", "kinds")
+    await push(mesh.client, model, tmp_path / "kinds", "kinds")
     threshold = pb.Threshold(metric="accuracy", at_least=0.99, confident=True)
     wanted = pb.EvaluateRequest(
         ref=types_pb2.ModelRef(model="kinds", version=1),
@@ -227,7 +226,7 @@ async def test_numbers_are_evaluated_with_a_metric_of_a_plugin(mesh: Mesh, tmp_p
     pq.write_table(mesh.table.append_column("minutes", pa.array(minutes)), tmp_path / "minutes.parquet")
     model = LinearRegression().fit(x, minutes)
     for index, each in enumerate((model, LinearRegression().fit(x, minutes + 5))):
-        await push(mesh.registry, each, tmp_path / f"minutes{index}", "minutes")
+        await push(mesh.client, each, tmp_path / f"minutes{index}", "minutes")
     bounds = pb.Threshold(metric="house.worst_miss", at_most=6, slice="origin=JFK")
     wanted = pb.EvaluateRequest(
         ref=types_pb2.ModelRef(model="minutes", version=1),

@@ -47,11 +47,12 @@ flights = FeatureService(
     transforms=[push_of_wind],
 )
 '''
+Write = Callable[..., Path]
 _numbers = itertools.count()
 
 
 @pytest.fixture
-def write_project(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+def write_project(tmp_path: Path) -> Iterator[Write]:
     """Writes a user module under a name of its own; takes it out of the process afterwards."""
     before = set(sys.modules), list(sys.path)
     folder = tmp_path / "project"

@@ -1,7 +1,6 @@
 """Applying definitions: all or none, kept, and never against what is stored."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +13,8 @@ from treadle.features.catalog import Catalog
 from treadle.features.changes import Change, Kind
 from treadle.rpc.errors import DataLoss, FailedPrecondition, InvalidInput, NotFound
 
-Write = Callable[..., Path]
+from .conftest import Write
+
 ORIGIN = Entity("origin", "STRING")
 WEATHER = FeatureView("weather", [ORIGIN], None, [Field("wind", "FP64"), Field("sky", "STRING")], timedelta(hours=1))
 

@@ -1,7 +1,6 @@
 """User modules: loaded under the name that serving imports, afresh, with clear errors."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from treadle.features import load_definitions
 from treadle.features.source import digest_in, resolve
 from treadle.rpc.errors import FailedPrecondition, InvalidInput
 
-Write = Callable[..., Path]
+from .conftest import Write
 
 
 def test_functions_resolve_to_the_same_code(write_project: Write) -> None:
