@@ -14,8 +14,8 @@ from pathlib import Path
 
 import duckdb
 
-# The last N events that rolling means look back on.
-WINDOWS = {"origin": 30, "carrier": 50, "route": 20, "aircraft": 5}
+# The last N events that rolling means look back on, by their key.
+WINDOWS = {"origin": 30, "carrier": 50, "route": 20, "tailnum": 5}
 
 # Puerto Rico and the Virgin Islands are missing from the airports table: four hours behind UTC, no summer time.
 _FLIGHTS = """
@@ -95,14 +95,14 @@ def prepare(folder: Path) -> Path:
     if done.exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
+    files = _package_files(folder)
     with duckdb.connect() as db:
         db.execute("set timezone = 'UTC'")
-        db.execute(_FLIGHTS.format(**_package_files(folder)))
-        _write(db, _WEATHER.format(**_package_files(folder)), folder / "weather.parquet")
-        _write(db, _PLANES.format(**_package_files(folder)), folder / "planes.parquet")
+        db.execute(_FLIGHTS.format(**files))
+        _write(db, _WEATHER.format(**files), folder / "weather.parquet")
+        _write(db, _PLANES.format(**files), folder / "planes.parquet")
         for view, key, at, delay, prefix in ROLLING_VIEWS:
-            before = WINDOWS["aircraft" if key == "tailnum" else key] - 1
-            query = _ROLLING.format(key=key, at=at, delay=delay, prefix=prefix, before=before)
+            query = _ROLLING.format(key=key, at=at, delay=delay, prefix=prefix, before=WINDOWS[key] - 1)
             _write(db, query, folder / f"{view}.parquet")
         _write(db, "select * from flight order by asked_at, flight_id", done)
     return folder

@@ -21,7 +21,8 @@ from flights_training import CONTEXT, ENTITIES, LABEL
 
 from treadle.client import AsyncClient, Prediction
 from treadle.features import FeatureView
-from treadle.rpc.columns import Column, encode
+from treadle.features.arrow import from_arrow
+from treadle.rpc.columns import encode
 from treadle.rpc.errors import TreadleError, Unavailable
 from treadle.v1 import features_pb2, features_pb2_grpc
 
@@ -38,7 +39,6 @@ class Answered:
     version: int
     served_by: str
     degraded_reason: str
-    probability: float
     trace_id: str
     seconds: float
 
@@ -63,7 +63,7 @@ class History:
         known = table["known_at"].cast(pa.timestamp("us"))
         table = table.filter(pc.and_(pc.greater_equal(known, start), pc.less(known, end)))
         self._micros = table["known_at"].cast(pa.timestamp("us")).to_numpy().astype("datetime64[us]").astype(np.int64)
-        self._columns = [_column(each.name, each.dtype, table[each.name]) for each in view.columns()]
+        self._columns = [from_arrow(each.name, table[each.name], each.dtype) for each in view.columns()]
         self._next = 0
 
     def until(self, micros: int) -> features_pb2.PushRequest | None:
@@ -77,14 +77,6 @@ class History:
             columns=[encode(column.take(rows)) for column in self._columns],
             event_micros=self._micros[rows].tolist(),
         )
-
-
-def _column(name: str, dtype: str, values: pa.ChunkedArray) -> Column:
-    if dtype == "STRING":
-        return Column.of(name, values.to_pylist(), dtype=dtype)
-    nulls = pc.is_null(values).to_numpy()
-    filled = pc.fill_null(values, 0).to_numpy()
-    return Column.of(name, filled, nulls if nulls.any() else None, dtype)
 
 
 class Replay:
@@ -193,7 +185,6 @@ class Replay:
             version=prediction.version,
             served_by=prediction.served_by,
             degraded_reason=prediction.degraded_reason,
-            probability=float(prediction["probability"].ravel()[-1]),
             trace_id=prediction.trace_id,
             seconds=seconds,
         )

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class Rows:
     names: tuple[str, ...]
     """The features, in the order of the matrix."""
 
-    @property
+    @cached_property
     def matrix(self) -> NDArray[np.float64]:
         """(rows, features); NaN where a value is null or missing."""
         columns = [self.table[name].to_numpy(zero_copy_only=False) for name in self.names]
@@ -110,9 +111,9 @@ def train_network(rows: Rows, folder: Path, lineage: registry_pb2.Lineage) -> re
             return {"probability": torch.sigmoid(logits)}
 
     torch.manual_seed(7)
-    features = torch.from_numpy(rows.matrix.astype(np.float32))
+    known = rows.matrix.astype(np.float32)
+    features = torch.from_numpy(known)
     labels = torch.from_numpy(rows.labels.astype(np.float32))
-    known = np.asarray(rows.matrix, dtype=np.float32)
     mean, deviation = np.nanmean(known, axis=0), np.nanstd(known, axis=0) + 1e-6
     model = DelayNetwork(torch.from_numpy(mean), torch.from_numpy(deviation))
     parameters = {"epochs": 4, "batch": 1024, "learning_rate": 2e-3, "seed": 7}

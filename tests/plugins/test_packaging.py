@@ -157,6 +157,12 @@ def test_links_are_refused(package: Path) -> None:
         read_package(package)
 
 
+def test_nothing_is_loaded_from_a_folder_with_links(package: Path) -> None:
+    (package / "escape").symlink_to("/etc/hostname")
+    with pytest.raises(InvalidInput, match="is a link"):
+        load_package(package)
+
+
 def test_files_are_listed_with_their_digests(package: Path) -> None:
     (package / "notes").mkdir()
     (package / "notes" / "a.txt").write_text("abc")

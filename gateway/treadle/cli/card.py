@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from treadle.cli.plain import moment
+from treadle.cli.plain import moment, verdict
 from treadle.client.references import show
 from treadle.evaluation.report import shown
 from treadle.rpc.columns import from_proto
@@ -53,8 +53,7 @@ def _report(report: evaluation_pb2.EvaluationReport) -> Iterator[str]:
     name = report.dataset.name or report.dataset.path
     yield from (f"## Evaluation on {name}", "")
     against = f", against {show(report.baseline)}" if report.baseline.model else ""
-    verdict = evaluation_pb2.Verdict.Name(report.gate.verdict).removeprefix("VERDICT_").replace("_", " ").lower()
-    gate = f" Gate: **{verdict}**." if report.gate.results else ""
+    gate = f" Gate: **{verdict(report.gate.verdict)}**." if report.gate.results else ""
     yield from (f"{report.rows:,} rows, {moment(report.created_micros)}{against}.{gate}", "")
     rows = [
         (part.slice or "all rows", f"{part.rows:,}", each.metric, shown(each))

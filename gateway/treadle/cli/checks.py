@@ -18,7 +18,6 @@ from treadle.cli.meshfile import MeshFile
 from treadle.cli.ports import busy, next_base_port
 from treadle.cli.services import Plan
 
-_OLDEST_PYTHON = (3, 11)
 _ENOUGH_BYTES = 1 << 30
 _FILES_WANTED = 1024
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)>=([0-9.]+)")
@@ -49,8 +48,6 @@ async def all_findings(home: Path, base_port: int) -> AsyncIterator[Finding]:
 
 def _python() -> Finding:
     found = f"{platform.python_implementation()} {platform.python_version()} at {sys.executable}"
-    if sys.version_info < _OLDEST_PYTHON:
-        return Finding("problem", "Python", found, "use Python 3.11 or newer")
     return Finding("ok", "Python", found)
 
 

@@ -92,13 +92,13 @@ def console(stderr: bool = False) -> "Console":
     return Console(file=stream, width=None if stream.isatty() else _PIPE_WIDTH, highlight=False)
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> "Table":
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> "Table":
     """A table; a column whose name begins with ">" is right-aligned. Cells are text, taken literally."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         right = column.startswith(">")
         drawn.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")
@@ -107,12 +107,12 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = ""
     return drawn
 
 
-def facts(pairs: Sequence[tuple[str, Any]], title: str = "") -> "Table":
+def facts(pairs: Sequence[tuple[str, Any]]) -> "Table":
     """Names and values, one pair a line; pairs without value are left out."""
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(title=title or None, title_justify="left", box=None, show_header=False, pad_edge=False)
+    drawn = Table(box=None, show_header=False, pad_edge=False)
     drawn.add_column(style="bold")
     drawn.add_column(overflow="fold")
     for name, value in pairs:

@@ -14,7 +14,7 @@ import numpy as np
 from google.protobuf.message import Message
 
 from treadle.rpc.columns import decode
-from treadle.v1 import types_pb2
+from treadle.v1 import evaluation_pb2, types_pb2
 
 
 def plain(value: Any) -> Any:
@@ -39,6 +39,16 @@ def plain(value: Any) -> Any:
 def moment(micros: int) -> str:
     """ "2013-10-01 05:15:00Z" of microseconds since 1970; "" for 0."""
     return datetime.fromtimestamp(micros / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%SZ") if micros else ""
+
+
+def verdict(number: evaluation_pb2.Verdict.ValueType) -> str:
+    """ "not enough data" of VERDICT_NOT_ENOUGH_DATA."""
+    return evaluation_pb2.Verdict.Name(number).removeprefix("VERDICT_").replace("_", " ").lower()
+
+
+def metrics(values: Mapping[str, float]) -> str:
+    """ "log_loss 0.4, roc_auc 0.7"."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in sorted(values.items()))
 
 
 def _column(pb: types_pb2.Column) -> dict[str, Any]:

@@ -184,14 +184,12 @@ class Mesh:
                 await self.stop(name)
             case "start":
                 await self.start(name)
-            case "kill":
-                self.kill(name)
             case "down":
                 self.down.set()
             case "status":
                 pass
             case other:
-                raise CommandError(f"the supervisor can't {other!r}", "it can stop, start, kill, status, down")
+                raise CommandError(f"the supervisor can't {other!r}", "it can stop, start, status, down")
         return {"services": self.services}
 
     async def _until_ready(self, name: str) -> None:

@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from treadle.cli.health import Health, check
+from treadle.rpc.tasks import end
 
 _POLL_SECONDS = 0.05
 _FIRST_DELAY_SECONDS = 0.2
@@ -85,7 +86,9 @@ class Worker:
 
     async def stop(self, grace_seconds: float) -> None:
         """Asks the process to drain, waits for it, kills it when the grace is over. It stays down."""
-        await self._end_keeper()
+        if self._keeper is not None:
+            await end(self._keeper)
+            self._keeper = None
         process, self._process = self._process, None
         if process is not None and process.returncode is None:
             _signal(process, signal.SIGTERM)
@@ -109,13 +112,6 @@ class Worker:
         if self._keeper is not None:
             self._keeper.cancel()
         self.kill()
-
-    async def _end_keeper(self) -> None:
-        if self._keeper is not None:
-            self._keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
-            self._keeper = None
 
     async def _keep(self) -> None:
         loop = asyncio.get_running_loop()

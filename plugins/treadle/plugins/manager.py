@@ -107,52 +107,52 @@ class Plugins:
 
     def info(self) -> list[PluginInfo]:
         """Every plugin with what it provides and how it is. Imports them all, but nothing heavy."""
-        return [self._info(found) for _, found in sorted(self._found.items())]
+        lines: list[PluginInfo] = []
+        for found in self._sorted():
+            state, reason, provided = self._state(found)
+            lines.append(PluginInfo(found.name, found.distribution, found.version, provided.kinds, state, reason))
+        return lines
 
     def provided(self, plugin: str) -> Provided:
         """All that one plugin provides. Raises NotFound as `backend` does."""
-        return self._usable(plugin)
+        if plugin not in self._found:
+            raise NotFound(f"no plugin {plugin!r} is installed; installed: {_listed(self._found)}")
+        state, reason, provided = self._state(self._found[plugin])
+        if state != "ok":
+            raise NotFound(f"plugin {plugin!r} cannot be used: {reason}")
+        return provided
 
     def _one(self, name: str, kind: str, of: Callable[[Provided], Mapping[str, T]]) -> T:
         plugin = name if name in self._found else name.partition(".")[0]
         if plugin not in self._found:
             raise NotFound(f"no plugin gives the {kind} {name!r}; installed plugins: {_listed(self._found)}")
-        things = of(self._usable(plugin))
+        things = of(self.provided(plugin))
         if name not in things:
             raise NotFound(f"plugin {plugin!r} has no {kind} {name!r}; it has: {_listed(things)}")
         return things[name]
 
     def _all(self, of: Callable[[Provided], Mapping[str, T]]) -> list[T]:
         things: list[T] = []
-        for info in self.info():
-            if info.state == "ok":
-                things.extend(of(self._usable(info.name)).values())
+        for found in self._sorted():
+            state, _, provided = self._state(found)
+            if state == "ok":
+                things.extend(of(provided).values())
         return things
 
-    def _usable(self, plugin: str) -> Provided:
-        info = self._info(self._found[plugin]) if plugin in self._found else None
-        if info is None:
-            raise NotFound(f"no plugin {plugin!r} is installed; installed: {_listed(self._found)}")
-        if info.state != "ok":
-            raise NotFound(f"plugin {plugin!r} cannot be used: {info.reason}")
-        hosted = self._host(self._found[plugin])
-        assert isinstance(hosted, Provided)  # noqa: S101 - what state "ok" means
-        return hosted
+    def _sorted(self) -> list[_Found]:
+        return [found for _, found in sorted(self._found.items())]
 
-    def _info(self, found: _Found) -> PluginInfo:
-        state, reason, provides = self._state(found)
-        return PluginInfo(found.name, found.distribution, found.version, provides, state, reason)
-
-    def _state(self, found: _Found) -> tuple[State, str, tuple[str, ...]]:
+    def _state(self, found: _Found) -> tuple[State, str, Provided]:
+        """How a plugin is, what is wrong with it, and what it registered: nothing unless it could be imported."""
         if found.name in self._blocked:
-            return "blocked", "it is on the list of blocked plugins", ()
+            return "blocked", "it is on the list of blocked plugins", Provided()
         hosted = self._host(found)
         if isinstance(hosted, PluginError):
-            return "error", str(hosted), ()
+            return "error", str(hosted), Provided()
         missing = missing_modules(hosted)
         if missing:
-            return "missing", f"{', '.join(missing)} not installed; {_install(found)}", hosted.kinds
-        return "ok", "", hosted.kinds
+            return "missing", f"{', '.join(missing)} not installed; {_install(found)}", hosted
+        return "ok", "", hosted
 
     def _host(self, found: _Found) -> Provided | PluginError:
         with self._lock:

@@ -31,8 +31,6 @@ MANIFEST = "treadle-model.json"
 SAMPLE_ROWS = 64
 """At most so many sample rows are kept with a model."""
 
-_CHUNK = 1 << 20
-
 
 def save_model(
     model: Any,
@@ -78,8 +76,8 @@ def save_model(
             backend=chosen.name,
             signature=replace(inputs, outputs=specs).to_proto(),
             feature_service=feature_service,
-            sample_inputs=encode_all(_columns(tensors)),
-            sample_outputs=encode_all(_columns(outputs)),
+            sample_inputs=encode_all(_columns(inputs.inputs, tensors)),
+            sample_outputs=encode_all(_columns(specs, outputs)),
             backend_options=wanted,
             parameters={name: str(value) for name, value in (parameters or {}).items()},
             metrics=dict(metrics or {}),
@@ -97,6 +95,25 @@ def read_package(folder: Path) -> registry_pb2.Manifest:
     Raises NotFound if there is none, InvalidInput if it is no manifest or the folder holds links.
     """
     folder = Path(folder)
+    manifest = _manifest(folder)
+    manifest.files.extend(_digested(folder, path) for path in _files(folder))
+    return manifest
+
+
+def load_package(folder: Path, *, threads: int = 1, plugins: Plugins | None = None) -> LoadedModel:
+    """The model of a folder, ready to predict, its sample answered as when it was made.
+
+    Raises as `read_package`, InvalidInput for its options, BackendFault for a model that fails or answers otherwise.
+    """
+    folder = Path(folder)
+    manifest = _manifest(folder)
+    _files(folder)  # refuses links: nothing outside of the folder is loaded
+    backend = (plugins or Plugins.load()).backend(manifest.backend)
+    return load_proven(backend, source_of(manifest, folder, threads), Sample.of(manifest)).model
+
+
+def _manifest(folder: Path) -> registry_pb2.Manifest:
+    """What the folder says of itself, checked; without its files."""
     try:
         text = (folder / MANIFEST).read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
@@ -111,18 +128,7 @@ def read_package(folder: Path) -> registry_pb2.Manifest:
         raise InvalidInput(f"{folder / MANIFEST} names no backend", [Violation("backend", "empty")])
     Signature.from_proto(manifest.signature)
     del manifest.files[:]
-    manifest.files.extend(_files(folder))
     return manifest
-
-
-def load_package(folder: Path, *, threads: int = 1, plugins: Plugins | None = None) -> LoadedModel:
-    """The model of a folder, ready to predict, its sample answered as when it was made.
-
-    Raises as `read_package`, InvalidInput for its options, BackendFault for a model that fails or answers otherwise.
-    """
-    manifest = read_package(folder)
-    backend = (plugins or Plugins.load()).backend(manifest.backend)
-    return load_proven(backend, source_of(manifest, Path(folder), threads), Sample.of(manifest)).model
 
 
 def source_of(manifest: registry_pb2.Manifest, folder: Path, threads: int = 1) -> ModelSource:
@@ -189,8 +195,8 @@ def _outputs_of(backend: ModelBackend, source: ModelSource, tensors: Tensors) ->
     return outputs
 
 
-def _columns(tensors: Tensors) -> list[Column]:
-    return [Column(name, spec_like(name, array).dtype, array) for name, array in tensors.items()]
+def _columns(specs: Sequence[TensorSpec], tensors: Tensors) -> list[Column]:
+    return [Column(spec.name, spec.dtype, tensors[spec.name]) for spec in specs]
 
 
 def _lineage(given: registry_pb2.Lineage | None, backend: ModelBackend) -> registry_pb2.Lineage:
@@ -211,21 +217,20 @@ def _lineage(given: registry_pb2.Lineage | None, backend: ModelBackend) -> regis
     return lineage
 
 
-def _files(folder: Path) -> list[registry_pb2.ModelFile]:
-    """Every file below `folder` but the manifest, by path."""
+def _files(folder: Path) -> list[Path]:
+    """Every file below `folder` but the manifest, by path. InvalidInput for a link."""
     files = []
     for path in sorted(folder.rglob("*")):
         if path.is_symlink():
             raise InvalidInput(f"{path} is a link; a model folder holds plain files only")
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name != MANIFEST:
-            files.append(registry_pb2.ModelFile(path=name, sha256=_sha256(path), size_bytes=path.stat().st_size))
+        if path.is_file() and path != folder / MANIFEST:
+            files.append(path)
     return files
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
+def _digested(folder: Path, path: Path) -> registry_pb2.ModelFile:
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return registry_pb2.ModelFile(
+        path=path.relative_to(folder).as_posix(), sha256=sha256, size_bytes=path.stat().st_size
+    )

@@ -89,12 +89,9 @@ def _picture(report: "evaluation_pb2.EvaluationReport") -> Any:
     from rich.console import Group
 
     from treadle.cli.output import facts, table
+    from treadle.cli.plain import verdict
     from treadle.client.references import show
     from treadle.evaluation.report import shown
-    from treadle.v1 import evaluation_pb2
-
-    def verdict(of: "evaluation_pb2.Verdict.ValueType") -> str:
-        return evaluation_pb2.Verdict.Name(of).removeprefix("VERDICT_").replace("_", " ").lower()
 
     rows = []
     for part in report.slices:

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from treadle.client import AsyncClient, Feature
     from treadle.features.definitions import FeatureView
     from treadle.jobs.materialize import Pushed
-    from treadle.v1 import features_pb2
 
 
 @click.group()
@@ -123,10 +122,6 @@ async def freshness(session: Session, views: tuple[str, ...]) -> None:
 
 for each in (apply, materialize, get, freshness):
     features.add_command(each)
-
-
-def _kind(change: "features_pb2.FeatureChange") -> str:
-    return change.Kind.Name(change.kind).removeprefix("KIND_").lower()
 
 
 async def _views(client: "AsyncClient", names: tuple[str, ...]) -> "list[FeatureView]":

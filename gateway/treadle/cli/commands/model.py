@@ -26,6 +26,7 @@ async def push(session: Session, name: str, folder: Path) -> None:
     Pushing the same folder again changes nothing and answers with the version made before.
     """
     from treadle.cli.plain import plain
+    from treadle.client.references import show
 
     async with session.client() as client:
         with session.out.progress("pushing") as tell:
@@ -34,7 +35,7 @@ async def push(session: Session, name: str, folder: Path) -> None:
             )
     size = sum(file.size_bytes for file in made.manifest.files)
     files = f"{len(made.manifest.files)} files, {size:,} bytes"
-    text = f"{made.ref.model}/{made.ref.version}  {made.manifest.backend}, {files}"
+    text = f"{show(made.ref)}  {made.manifest.backend}, {files}"
     session.out.show(plain(made), lambda: text)
 
 
@@ -43,7 +44,8 @@ async def push(session: Session, name: str, folder: Path) -> None:
 async def list_(session: Session, name: str | None) -> None:
     """List all models, or the versions of one."""
     from treadle.cli.output import table
-    from treadle.cli.plain import moment, plain
+    from treadle.cli.plain import metrics, moment, plain
+    from treadle.client.references import show
 
     async with session.client() as client:
         if name is None:
@@ -58,11 +60,11 @@ async def list_(session: Session, name: str | None) -> None:
         versions = await client.versions(name)
     version_rows = [
         (
-            f"{v.ref.model}/{v.ref.version}",
+            show(v.ref),
             v.manifest.backend,
             ", ".join(v.aliases),
             v.manifest.feature_service,
-            _metrics(dict(v.manifest.metrics)),
+            metrics(v.manifest.metrics),
             v.created_by,
             moment(v.created_micros),
         )
@@ -128,15 +130,11 @@ def _aliases(aliases: dict[str, int]) -> str:
     return ", ".join(f"{name} → {version}" for name, version in sorted(aliases.items()))
 
 
-def _metrics(metrics: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()))
-
-
 def _picture(found: "registry_pb2.ModelVersion") -> Any:
     from rich.console import Group
 
     from treadle.cli.output import facts, table
-    from treadle.cli.plain import moment
+    from treadle.cli.plain import metrics, moment
     from treadle.client.references import show as show_ref
 
     manifest = found.manifest
@@ -147,7 +145,7 @@ def _picture(found: "registry_pb2.ModelVersion") -> Any:
             ("backend", manifest.backend),
             ("description", manifest.description),
             ("feature service", manifest.feature_service),
-            ("metrics", _metrics(dict(manifest.metrics))),
+            ("metrics", metrics(manifest.metrics)),
             ("parameters", ", ".join(f"{key} {value}" for key, value in sorted(manifest.parameters.items()))),
             ("created", f"{moment(found.created_micros)} by {found.created_by}"),
             ("data", manifest.lineage.data_digest),

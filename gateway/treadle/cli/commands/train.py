@@ -4,11 +4,14 @@ import asyncio
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from treadle.cli.command import Session, command
+
+if TYPE_CHECKING:
+    from treadle.v1 import registry_pb2
 
 
 @command(on_mesh=True)
@@ -35,6 +38,7 @@ async def train(
     if no_push and folder is None:
         raise click.UsageError("--no-push needs --folder")
     from treadle.cli.plain import plain
+    from treadle.client.references import show
     from treadle.jobs.train import run_training
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -44,12 +48,11 @@ async def train(
                 run_training, function, data, package, parameters=dict(map(_parameter, parameters)), project=Path.cwd()
             )
         if no_push:
-            session.out.show(plain(manifest), lambda: f"{package}: {manifest.backend}, {_metrics(manifest.metrics)}")
+            session.out.show(plain(manifest), lambda: f"{package}: {_about(manifest)}")
             return
         async with session.client() as client:
             made = await client.push_model(name, package)
-    text = f"{made.ref.model}/{made.ref.version}: {made.manifest.backend}, {_metrics(made.manifest.metrics)}"
-    session.out.show(plain(made), lambda: text)
+    session.out.show(plain(made), lambda: f"{show(made.ref)}: {_about(made.manifest)}")
 
 
 def _parameter(text: str) -> tuple[str, Any]:
@@ -62,5 +65,7 @@ def _parameter(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _metrics(metrics: Any) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items())) or "no metrics"
+def _about(manifest: "registry_pb2.Manifest") -> str:
+    from treadle.cli.plain import metrics
+
+    return f"{manifest.backend}, {metrics(manifest.metrics) or 'no metrics'}"

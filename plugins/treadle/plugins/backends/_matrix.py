@@ -10,6 +10,15 @@ from treadle.rpc.errors import InvalidInput, Violation
 _NOT_NUMERIC = frozenset({"STRING", "BYTES", "TIMESTAMP"})
 
 
+def is_one_of(model: Any, *classes: str) -> bool:
+    """Whether the model's class, or one that it derives from, is among "package.Class". Imports nothing.
+
+    A subclass that others make counts: inside it is still a booster.
+    """
+    names = {f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(model).__mro__}
+    return not names.isdisjoint(classes)
+
+
 def check_numeric(signature: Signature) -> None:
     """Raises InvalidInput unless every input is numeric, of rank 1 or 2."""
     violations = [

@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 
 from treadle.plugins.backend import Example, LoadedModel, ModelBackend, ModelSource
-from treadle.plugins.backends._matrix import assemble, check_numeric, check_width, example_rows, labels, two_columns
+from treadle.plugins.backends._matrix import (
+    assemble,
+    check_numeric,
+    check_width,
+    example_rows,
+    is_one_of,
+    labels,
+    two_columns,
+)
 from treadle.plugins.backends._seal import read_sealed, seal
 from treadle.plugins.errors import BackendFault
 from treadle.plugins.spec import RegisterBackend, hookimpl
@@ -30,8 +38,7 @@ class LightgbmBackend(ModelBackend):
     requires = ("lightgbm",)
 
     def can_save(self, model: Any) -> bool:
-        names = {f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(model).__mro__}
-        return bool(names & {"lightgbm.Booster", "lightgbm.LGBMModel"})
+        return is_one_of(model, "lightgbm.Booster", "lightgbm.LGBMModel")
 
     def save(self, model: Any, folder: Path, sample: Tensors) -> None:
         booster = getattr(model, "booster_", model)

@@ -66,7 +66,7 @@ class TorchBackend(ModelBackend):
             weights = load_file(source.folder / WEIGHTS)
             runnable = _torch_program.rebuild(stored["program"], weights)
             names = stored["outputs"]
-        except (InvalidInput, BackendFault):
+        except InvalidInput:
             raise
         except Exception as error:
             raise BackendFault(f"{PROGRAM} or {WEIGHTS} cannot be loaded: {type(error).__name__}") from error

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from treadle.plugins.backend import Example, LoadedModel, ModelBackend, ModelSource
-from treadle.plugins.backends._matrix import assemble, check_numeric, check_width, example_rows, two_columns
+from treadle.plugins.backends._matrix import assemble, check_numeric, check_width, example_rows, is_one_of, two_columns
 from treadle.plugins.backends._seal import read_sealed, seal
 from treadle.plugins.errors import BackendFault
 from treadle.plugins.spec import RegisterBackend, hookimpl
@@ -28,9 +28,7 @@ class XgboostBackend(ModelBackend):
     requires = ("xgboost",)
 
     def can_save(self, model: Any) -> bool:
-        # Also subclasses that others make: they are still a booster inside.
-        names = {f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(model).__mro__}
-        return bool(names & {"xgboost.Booster", "xgboost.XGBModel"})
+        return is_one_of(model, "xgboost.Booster", "xgboost.XGBModel")
 
     def save(self, model: Any, folder: Path, sample: Tensors) -> None:
         booster = model.get_booster() if hasattr(model, "get_booster") else model
