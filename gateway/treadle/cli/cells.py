@@ -68,7 +68,7 @@ def _value(text: str, dtype: str) -> Any:
 
 
 def _column(part: str, name: str, rows: list[Any], dtype: str | None) -> Column:
-    """By the rules of the REST door, and a little more: texts for moments, 0 and 1 for BOOL, vectors of text."""
+    """By the rules of the REST door, and a little more: texts for moments, 0 and 1 for BOOL."""
     if dtype is not None:
         _require_dtype(name, dtype)
     if all(item is None for item in rows):
@@ -77,8 +77,6 @@ def _column(part: str, name: str, rows: list[Any], dtype: str | None) -> Column:
         return _moments(part, name, rows)
     if dtype == "BOOL":
         rows = [_bool(item) for item in rows]
-    elif dtype is None and _has_text(rows):
-        dtype = "STRING"
     return column_from_json(part, name, rows, dtype)
 
 
@@ -109,7 +107,3 @@ def _bool(item: Any) -> Any:
     if isinstance(item, list):
         return [_bool(each) for each in item]
     return bool(item) if item in (0, 1) else item
-
-
-def _has_text(item: Any) -> bool:
-    return isinstance(item, str) or (isinstance(item, list) and any(map(_has_text, item)))

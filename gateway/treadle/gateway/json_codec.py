@@ -86,12 +86,16 @@ def column_from_json(part: str, name: str, values: Any, dtype: str | None) -> Co
     if not isinstance(values, list):
         raise InvalidInput.at(where, "must be a list with one item a row")
     try:
-        if dtype in {"STRING", "BYTES"} or (dtype is None and any(isinstance(item, str) for item in values)):
+        if dtype in {"STRING", "BYTES"} or (dtype is None and _has_text(values)):
             return _text(where, name, values, dtype or "STRING")
         return _numbers(where, name, values, dtype)
     except (ValueError, TypeError, OverflowError):
         wanted = f"of {dtype}" if dtype else "of one type"
         raise InvalidInput.at(where, f"must hold values {wanted}, in rows of one shape") from None
+
+
+def _has_text(item: Any) -> bool:
+    return isinstance(item, str) or (isinstance(item, list) and any(map(_has_text, item)))
 
 
 def _text(where: str, name: str, values: list[Any], dtype: str) -> Column:
@@ -115,7 +119,7 @@ def _bytes(texts: Array) -> Array:
 
 def _numbers(where: str, name: str, values: list[Any], dtype: str | None) -> Column:
     nulls = np.array([item is None for item in values], dtype=bool)
-    filler = next((item for item in values if item is not None), 0)
+    filler = next((item for item in values if item is not None), False if dtype == "BOOL" else 0)
     if isinstance(filler, list):
         filler = np.zeros_like(np.asarray(filler)).tolist()
     array = np.asarray([filler if item is None else item for item in values])
