@@ -89,7 +89,7 @@ def test_a_number_means_the_deployments_own_model_before_another_of_that_number(
     assert pinned(deployment, 2) == Ref("b", 2)
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "x", "1.5", "٣", "9" * 19, "9" * 5_000])
+@pytest.mark.parametrize("text", ["", "0", "-1", "x", "1.5", "٣", "9" * 21, "9" * 5_000])
 def test_a_pin_is_a_number(text: str) -> None:
     with pytest.raises(InvalidInput):
         parse_pin({"treadle-pin-version": text})

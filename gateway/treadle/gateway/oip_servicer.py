@@ -16,12 +16,13 @@ from treadle.gateway.asking import Answer, Ask
 from treadle.gateway.chain import Chain
 from treadle.gateway.passthrough import passed_on
 from treadle.gateway.policies import Deployment
-from treadle.gateway.routing import parse_pin, pinned, version_number
+from treadle.gateway.routing import parse_pin, pinned
 from treadle.gateway.servicer import annotate
 from treadle.oip.service import Context
 from treadle.rpc.columns import Column, dtype_name
 from treadle.rpc.context import current
 from treadle.rpc.errors import InvalidInput, TreadleError
+from treadle.rpc.numbers import whole_number
 from treadle.rpc.streams import answered
 from treadle.rpc.tensors import decode_inputs, encode_outputs
 
@@ -156,7 +157,7 @@ class OipServicer(oip.GRPCInferenceServiceServicer):
 
 
 def _version(text: str) -> int:
-    version = version_number(text)
+    version = whole_number(text)
     if version is None:
         raise InvalidInput.at("model_version", "must be a version number such as 3")
     return version

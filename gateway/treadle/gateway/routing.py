@@ -8,9 +8,7 @@ from treadle.gateway.policies import Deployment, Ref, Share
 from treadle.rpc.columns import Column
 from treadle.rpc.context import PIN
 from treadle.rpc.errors import FailedPrecondition, InvalidInput, Violation
-
-# Any number of so many fits into 64 bits.
-_DIGITS = 18
+from treadle.rpc.numbers import whole_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +66,11 @@ def parse_pin(metadata: Mapping[str, str]) -> int | None:
     text = metadata.get(PIN)
     if text is None:
         return None
-    version = version_number(text)
+    version = whole_number(text)
     if not version:
         what = "must be a version number such as 3"
         raise InvalidInput(f"metadata {PIN} {what}", [Violation(PIN, what)])
     return version
-
-
-def version_number(text: str) -> int | None:
-    """The whole number that a text is, or None; one too long for 64 bits is none."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= _DIGITS else None
 
 
 def pinned(deployment: Deployment, version: int) -> Ref:

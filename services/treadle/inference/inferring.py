@@ -8,11 +8,11 @@ from opentelemetry import trace
 
 from treadle import oip
 from treadle.inference.batch import Answer
-from treadle.inference.models import number
 from treadle.inference.repository import Repository, Served
 from treadle.plugins.tensors import Array
 from treadle.rpc import context as call_context
 from treadle.rpc.errors import DeadlineExceeded, InvalidInput, TreadleError, Violation
+from treadle.rpc.numbers import whole_number
 from treadle.rpc.tensors import DTYPE_PARAMETER, decode_inputs, encode_outputs
 
 # Understood, or without meaning here and without effect on the answer.
@@ -123,7 +123,7 @@ def _deadline(request: oip.ModelInferRequest) -> float | None:
     if "timeout" not in request.parameters:
         return deadline
     parameter = request.parameters["timeout"]
-    micros = parameter.uint64_param or parameter.int64_param or number(parameter.string_param)
+    micros = parameter.uint64_param or parameter.int64_param or whole_number(parameter.string_param) or 0
     if micros <= 0:
         raise DeadlineExceeded("parameter timeout leaves no time; it is in microseconds")
     own = time.monotonic() + micros / 1e6

@@ -8,19 +8,13 @@ from pathlib import PurePosixPath
 from treadle.plugins.checked import Sample
 from treadle.plugins.tensors import Signature
 from treadle.rpc.errors import InvalidInput
+from treadle.rpc.numbers import whole_number
 from treadle.v1 import registry_pb2
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _END_OF_VERSIONS = 1 << 63
 """The registry's messages hold versions as int64."""
-_MOST_DIGITS = 20
-"""Those of the largest uint64. Python refuses to read thousands of them, and floats cannot hold hundreds."""
-
-
-def number(text: str) -> int:
-    """The whole number that `text` spells in ASCII digits; 0 where it spells none, or one of too many digits."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS else 0
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -41,7 +35,7 @@ class ModelKey:
     def parse(cls, text: str) -> "ModelKey":
         """The key that `str` gave."""
         name, _, version = text.rpartition("/")
-        return cls(name, number(version))
+        return cls(name, whole_number(version) or 0)
 
 
 @dataclass(frozen=True, slots=True)

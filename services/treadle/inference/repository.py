@@ -19,11 +19,12 @@ from typing import Any
 from structlog.typing import FilteringBoundLogger
 
 from treadle.inference.batcher import Batcher, Limits
-from treadle.inference.models import ModelKey, Registered, number
+from treadle.inference.models import ModelKey, Registered
 from treadle.inference.observe import ModelObserver
 from treadle.inference.worker import Worker
 from treadle.plugins.checked import CheckedModel
 from treadle.rpc.errors import Internal, InvalidInput, NotFound, StorageFull, TreadleError, Unavailable
+from treadle.rpc.numbers import whole_number
 from treadle.rpc.tensors import wire_dtype
 
 Describe = Callable[[ModelKey], Awaitable[Registered]]
@@ -301,6 +302,6 @@ def _key(name: str, version: str) -> ModelKey:
     if not (version.isascii() and version.isdigit()):
         raise InvalidInput(f"{version[:32]!r} is no version; versions are numbers from 1")
     try:
-        return ModelKey(name, number(version))
+        return ModelKey(name, whole_number(version) or 0)
     except InvalidInput:
         raise NotFound(f"model {name[:128]!r} version {version[:32]!r} is not here; deploy it, or load it") from None

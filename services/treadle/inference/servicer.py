@@ -7,11 +7,12 @@ from treadle import oip
 from treadle.inference import describe
 from treadle.inference.catalogue import Catalogue
 from treadle.inference.inferring import Inferring, refuse_unknown
-from treadle.inference.models import ModelKey, number
+from treadle.inference.models import ModelKey
 from treadle.inference.repository import Repository, State
 from treadle.oip.service import Context
 from treadle.rpc import context as call_context
 from treadle.rpc.errors import FailedPrecondition, InvalidInput, TreadleError, Violation
+from treadle.rpc.numbers import whole_number
 from treadle.rpc.streams import answered
 
 _EXTENSIONS = (
@@ -182,7 +183,7 @@ def _version(parameters: _Parameters, known: frozenset[str]) -> int | None:
     if "version" not in parameters:
         return None
     given = parameters["version"]
-    version = number(given.string_param) or given.int64_param
+    version = whole_number(given.string_param) or given.int64_param
     if version < 1:
         raise InvalidInput("parameter version must be a number from 1", [Violation("parameters.version", "not over 0")])
     return version
