@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -315,22 +316,29 @@ async def test_a_stream_answers_in_order_and_goes_on_after_an_error(ready: Any) 
 async def test_a_stream_whose_caller_goes_away_ends_though_its_queue_is_full(
     registry: Any, serve: Any, odd: Any
 ) -> None:
-    answered = asyncio.Event()
+    sent_many = asyncio.Event()
 
     async def endless() -> AsyncIterator[oip.ModelInferRequest]:
-        yield request((1, 0))
-        await answered.wait()  # or the first may hang in one batch with the second
-        while True:
+        yield request((1, 0), model_name="other-model")  # not in one batch with what hangs
+        for number in count():
+            if number == 100:
+                sent_many.set()
             yield request((HANG, 0))
 
-    async with serve(registry.address, stream_in_flight=2) as inference:  # which also must end
+    telemetry = Telemetry.recording("inference")
+    async with serve(registry.address, telemetry, stream_in_flight=2) as inference:
         await registry.push_odd()
+        await registry.push_odd("other-model")
         await inference.load()
+        await inference.load("other-model")
         answers = inference.stub.ModelStreamInfer(endless())
         assert not (await anext(answers)).error_message
-        answered.set()
         await asyncio.to_thread(odd.hanging.wait)
+        await sent_many.wait()
         await answers.aclose()
+        async with asyncio.timeout(20):  # the handler's span ends with the handler, while the model still hangs
+            while not any(span.name.endswith("/ModelStreamInfer") for span in telemetry.spans):
+                await asyncio.sleep(0.01)
         odd.release.set()
         assert await sums(inference, (1, 2)) == [3]
 
