@@ -78,7 +78,7 @@ def _problem(column: Column, wanted: str, keyed: bool) -> str:
 
 def _out_of_range(column: Column, wanted: str, dtype: np.dtype[Any]) -> str:
     limits = np.iinfo(dtype)
-    if limits.min <= int(column.values.min()) and int(column.values.max()) <= limits.max:
+    if limits.min <= int(column.values.min(initial=0)) and int(column.values.max(initial=0)) <= limits.max:
         return ""
     # Values of null rows have no meaning, so only a walk can tell.
     for row, value in enumerate(column.values.tolist()):
