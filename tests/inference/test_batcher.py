@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from treadle.inference.batch import Batch
-from treadle.inference.batcher import Batcher, Limits
+from treadle.inference.batcher import Batcher, Limits, Watching
 from treadle.inference.worker import Worker
 from treadle.plugins.tensors import Tensors
 from treadle.rpc.errors import DeadlineExceeded, Internal, Overloaded, Unavailable
@@ -46,8 +46,7 @@ def made(model: Model, *, hang: list[str] | None = None, clock: Any = None, **li
         model.predict,
         worker,
         Limits(**limits),
-        observe=observe,
-        on_hang=(hang if hang is not None else []).append,
+        Watching(observe, lambda batch, now: None, (hang if hang is not None else []).append),
         **extra,
     )
 

@@ -37,7 +37,11 @@ class Example:
 
 
 class LoadedModel(ABC):
-    """A model in memory. One thread calls it at a time."""
+    """A model in memory. One thread calls it at a time; mostly the one that loaded it."""
+
+    bounded: ClassVar[bool] = False
+    """Whether `predict` takes a time that depends on shapes alone: it runs no code of others, waits for nothing, and no
+    value can make it go on for ever. Quick batches of such a model may run on the service's event loop."""
 
     @abstractmethod
     def predict(self, inputs: Tensors) -> Tensors:

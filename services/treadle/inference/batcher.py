@@ -4,22 +4,27 @@ There is no timer. An idle model answers a lone request at once; a busy one find
 back, so that batches grow by themselves. Laws (tested): what a caller gets does not depend on its neighbours; a batch
 holds requests of one bucket (same tensors, dtypes, row shapes) and at most `max_rows` rows; late and cancelled requests
 are not computed; if a batch fails it is halved until only the requests that fail alone have failed.
+
+All state is the event loop's. The model's thread is handed a batch and hands its answers back; batches that are known
+to take microseconds are not even handed over, but run on the loop (see `pace`).
 """
 
 import asyncio
 import itertools
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
-from treadle.inference.batch import Answer, Batch, Job, answers_of, bucket_of, cut, gathered, joined
+from treadle.inference.batch import Answer, Batch, Job, Raws, bucket_of, cut, gathered, joined
+from treadle.inference.pace import Pace
 from treadle.inference.worker import Worker
 from treadle.plugins.errors import BackendFault
 from treadle.plugins.tensors import Tensors
 from treadle.rpc.errors import DeadlineExceeded, InvalidInput, Overloaded, TreadleError, Unavailable
+from treadle.rpc.limiter import AdaptiveLimit
 from treadle.rpc.tasks import notify
 
 Predict = Callable[[Tensors, int], Tensors]
@@ -33,20 +38,23 @@ class Limits:
     max_rows: int = 1024
     """Rows in one batch."""
     queue_rows: int = 16_384
-    """Rows that may wait. One request alone may be larger."""
+    """Rows that may be here. One request alone may be larger."""
     predict_seconds: float = 30.0
     """A batch that takes longer means that the model hangs."""
+    target_seconds: float = 0.25
+    """Where requests take longer than that from door to door, and the model alone does not, fewer are let in."""
 
 
-@dataclass(slots=True)
-class _State:
-    """What both threads touch, under `lock`."""
+@dataclass(frozen=True, slots=True)
+class Watching:
+    """Who is told what."""
 
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    waiting: deque[Job] = field(default_factory=deque)
-    rows: int = 0
-    active: bool = False
-    """Whether the worker is at it, or has been told to be."""
+    batch: Callable[[Batch], AbstractContextManager[object]]
+    """Around each batch, wherever it runs."""
+    answered: Callable[[Batch, float], None]
+    """After the requests of a batch have their answers; with the moment of that, on the batcher's clock."""
+    hangs: Callable[[str], None]
+    """When the model was given up, and why."""
 
 
 class Batcher:
@@ -58,198 +66,264 @@ class Batcher:
         predict: Predict,
         worker: Worker,
         limits: Limits,
+        watching: Watching,
         *,
-        observe: Callable[[Batch], AbstractContextManager[None]],
-        on_hang: Callable[[str], None],
+        bounded: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`bounded`: whether the model cannot hang, whatever the values."""
         self._name = name
         self._predict = predict
         self._worker = worker
         self._limits = limits
-        self._observe = observe
-        self._on_hang = on_hang
+        self._watching = watching
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._state = _State()
+        self._pace = Pace(bounded=bounded)
+        self._limit = AdaptiveLimit(
+            f"model {name}",
+            target_seconds=limits.target_seconds,
+            start=limits.queue_rows,
+            most=limits.queue_rows,
+            clock=clock,
+        )
         self._ids = itertools.count(1)
         self._refusal = ""
+        self._waiting: deque[Job] = deque()
+        self._waiting_rows = 0
+        self._taken: Sequence[Job] = ()
+        """Jobs of the batch that runs."""
         self._running: Batch | None = None
+        """That batch, or the part of it that runs now."""
+        self._woken = False
         self._watch: asyncio.TimerHandle | None = None
-        self._outstanding: set[Job] = set()
         self._idle = asyncio.Event()
         self._idle.set()
 
     @property
     def waiting_rows(self) -> int:
         """Rows in the queue, not counting those being computed."""
-        return self._state.rows
+        return self._waiting_rows
+
+    def admit(self, rows: int, deadline: float | None) -> None:
+        """Refuses what has no chance, before anything is spent on it.
+
+        Unavailable: the model is going away, or hangs. Overloaded: too much is here already, or what is here takes
+        longer than until `deadline` (on `clock`). DeadlineExceeded: that has passed.
+        """
+        if self._refusal:
+            raise Unavailable(self._refusal)
+        limit = self._limit
+        if limit.used >= limit.limit or (self._waiting_rows and self._waiting_rows + rows > self._limits.queue_rows):
+            raise limit.refusal()
+        if deadline is not None:
+            self._in_time(deadline)
 
     async def submit(
         self, inputs: Tensors, rows: int, *, deadline: float | None = None, context: object = None
     ) -> Answer:
-        """The outputs for `rows` rows; `inputs` must have passed the signature's check.
+        """The outputs for `rows` rows of arrays, which must have passed the signature's check.
 
-        Overloaded: the queue is full. DeadlineExceeded: `deadline` (on `clock`) passed before it was computed.
-        Unavailable: the model is going away, or hangs. BackendFault: it failed on these rows. InvalidInput: it said
-        that it cannot take them.
+        Raises what `admit` and `outcome` do.
         """
-        jobs = self._admit(inputs, rows, deadline, context)
+        self.admit(rows, deadline)
+        bucket, size = bucket_of(inputs), self._limits.max_rows
+        if rows <= size:
+            return await self.outcome(self.enqueue(inputs, rows, bucket, deadline, context))
+        jobs = [
+            self.enqueue(cut(inputs, at, at + size), min(size, rows - at), bucket, deadline, context)
+            for at in range(0, rows, size)
+        ]
         try:
-            answers = [await job.future for job in jobs]
+            return joined([await job.future for job in jobs])
         finally:
-            if len(jobs) > 1 or jobs[0].future.cancelled():
-                self._forget(jobs)
-        return answers[0] if len(answers) == 1 else joined(answers)
+            self._forget(jobs)
+
+    def enqueue(
+        self, inputs: Tensors | Raws, rows: int, bucket: object, deadline: float | None, context: object
+    ) -> Job:
+        """Queues what was admitted and fits one batch: arrays with their `bucket_of`, or bytes with their `Layout`."""
+        job = Job(inputs, rows, bucket, deadline, context, self._clock(), self._loop.create_future())
+        self._limit.take(rows)
+        self._waiting.append(job)
+        self._waiting_rows += rows
+        if not self._woken and not self._taken:
+            # Behind whatever else has arrived in this turn of the loop, which so joins the batch.
+            self._woken = True
+            self._loop.call_soon(self._next)
+        return job
+
+    async def outcome(self, job: Job) -> Answer:
+        """The answer to what was queued; a caller who goes away takes it out of the queue.
+
+        DeadlineExceeded: the deadline passed before it was computed. Unavailable: the model hangs. BackendFault: it
+        failed on these rows. InvalidInput: the rows are wrong, or the model said that it cannot take them.
+        """
+        try:
+            return await job.future
+        except asyncio.CancelledError:
+            self._forget([job])
+            raise
 
     async def drain(self) -> None:
         """Refuses new requests and waits until those accepted are answered."""
         self._refusal = self._refusal or f"model {self._name} is being unloaded"
-        await self._idle.wait()
+        while self._waiting or self._taken:
+            self._idle.clear()
+            await self._idle.wait()
 
-    def _admit(self, inputs: Tensors, rows: int, deadline: float | None, context: object) -> list[Job]:
-        if self._refusal:
-            raise Unavailable(self._refusal)
+    def _in_time(self, deadline: float) -> None:
         now = self._clock()
-        if deadline is not None and deadline <= now:
+        if deadline <= now:
             raise DeadlineExceeded("the deadline passed before the request was computed")
-        state, bucket = self._state, bucket_of(inputs)
-        size = self._limits.max_rows
-        parts = [inputs] if rows <= size else [cut(inputs, at, at + size) for at in range(0, rows, size)]
-        jobs = [
-            Job(part, min(size, rows - at * size), bucket, deadline, context, now, self._loop.create_future())
-            for at, part in enumerate(parts)
-        ]
-        with state.lock:
-            if state.rows and state.rows + rows > self._limits.queue_rows:
-                raise Overloaded(
-                    f"model {self._name} has {state.rows} rows waiting; {self._limits.queue_rows} is the limit",
-                    retry_after_seconds=0.1,
-                )
-            state.waiting.extend(jobs)
-            state.rows += rows
-            wake, state.active = not state.active, True
-        self._outstanding.update(jobs)
-        self._idle.clear()
-        if wake:
-            # Behind whatever else has arrived in this turn of the loop, which so joins the batch.
-            self._loop.call_soon(self._worker.post, self._work)
-        if self._watch is None:
-            self._watch = self._loop.call_later(self._limits.predict_seconds, self._check)
-        return jobs
+        running = self._running
+        if running is None:
+            return
+        # The rest of what runs, and the batches that wait. What the request itself takes is not counted: in doubt it
+        # is let in, and dropped if its time comes too late.
+        left = max(0.0, running.started_at + self._pace.seconds - now)
+        wait = left + self._waiting_rows // self._limits.max_rows * self._pace.seconds
+        if now + wait > deadline:
+            raise Overloaded(
+                f"model {self._name} would begin with this in {wait:.3g} s, after its deadline; retry later",
+                retry_after_seconds=wait,
+            )
 
     def _forget(self, jobs: Sequence[Job]) -> None:
         """Takes requests whose caller has gone out of the queue, so that they hold no place in it."""
         for job in jobs:
             job.future.cancel()
-            if job.future.done() and not job.future.cancelled():
+            if not job.future.cancelled():
                 job.future.exception()  # seen: the caller gets the first error of an oversize request
-            self._outstanding.discard(job)
-        with self._state.lock:
-            for job in jobs:
-                if job in self._state.waiting:
-                    self._state.waiting.remove(job)
-                    self._state.rows -= job.rows
-        self._settle_idle()
+            if job.waits:
+                self._give_up(job)
 
-    # On the worker's thread, from here …
+    def _give_up(self, job: Job) -> None:
+        """`_next` passes over it: looking for it in the queue would cost more."""
+        job.waits = False
+        self._waiting_rows -= job.rows
+        self._limit.abandon(job.rows)
 
-    def _work(self) -> None:
-        jobs = self._take()
-        if jobs:
-            self._run(jobs)
-            # The loop has a turn between batches: it sends these answers and takes in what has arrived. A model that
-            # holds the interpreter would otherwise keep it from both, and find next to nothing waiting.
-            notify(self._loop, lambda: self._worker.post(self._work))
-
-    def _take(self) -> list[Job]:
-        """The next batch: the oldest request, and all of its bucket behind it that fit. Empty: nothing waits."""
-        state, late = self._state, list[Job]()
-        with state.lock:
-            now = self._clock()
-            taken, left, rows, full = list[Job](), deque[Job](), 0, False
-            for job in state.waiting:
-                if job.future.done():
-                    state.rows -= job.rows
-                elif job.deadline is not None and job.deadline <= now:
-                    state.rows -= job.rows
-                    late.append(job)
-                elif taken and (job.bucket != taken[0].bucket or full or rows + job.rows > self._limits.max_rows):
-                    # A request that does not fit closes the batch: none behind it may overtake it.
-                    full = full or job.bucket == taken[0].bucket
-                    left.append(job)
-                else:
-                    taken.append(job)
-                    rows += job.rows
-            state.waiting = left
-            state.rows -= rows
-            state.active = bool(taken)
-        if late:
-            self._deliver([(job, DeadlineExceeded("the deadline passed while the request waited")) for job in late])
-        return taken
-
-    def _run(self, jobs: Sequence[Job]) -> None:
-        batch = Batch(next(self._ids), jobs, sum(job.rows for job in jobs), self._clock())
-        self._running = batch
-        try:
-            with self._observe(batch):
-                outputs = self._compute(batch)
-            results = answers_of(batch, outputs)
-        except BaseException as error:  # a backend may raise anything; it fails its request alone
-            self._running = None
-            self._failed(jobs, error)
+    def _next(self) -> None:
+        """Begins with the next batch, if anything waits."""
+        self._woken = False
+        jobs, rows = self._take()
+        if not jobs:
+            self._idle.set()
+            return
+        self._taken = jobs
+        batch = self._begun(jobs, rows)
+        if self._pace.is_quick(rows):
+            for part, error in self._results(batch):
+                self._settle(part, error)
+            self._free()
         else:
-            self._running = None
-            self._deliver(results)
+            if self._watch is None:
+                self._watch = self._loop.call_later(self._limits.predict_seconds, self._check)
+            self._worker.post(partial(self._work, batch))
 
-    def _compute(self, batch: Batch) -> Tensors:
-        inputs = gathered(batch.jobs)
-        began = self._clock()
-        batch.input_seconds = began - batch.started_at
+    def _take(self) -> tuple[list[Job], int]:
+        """The next batch: the oldest request, and all of its bucket behind it that fit; and its rows."""
+        now, most = self._clock(), self._limits.max_rows
+        taken, left, rows, bucket, full = list[Job](), deque[Job](), 0, None, False
+        for job in self._waiting:
+            if not job.waits:
+                continue
+            if job.deadline is not None and job.deadline <= now:
+                self._give_up(job)
+                _fail(job, DeadlineExceeded("the deadline passed while the request waited"))
+            elif taken and (full or job.bucket != bucket or rows + job.rows > most):
+                # A request that does not fit closes the batch: none behind it may overtake it.
+                full = full or job.bucket == bucket
+                left.append(job)
+            else:
+                bucket, job.waits = job.bucket, False
+                taken.append(job)
+                rows += job.rows
+        self._waiting = left
+        self._waiting_rows -= rows
+        return taken, rows
+
+    def _begun(self, jobs: Sequence[Job], rows: int) -> Batch:
+        self._running = batch = Batch(next(self._ids), jobs, rows, self._clock())
+        return batch
+
+    # On the worker's thread, or for quick batches on the loop, from here …
+
+    def _work(self, batch: Batch) -> None:
+        for part, error in self._results(batch):
+            notify(self._loop, partial(self._settle, part, error))
+        # After the answers: the loop sends them, and takes in what has arrived, before the next batch begins. A model
+        # that holds the interpreter would otherwise keep it from both, and find next to nothing waiting.
+        notify(self._loop, self._free)
+
+    def _results(self, batch: Batch) -> Iterator[tuple[Batch, BaseException | None]]:
+        """The batch with its outputs; if it fails, the parts of it that do not, and the single requests that do."""
         try:
-            return self._predict(inputs, batch.rows)
+            inputs = self._gathered(batch)
+            with self._watching.batch(batch):
+                self._compute(batch, inputs)
+        except BaseException as error:  # a backend may raise anything; it fails its request alone
+            if len(batch.jobs) == 1:
+                yield batch, error
+                return
+            middle = len(batch.jobs) // 2
+            for half in (batch.jobs[:middle], batch.jobs[middle:]):
+                wanted = [job for job in half if not job.future.done()]
+                if wanted:
+                    yield from self._results(self._begun(wanted, sum(job.rows for job in wanted)))
+        else:
+            yield batch, None
+
+    def _gathered(self, batch: Batch) -> Tensors:
+        inputs = gathered(batch.jobs, batch.rows)
+        batch.input_seconds = self._clock() - batch.started_at
+        return inputs
+
+    def _compute(self, batch: Batch, inputs: Tensors) -> None:
+        began, cpu = self._clock(), time.thread_time()
+        try:
+            batch.outputs = self._predict(inputs, batch.rows)
         finally:
             batch.infer_seconds = self._clock() - began
-
-    def _failed(self, jobs: Sequence[Job], error: BaseException) -> None:
-        if len(jobs) == 1:
-            self._deliver([(jobs[0], _fault(self._name, error))])
-            return
-        for half in (jobs[: len(jobs) // 2], jobs[len(jobs) // 2 :]):
-            wanted = [job for job in half if not job.future.done()]
-            if wanted:
-                self._run(wanted)
-
-    def _deliver(self, results: Sequence[tuple[Job, Answer | TreadleError]]) -> None:
-        notify(self._loop, lambda: self._settle(results))
+            self._pace.took(batch.rows, batch.infer_seconds, time.thread_time() - cpu)
 
     # … to here. The rest is on the loop.
 
-    def _settle(self, results: Sequence[tuple[Job, Answer | TreadleError]]) -> None:
-        for job, result in results:
-            self._outstanding.discard(job)
-            if job.future.done():
-                continue
-            if isinstance(result, Answer):
-                job.future.set_result(result)
-            else:
-                job.future.set_exception(result)
-        self._settle_idle()
+    def _settle(self, batch: Batch, error: BaseException | None) -> None:
+        if not self._taken:  # it hung, and was given up
+            return
+        now, at, time_here = self._clock(), 0, 0.0
+        for job in batch.jobs:
+            time_here += job.rows * (now - job.queued_at)
+            if error is not None:
+                _fail(job, _fault(self._name, error))
+            elif not job.future.done():
+                job.future.set_result(Answer(batch, at, job.rows, batch.started_at - job.queued_at))
+            at += job.rows
+        if error is not None:
+            self._limit.abandon(batch.rows)
+            return
+        self._limit.leave(batch.rows, time_here / batch.rows)
+        # The callers, whom the futures have woken, come first.
+        self._loop.call_soon(self._watching.answered, batch, now)
 
-    def _settle_idle(self) -> None:
-        if not self._outstanding:
+    def _free(self) -> None:
+        """The batch has been answered, each part of it."""
+        self._taken, self._running = (), None
+        if self._waiting:
+            self._woken = True
+            self._loop.call_soon(self._next)
+        else:
             self._idle.set()
 
     def _check(self) -> None:
-        """Looks whether the model hangs; runs while anything is outstanding."""
+        """Looks whether the model hangs; runs while it works."""
         self._watch = None
         running = self._running
         if running is None:
-            due = self._limits.predict_seconds
-            if not self._outstanding:
-                return
-        else:
-            due = running.started_at + self._limits.predict_seconds - self._clock()
+            return
+        due = running.started_at + self._limits.predict_seconds - self._clock()
         if due > 0:
             self._watch = self._loop.call_later(due, self._check)
         else:
@@ -261,11 +335,18 @@ class Batcher:
             f"model {self._name} hangs: a batch took over {self._limits.predict_seconds:g} s; "
             "its thread was abandoned; unload and load the model again"
         )
-        with self._state.lock:
-            self._state.waiting.clear()
-            self._state.rows = 0
-        self._settle([(job, Unavailable(self._refusal)) for job in list(self._outstanding)])
-        self._on_hang(self._refusal)
+        for job in (*self._taken, *self._waiting):
+            _fail(job, Unavailable(self._refusal))
+        self._waiting.clear()
+        self._waiting_rows = 0
+        self._taken, self._running = (), None
+        self._idle.set()
+        self._watching.hangs(self._refusal)
+
+
+def _fail(job: Job, error: TreadleError) -> None:
+    if not job.future.done():
+        job.future.set_exception(error)
 
 
 def _fault(name: str, error: BaseException) -> TreadleError:

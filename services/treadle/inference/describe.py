@@ -54,7 +54,7 @@ def statistics(served: Served) -> oip.ModelStatistics:
                 compute_input=_duration(size.compute_input),
                 compute_infer=_duration(size.compute_infer),
             )
-            for rows, size in sorted(list(totals.by_size.items()))  # noqa: C414  # a copy: the worker adds to it
+            for rows, size in sorted(totals.by_size.items())
         ],
     )
 

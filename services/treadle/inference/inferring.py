@@ -1,23 +1,27 @@
-"""One ModelInfer: decode, check, submit, encode. Shared by the unary call and the stream."""
+"""One ModelInfer: admit, read, submit, answer. Shared by the unary call and the stream.
+
+The order is that of cost: what is refused for want of room is refused before anything of it is decoded.
+"""
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from opentelemetry import trace
+from opentelemetry.trace import SpanContext
 
 from treadle import oip
 from treadle.inference.batch import Answer
 from treadle.inference.repository import Repository, Served
-from treadle.plugins.tensors import Array
+from treadle.inference.wire import refuse_unknown
 from treadle.rpc import context as call_context
+from treadle.rpc import tracing
 from treadle.rpc.errors import DeadlineExceeded, InvalidInput, TreadleError, Violation
 from treadle.rpc.numbers import whole_number
-from treadle.rpc.tensors import DTYPE_PARAMETER, decode_inputs, encode_outputs
 
 # Understood, or without meaning here and without effect on the answer.
 _REQUEST_PARAMETERS = frozenset({"timeout", "binary_data_output", "headers", "triton_enable_empty_final_response"})
-_TENSOR_PARAMETERS = frozenset({"binary_data", "binary_data_size", "content_type", DTYPE_PARAMETER})
+BATCH_ID, BATCH_SIZE, QUEUE_MS = "treadle_batch_id", "treadle_batch_size", "treadle_queue_ms"
+"""Parameters of the answer to a request that is traced: which batch it ran in, of how many rows, after what wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,97 +33,82 @@ class Inferring:
 
     async def infer(self, request: oip.ModelInferRequest) -> oip.ModelInferResponse:
         """The answer, raw if the request was raw."""
-        started = time.perf_counter()
         served = self.repository.serving(request.model_name, request.model_version)
+        began = time.monotonic()
         try:
-            answer = await self._submit(served, request)
-            encoding = time.perf_counter()
-            response = self._respond(served, request, answer)
+            return await self._answered(served, request)
         except TreadleError as error:
-            served.observer.failed(error.code.name, time.perf_counter() - started)
+            served.observer.failed(error.code.name, time.monotonic() - began)
             raise
         except BaseException:
-            served.observer.failed("CANCELLED", time.perf_counter() - started)
+            served.observer.failed("CANCELLED", time.monotonic() - began)
             raise
-        ended = time.perf_counter()
-        served.observer.answered(answer, ended - started, ended - encoding)
+
+    async def _answered(self, served: Served, request: oip.ModelInferRequest) -> oip.ModelInferResponse:
+        wire, batcher = served.wire, served.batcher
+        deadline = call_context.current().deadline
+        if request.parameters:
+            refuse_unknown(request.parameters, _REQUEST_PARAMETERS, "the request")
+            deadline = _sooner(deadline, request)
+        batcher.admit(1, deadline)
+        selection = wire.selection(request.outputs)
+        sampled = _sampled()
+        known = wire.known(request)
+        if known is not None and wire.layout is not None:
+            job = batcher.enqueue(known.raws, known.rows, wire.layout, deadline, sampled)
+            answer = await batcher.outcome(job)
+            response = wire.respond(answer, selection, raw=True)
+        else:
+            self._check_rows(request)
+            inputs, rows = wire.read(request)
+            answer = await batcher.submit(inputs, rows, deadline=deadline, context=sampled)
+            response = wire.respond(answer, selection, raw=bool(request.raw_input_contents))
+        if request.id:
+            response.id = request.id
+        if sampled is not None:
+            _tell(served, answer, response)
         return response
 
-    async def _submit(self, served: Served, request: oip.ModelInferRequest) -> Answer:
-        _check_parameters(request)
-        for pb in request.inputs:  # before anything is decoded
+    def _check_rows(self, request: oip.ModelInferRequest) -> None:
+        """Before anything is decoded."""
+        for pb in request.inputs:
             if pb.shape and pb.shape[0] > self.max_request_rows:
                 raise InvalidInput(
                     f"inputs[{pb.name}] has {pb.shape[0]} rows; {self.max_request_rows} is the limit of one request, "
                     "send several",
                     [Violation(f"inputs[{pb.name}]", "too many rows")],
                 )
-        inputs = decode_inputs(request, served.restored)
-        rows = served.registered.signature.check_inputs(inputs)
-        _check_outputs(served, request)
-        span = trace.get_current_span()
-        answer = await served.batcher.submit(
-            inputs, rows, deadline=_deadline(request), context=span.get_span_context() if span.is_recording() else None
-        )
-        if span.is_recording():
-            key = served.registered.key
-            span.set_attributes(
-                {
-                    "treadle.model": key.name,
-                    "treadle.version": key.version,
-                    "treadle.rows": rows,
-                    "treadle.batch.id": answer.batch.id,
-                    "treadle.batch.size": answer.batch.rows,
-                    "treadle.batch.queue_ms": answer.queue_seconds * 1e3,
-                }
-            )
-        return answer
-
-    def _respond(self, served: Served, request: oip.ModelInferRequest, answer: Answer) -> oip.ModelInferResponse:
-        key = served.registered.key
-        response = oip.ModelInferResponse(model_name=key.name, model_version=str(key.version), id=request.id)
-        encode_outputs(response, _chosen(request, answer.outputs), raw=bool(request.raw_input_contents))
-        return response
 
 
-def _chosen(request: oip.ModelInferRequest, outputs: Mapping[str, Array]) -> Mapping[str, Array]:
-    return {output.name: outputs[output.name] for output in request.outputs} if request.outputs else outputs
+def _sampled() -> SpanContext | None:
+    """The present span, if anybody records it: the SDK here, or the host."""
+    span = trace.get_current_span()
+    if span is trace.INVALID_SPAN:
+        return None
+    context = span.get_span_context()
+    return context if context.trace_flags.sampled else None
 
 
-def _check_outputs(served: Served, request: oip.ModelInferRequest) -> None:
-    known = [spec.name for spec in served.registered.signature.outputs]
-    seen: set[str] = set()
-    for output in request.outputs:
-        place = f"outputs[{output.name}]"
-        if output.name not in known or output.name in seen:
-            raise InvalidInput(
-                f"{place} is asked for twice" if output.name in seen else f"{place} is unknown; the model has {known}",
-                [Violation(place, "unknown or asked for twice")],
-            )
-        seen.add(output.name)
-        refuse_unknown(output.parameters, _TENSOR_PARAMETERS, place)
+def _tell(served: Served, answer: Answer, response: oip.ModelInferResponse) -> None:
+    """In which company a traced request was answered: to its span, and to its caller."""
+    batch, queue_ms, key = answer.batch, answer.queue_seconds * 1e3, served.registered.key
+    response.parameters[BATCH_ID].int64_param = batch.id
+    response.parameters[BATCH_SIZE].int64_param = batch.rows
+    response.parameters[QUEUE_MS].double_param = queue_ms
+    tracing.annotate(
+        {
+            "treadle.model": key.name,
+            "treadle.version": key.version,
+            "treadle.rows": answer.rows,
+            "treadle.batch.id": batch.id,
+            "treadle.batch.size": batch.rows,
+            "treadle.batch.queue_ms": queue_ms,
+        }
+    )
 
 
-def _check_parameters(request: oip.ModelInferRequest) -> None:
-    refuse_unknown(request.parameters, _REQUEST_PARAMETERS, "the request")
-    for pb in request.inputs:
-        if pb.parameters:
-            refuse_unknown(pb.parameters, _TENSOR_PARAMETERS, f"inputs[{pb.name}]")
-
-
-def refuse_unknown(parameters: Mapping[str, object], known: frozenset[str], where: str) -> None:
-    """InvalidInput for parameters that are not among `known`: what is not understood must not seem to be heeded."""
-    unknown = sorted(parameters.keys() - known)
-    if unknown:
-        raise InvalidInput(
-            f"{where} has parameters that mean nothing here: {', '.join(unknown)[:200]}; leave them out",
-            [Violation(f"parameters.{name[:64]}", f"unknown; {where} may have {sorted(known)}") for name in unknown],
-        )
-
-
-def _deadline(request: oip.ModelInferRequest) -> float | None:
-    """The caller's, or sooner if the parameter `timeout` (microseconds) says so. On time.monotonic's clock."""
-    deadline = call_context.current().deadline
+def _sooner(deadline: float | None, request: oip.ModelInferRequest) -> float | None:
+    """The caller's deadline, or sooner if the parameter `timeout` (microseconds) says so. On time.monotonic's clock."""
     if "timeout" not in request.parameters:
         return deadline
     parameter = request.parameters["timeout"]

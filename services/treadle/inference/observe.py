@@ -1,18 +1,19 @@
 """What a model version tells about itself: counters, metrics, and one span for each batch."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from time import time_ns
 
 from opentelemetry import trace
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, StatusCode, Tracer
 
-from treadle.inference.batch import Answer, Batch
+from treadle.inference.batch import Batch
 from treadle.inference.models import ModelKey
 from treadle.observability.metrics import SIZE_BUCKETS, Meters
 
 _LABELS = ("model", "version")
+_NOTHING = nullcontext()
 
 
 @dataclass(slots=True)
@@ -22,9 +23,9 @@ class Total:
     count: int = 0
     ns: int = 0
 
-    def add(self, seconds: float) -> None:
-        """Once more, for so long."""
-        self.count += 1
+    def add(self, count: int, seconds: float) -> None:
+        """So many more, which took so long in sum."""
+        self.count += count
         self.ns += int(seconds * 1e9)
 
 
@@ -38,7 +39,7 @@ class BatchTotals:
 
 @dataclass(slots=True)
 class Statistics:
-    """What Triton's ModelStatistics asks for. Written by the worker (batches) and the loop (requests)."""
+    """What Triton's ModelStatistics asks for."""
 
     last_inference_ms: int = 0
     rows: int = 0
@@ -77,24 +78,14 @@ class ModelObserver:
         self._meters = meters
         self._labels = {"model": key.name, "version": str(key.version)}
 
-    @contextmanager
-    def batch(self, batch: Batch) -> Iterator[None]:
-        """Around one batch, on the worker's thread. Code of the backend finds the batch's span as the current one."""
-        with self._span(batch):
-            yield
-        self._count(batch)
+    def batch(self, batch: Batch) -> AbstractContextManager[object]:
+        """Around one batch, on the thread that runs it. Code of the backend finds the batch's span as the current one:
+        linked to every request in the batch that is sampled, and a child of the first of them."""
+        requests = [job.context for job in batch.jobs if isinstance(job.context, SpanContext)]
+        return self._span(batch, requests) if requests else _NOTHING
 
     @contextmanager
-    def _span(self, batch: Batch) -> Iterator[None]:
-        """One span, linked to every sampled request in the batch and a child of the first: recorded if that one is."""
-        requests = [
-            job.context
-            for job in batch.jobs
-            if isinstance(job.context, SpanContext) and job.context.trace_flags.sampled
-        ]
-        if not requests:
-            yield
-            return
+    def _span(self, batch: Batch, requests: Sequence[SpanContext]) -> Iterator[None]:
         with self._tracer.start_as_current_span(
             "treadle.batch",
             context=trace.set_span_in_context(NonRecordingSpan(requests[0])),
@@ -116,30 +107,35 @@ class ModelObserver:
                 span.set_status(StatusCode.ERROR)
                 raise
 
-    def _count(self, batch: Batch) -> None:
+    def answered(self, batch: Batch, now: float) -> None:
+        """The requests of a batch succeeded. All that is counted of them is counted here, once for the batch."""
+        began, requests = batch.started_at, len(batch.jobs)
+        waited = [began - job.queued_at for job in batch.jobs]
+        queue_seconds = sum(waited)
         totals = self.statistics
         totals.batches += 1
         totals.rows += batch.rows
         totals.last_inference_ms = time_ns() // 1_000_000
-        size = totals.by_size.setdefault(batch.rows, BatchTotals())
-        size.compute_input.add(batch.input_seconds)
-        size.compute_infer.add(batch.infer_seconds)
-        self._meters.inference.observe(batch.infer_seconds, **self._labels)
-        self._meters.batch_rows.observe(batch.rows, **self._labels)
-        self._meters.rows.add(batch.rows, **self._labels)
-
-    def answered(self, answer: Answer, seconds: float, output_seconds: float) -> None:
-        """One request succeeded: `seconds` in all, `output_seconds` of them to encode the answer."""
-        totals = self.statistics
-        totals.success.add(seconds)
-        totals.queue.add(answer.queue_seconds)
-        totals.compute_input.add(answer.batch.input_seconds)
-        totals.compute_infer.add(answer.batch.infer_seconds)
-        totals.compute_output.add(output_seconds)
-        self._meters.queue.observe(answer.queue_seconds, **self._labels)
-        self._meters.requests.add(1, code="OK", **self._labels)
+        size = totals.by_size.get(batch.rows)
+        if size is None:
+            size = totals.by_size[batch.rows] = BatchTotals()
+        size.compute_input.add(1, batch.input_seconds)
+        size.compute_infer.add(1, batch.infer_seconds)
+        totals.success.add(requests, queue_seconds + requests * (now - began))
+        totals.queue.add(requests, queue_seconds)
+        totals.compute_input.add(requests, requests * batch.input_seconds)
+        totals.compute_infer.add(requests, requests * batch.infer_seconds)
+        totals.compute_output.add(
+            requests, requests * max(0.0, now - began - batch.input_seconds - batch.infer_seconds)
+        )
+        meters, labels = self._meters, self._labels
+        meters.inference.observe(batch.infer_seconds, **labels)
+        meters.batch_rows.observe(batch.rows, **labels)
+        meters.queue.observe_many(waited, **labels)
+        meters.rows.add(batch.rows, **labels)
+        meters.requests.add(requests, code="OK", **labels)
 
     def failed(self, code: str, seconds: float) -> None:
         """One request failed."""
-        self.statistics.fail.add(seconds)
+        self.statistics.fail.add(1, seconds)
         self._meters.requests.add(1, code=code, **self._labels)

@@ -18,14 +18,14 @@ from typing import Any
 
 from structlog.typing import FilteringBoundLogger
 
-from treadle.inference.batcher import Batcher, Limits
+from treadle.inference.batcher import Batcher, Limits, Watching
 from treadle.inference.models import ModelKey, Registered
 from treadle.inference.observe import ModelObserver
+from treadle.inference.wire import Wire
 from treadle.inference.worker import Worker
 from treadle.plugins.checked import CheckedModel
 from treadle.rpc.errors import Internal, InvalidInput, NotFound, StorageFull, TreadleError, Unavailable
 from treadle.rpc.numbers import whole_number
-from treadle.rpc.tensors import wire_dtype
 
 Describe = Callable[[ModelKey], Awaitable[Registered]]
 Load = Callable[[Registered, Worker], Awaitable[CheckedModel]]
@@ -52,8 +52,7 @@ class Served:
     batcher: Batcher
     observer: ModelObserver
     worker: Worker
-    restored: dict[str, str]
-    """Inputs whose dtype has no name on the wire: STRING, TIMESTAMP."""
+    wire: Wire
 
 
 @dataclass(slots=True, eq=False)
@@ -101,6 +100,8 @@ class Repository:
         self._entries: dict[ModelKey, Entry] = {}
         self._desired: frozenset[ModelKey] = frozenset()
         self._pinned: frozenset[ModelKey] = frozenset()
+        self._found: dict[tuple[str, str], Served] = {}
+        """What requests have meant since something last changed."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._loads = asyncio.Semaphore(tools.parallel_loads)
         self._closing = False
@@ -123,6 +124,7 @@ class Repository:
     def set_desired(self, keys: Iterable[ModelKey]) -> None:
         """Makes these the versions that deployments ask for: loads what is new, unloads what nobody needs."""
         self._desired = frozenset(keys)
+        self._found.clear()
         self._reconcile()
 
     def pin(self, keys: Iterable[ModelKey]) -> None:
@@ -167,10 +169,14 @@ class Repository:
 
     def serving(self, name: str, version: str = "") -> Served:
         """What runs the requests for a model. Unavailable, with the state, if it is not READY."""
+        served = self._found.get((name, version))
+        if served is not None:
+            return served
         entry = self.find(name, version)
         if entry.served is None or entry.state is not State.READY:
             why = f": {entry.reason}" if entry.reason else ""
             raise Unavailable(f"model {entry.key} is {entry.state}{why}")
+        self._found[name, version] = entry.served
         return entry.served
 
     async def close(self) -> None:
@@ -191,9 +197,14 @@ class Repository:
             if entry.key not in needed:
                 self._unload(entry)
 
+    def _turn(self, entry: Entry, state: State) -> None:
+        entry.state = state
+        self._found.clear()
+
     def _unload(self, entry: Entry) -> None:
         if entry.state is not State.UNLOADING:
-            loading, entry.state = entry.task, State.UNLOADING
+            loading = entry.task
+            self._turn(entry, State.UNLOADING)
             entry.task = self._start(self._leave(entry, loading))
 
     async def _stop(self, entry: Entry) -> None:
@@ -219,7 +230,8 @@ class Repository:
                 self._tools.log.error("a model could not be loaded", model=str(entry.key), exc_info=raised)
                 error = Internal(f"loading raised {type(raised).__name__}; the log tells more")
             else:
-                entry.state, entry.error = State.READY, None
+                entry.error = None
+                self._turn(entry, State.READY)
                 await self._announce(entry.key)
                 self._tools.log.info("model ready", model=entry.key.name, version=entry.key.version)
                 entry.settled.set()
@@ -230,7 +242,7 @@ class Repository:
                 return
             await self._sleep(delay)
             delay = min(delay * 2, LAST_RETRY_SECONDS)
-            entry.state = State.LOADING
+            self._turn(entry, State.LOADING)
 
     async def _serve(self, entry: Entry) -> Served:
         registered = entry.registered = await self._tools.describe(entry.key)
@@ -247,19 +259,20 @@ class Repository:
             model.predict,
             worker,
             self._tools.limits,
-            observe=observer.batch,
-            on_hang=lambda reason: self._hangs(entry, reason),
+            Watching(observer.batch, observer.answered, lambda reason: self._hangs(entry, reason)),
+            bounded=model.model.bounded,
         )
-        restored = {s.name: s.dtype for s in registered.signature.inputs if wire_dtype(s.dtype) != s.dtype}
-        return Served(registered, model, batcher, observer, worker, restored)
+        return Served(registered, model, batcher, observer, worker, Wire(registered, self._tools.limits.max_rows))
 
     async def _fail(self, entry: Entry, error: TreadleError) -> None:
-        entry.state, entry.error = State.UNAVAILABLE, error
+        entry.error = error
+        self._turn(entry, State.UNAVAILABLE)
         self._tools.log.warning("model unavailable", model=str(entry.key), reason=entry.reason)
         await self._announce(entry.key)
 
     def _hangs(self, entry: Entry, reason: str) -> None:
         served, entry.served = entry.served, None
+        self._found.clear()
         if served is not None:
             served.worker.stop()
         entry.task = self._start(self._fail(entry, Unavailable(reason)))
@@ -268,7 +281,7 @@ class Repository:
         if loading is not None:
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)
-        entry.state = State.UNLOADING  # the load may have ended well at the same moment
+        self._turn(entry, State.UNLOADING)  # the load may have ended well at the same moment
         await self._announce(entry.key)
         served = entry.served
         if served is not None:

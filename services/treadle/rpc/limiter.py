@@ -62,10 +62,13 @@ class AdaptiveLimit:
         It is reached by what is there, not by what comes: one large piece may go past it, for otherwise it would
         never find room beside small ones.
         """
-        used = self.used
-        if used >= self.limit:
+        if self.used >= self.limit:
             raise self.refusal()
-        self.used = used = used + amount
+        self.take(amount)
+
+    def take(self, amount: float = 1) -> None:
+        """Takes a place without asking; for an owner that has compared `used` with `limit` already."""
+        self.used = used = self.used + amount
         if used > self._peak:
             self._peak = used
 

@@ -82,6 +82,11 @@ def encode_outputs(response: oip.ModelInferResponse, outputs: Mapping[str, Array
     _encode(outputs, response.outputs, response.raw_output_contents, raw=raw, restorable=True)
 
 
+def raw_bytes(array: Array, name: str) -> bytes:
+    """What stands in the raw contents for `array`. InvalidInput, by `name`, for what has no OIP datatype."""
+    return _to_raw(_to_wire(array, name)[0])
+
+
 def _encode(arrays: Mapping[str, Array], pbs: Any, raws: Any, *, raw: bool, restorable: bool = False) -> None:
     """Adds `arrays` to the tensors `pbs`. `restorable`: each says its Treadle dtype where its datatype does not."""
     raw = raw or _needs_raw(arrays.values())

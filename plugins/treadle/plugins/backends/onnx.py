@@ -96,6 +96,8 @@ class OnnxBackend(ModelBackend):
 
 
 class _OnnxModel(LoadedModel):
+    bounded = True
+
     def __init__(self, session: Any, outputs: dict[str, str]) -> None:
         self._session = session
         self._names = tuple(outputs)
