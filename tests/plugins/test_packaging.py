@@ -67,7 +67,7 @@ def test_a_saved_model_says_what_it_is(model: Any, tmp_path: Path) -> None:
     assert manifest.description == "Late or not"
     outputs = decode_all(manifest.sample_outputs)
     assert np.allclose(outputs["probability"].values, model.predict_proba(ROWS[:5]), atol=1e-5)
-    assert [file.path for file in manifest.files] == ["model.skops"]
+    assert [file.path for file in manifest.files] == ["compiled/model.onnx", "model.skops"]
     assert manifest == read_package(tmp_path / "deep" / "model")
 
 
@@ -167,7 +167,7 @@ def test_files_are_listed_with_their_digests(package: Path) -> None:
     (package / "notes").mkdir()
     (package / "notes" / "a.txt").write_text("abc")
     files = {file.path: file for file in read_package(package).files}
-    assert set(files) == {"model.skops", "notes/a.txt"}
+    assert set(files) == {"compiled/model.onnx", "model.skops", "notes/a.txt"}
     assert files["notes/a.txt"].size_bytes == 3
     assert files["notes/a.txt"].sha256 == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 

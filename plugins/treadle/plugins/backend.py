@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from treadle.plugins.errors import NotCompiled
 from treadle.plugins.options import check_options
 from treadle.plugins.tensors import Signature, Tensors
 
@@ -86,6 +87,15 @@ class ModelBackend(ABC):
     def inferred_options(self, model: Any) -> Mapping[str, str]:
         """Options that `save_model` adds to the manifest for this model."""
         return {}
+
+    def to_onnx(self, model: Any, sample: Tensors, signature: Signature) -> bytes:
+        """`model` as an ONNX model that has the inputs and outputs of `signature`: names, dtypes, shapes.
+
+        `sample` holds real inputs, one row or more. `save_model` asks for it and keeps it beside the original, to serve
+        in its place, only where it answers alike and faster. Must leave `model` as it is. Raises NotCompiled, with the
+        reason, where there is no such form.
+        """
+        raise NotCompiled(f"models of backend {self.name!r} have no ONNX form")
 
     def example(self) -> Example | None:
         """What `treadle plugins check` and the conformance kit try the backend on; None if there is none."""

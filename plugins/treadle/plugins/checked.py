@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from treadle.plugins.backend import LoadedModel, ModelBackend, ModelSource
+from treadle.plugins.comparing import Tolerance, compare
 from treadle.plugins.errors import BackendFault
 from treadle.plugins.tensors import Array, Signature, Tensors
 from treadle.rpc.columns import Column, decode_all
@@ -17,6 +18,7 @@ from treadle.v1 import registry_pb2
 
 SAMPLE_TOLERANCE = 1e-4
 """Relative and absolute difference allowed between sample outputs now and when the model was made."""
+AS_WHEN_MADE = Tolerance(SAMPLE_TOLERANCE, SAMPLE_TOLERANCE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,26 +67,24 @@ class CheckedModel:
             raise
         except BaseException as error:
             raise BackendFault(f"the model raised {type(error).__name__}") from error
-        if not isinstance(outputs, Mapping):
+        if type(outputs) is not dict and not isinstance(outputs, Mapping):
             raise BackendFault(f"the model answered a {type(outputs).__name__}, not arrays by name")
         if self.signature.outputs:
             self.signature.check_outputs(outputs, rows)
         return outputs
 
-    def prove(self, sample: Sample, tolerance: float = SAMPLE_TOLERANCE) -> None:
+    def prove(self, sample: Sample, tolerance: Tolerance = AS_WHEN_MADE) -> None:
         """Warm-up and proof in one: answers the sample as of old, its first row also alone. BackendFault if not."""
         if not sample.inputs:
             return
         rows = self.signature.check_inputs(sample.inputs)
         self.predict({name: array[:1] for name, array in sample.inputs.items()}, 1)
         outputs = self.predict(sample.inputs, rows)
-        for name, expected in sample.outputs.items():
-            different = _differing(outputs.get(name), expected, tolerance)
-            if different:
-                raise BackendFault(
-                    f"output {name!r} differs from what the model answered when it was made in {different} of "
-                    f"{rows} sample rows (tolerance {tolerance:g}); its environment may have changed"
-                )
+        for name, different in compare(outputs, sample.outputs, tolerance).wrong.items():
+            raise BackendFault(
+                f"output {name!r} differs from what the model answered when it was made in {different} of "
+                f"{rows} sample rows (tolerance {tolerance}); its environment may have changed"
+            )
 
     def close(self) -> None:
         """Gives back what the model holds."""
@@ -92,7 +92,7 @@ class CheckedModel:
 
 
 def load_proven(
-    backend: ModelBackend, source: ModelSource, sample: Sample, tolerance: float = SAMPLE_TOLERANCE
+    backend: ModelBackend, source: ModelSource, sample: Sample, tolerance: Tolerance = AS_WHEN_MADE
 ) -> CheckedModel:
     """A model that has just shown that it answers as it should; one that does not is closed again."""
     model = CheckedModel.load(backend, source)
@@ -112,14 +112,3 @@ def _values(column: Column) -> Array:
     if column.nulls is None or not np.issubdtype(column.values.dtype, np.floating):
         return column.values
     return column.as_float(column.dtype)
-
-
-def _differing(actual: Array | None, expected: Array, tolerance: float) -> int:
-    """Rows in which two outputs differ."""
-    if actual is None or actual.shape != expected.shape:
-        return len(expected)
-    if expected.dtype.kind == "f" and actual.dtype.kind == "f":
-        same = np.isclose(actual, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
-    else:
-        same = np.asarray(actual == expected)
-    return int((~same.reshape(len(expected), -1).all(axis=1)).sum())

@@ -2,10 +2,16 @@
 
 Internal
 └── BackendFault        a plugin broke its contract: it raised, or answered in the wrong shape
+FailedPrecondition
+└── NotCompiled         a model has no faster form here; nothing is wrong with the model
 """
 
-from treadle.rpc.errors import Internal
+from treadle.rpc.errors import FailedPrecondition, Internal
 
 
 class BackendFault(Internal):
     """The fault lies with the model or its backend, not with the caller's input."""
+
+
+class NotCompiled(FailedPrecondition):
+    """The model keeps its original form; the message says why, and what to do where something can be done."""

@@ -413,6 +413,122 @@ class Lineage(_message.Message):
 Global___Lineage: _TypeAlias = Lineage  # noqa: Y015
 
 @_typing.final
+class Compiled(_message.Message):
+    """A second, faster form of a model, made when it was packaged and kept because it answered as the original did; or
+    why there is none.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class BackendOptionsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    REASON_FIELD_NUMBER: _builtins.int
+    BACKEND_FIELD_NUMBER: _builtins.int
+    BACKEND_OPTIONS_FIELD_NUMBER: _builtins.int
+    FOLDER_FIELD_NUMBER: _builtins.int
+    RELATIVE_TOLERANCE_FIELD_NUMBER: _builtins.int
+    ABSOLUTE_TOLERANCE_FIELD_NUMBER: _builtins.int
+    ROWS_CHECKED_FIELD_NUMBER: _builtins.int
+    LARGEST_DIFFERENCE_FIELD_NUMBER: _builtins.int
+    TIES_FIELD_NUMBER: _builtins.int
+    SPEEDS_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Why the original serves: it did not convert, did not match, was not faster. Empty: this form is kept, and serves
+    wherever its backend is installed and it answers the sample.
+    """
+    backend: _builtins.str
+    """Name of the backend that runs it: "onnx"."""
+    folder: _builtins.str
+    """Its files are those of the manifest below this folder: "compiled"."""
+    relative_tolerance: _builtins.float
+    """A float may differ by absolute_tolerance + relative_tolerance × what the original answered."""
+    absolute_tolerance: _builtins.float
+    """As above."""
+    rows_checked: _builtins.int
+    """Rows that both forms answered: the sample's, and random ones within its ranges."""
+    largest_difference: _builtins.float
+    """Largest difference of a float, absolute."""
+    ties: _builtins.int
+    """Rows with another label, because the original's two most probable classes are as probable, within the tolerance."""
+    @_builtins.property
+    def backend_options(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Options for that backend."""
+
+    @_builtins.property
+    def speeds(self) -> _containers.RepeatedCompositeFieldContainer[Global___Speed]:
+        """Medians, measured when the model was packaged."""
+
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        backend: _builtins.str = ...,
+        backend_options: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        folder: _builtins.str = ...,
+        relative_tolerance: _builtins.float = ...,
+        absolute_tolerance: _builtins.float = ...,
+        rows_checked: _builtins.int = ...,
+        largest_difference: _builtins.float = ...,
+        ties: _builtins.int = ...,
+        speeds: _abc.Iterable[Global___Speed] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absolute_tolerance", b"absolute_tolerance", "backend", b"backend", "backend_options", b"backend_options", "folder", b"folder", "largest_difference", b"largest_difference", "reason", b"reason", "relative_tolerance", b"relative_tolerance", "rows_checked", b"rows_checked", "speeds", b"speeds", "ties", b"ties"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Compiled: _TypeAlias = Compiled  # noqa: Y015
+
+@_typing.final
+class Speed(_message.Message):
+    """How long both forms of a model took to answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    ORIGINAL_MICROS_FIELD_NUMBER: _builtins.int
+    COMPILED_MICROS_FIELD_NUMBER: _builtins.int
+    rows: _builtins.int
+    """Rows in one call."""
+    original_micros: _builtins.float
+    """The original's time."""
+    compiled_micros: _builtins.float
+    """The compiled form's time."""
+    def __init__(
+        self,
+        *,
+        rows: _builtins.int = ...,
+        original_micros: _builtins.float = ...,
+        compiled_micros: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compiled_micros", b"compiled_micros", "original_micros", b"original_micros", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Speed: _TypeAlias = Speed  # noqa: Y015
+
+@_typing.final
 class Manifest(_message.Message):
     """All that is needed to load a model and to know what it is."""
 
@@ -489,6 +605,7 @@ class Manifest(_message.Message):
     LINEAGE_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
+    COMPILED_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
     """Name of the backend plugin: "sklearn", "onnx", …"""
     feature_service: _builtins.str
@@ -527,6 +644,10 @@ class Manifest(_message.Message):
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelFile]:
         """One or more; a backend finds its own by path."""
 
+    @_builtins.property
+    def compiled(self) -> Global___Compiled:
+        """The faster form, or why there is none. Absent: none was tried."""
+
     def __init__(
         self,
         *,
@@ -541,10 +662,11 @@ class Manifest(_message.Message):
         lineage: Global___Lineage | None = ...,
         files: _abc.Iterable[Global___ModelFile] | None = ...,
         description: _builtins.str = ...,
+        compiled: Global___Compiled | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["lineage", b"lineage", "signature", b"signature"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["compiled", b"compiled", "lineage", b"lineage", "signature", b"signature"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "backend_options", b"backend_options", "description", b"description", "feature_service", b"feature_service", "files", b"files", "lineage", b"lineage", "metrics", b"metrics", "parameters", b"parameters", "sample_inputs", b"sample_inputs", "sample_outputs", b"sample_outputs", "signature", b"signature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "backend_options", b"backend_options", "compiled", b"compiled", "description", b"description", "feature_service", b"feature_service", "files", b"files", "lineage", b"lineage", "metrics", b"metrics", "parameters", b"parameters", "sample_inputs", b"sample_inputs", "sample_outputs", b"sample_outputs", "signature", b"signature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from treadle.plugins.checked import Sample
+from treadle.plugins.comparing import Tolerance
 from treadle.plugins.tensors import Signature
 from treadle.rpc.errors import InvalidInput
 from treadle.rpc.numbers import whole_number
@@ -54,6 +55,18 @@ class ModelFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Compiled:
+    """The faster form of a model that was kept with it."""
+
+    backend: str
+    folder: str
+    """Below the model's; holds some of its files."""
+    options: Mapping[str, str]
+    tolerance: Tolerance
+    """Within which it answered as the original."""
+
+
+@dataclass(frozen=True, slots=True)
 class Registered:
     """A version as registered, ready to be loaded."""
 
@@ -64,6 +77,7 @@ class Registered:
     files: tuple[ModelFile, ...]
     sample: Sample = field(default_factory=Sample)
     """To warm up on, and to be compared with."""
+    compiled: Compiled | None = None
 
     @classmethod
     def from_proto(cls, pb: registry_pb2.ModelVersion) -> "Registered":
@@ -76,4 +90,17 @@ class Registered:
             options=dict(manifest.backend_options),
             files=tuple(ModelFile(file.path, file.sha256, file.size_bytes) for file in manifest.files),
             sample=Sample.of(manifest),
+            compiled=_compiled(manifest),
         )
+
+
+def _compiled(manifest: registry_pb2.Manifest) -> Compiled | None:
+    """None where the original serves."""
+    pb = manifest.compiled
+    if not pb.backend or pb.reason:
+        return None
+    # Paths of files stay inside the model's folder; so a folder that holds one does.
+    if not pb.folder or not any(file.path.startswith(f"{pb.folder}/") for file in manifest.files):
+        raise InvalidInput(f"the manifest's compiled form lies in {pb.folder[:200]!r}, where it has no file")
+    tolerance = Tolerance(pb.relative_tolerance, pb.absolute_tolerance)
+    return Compiled(pb.backend, pb.folder, dict(pb.backend_options), tolerance)

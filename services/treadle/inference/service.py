@@ -11,7 +11,7 @@ from treadle.inference.batcher import Limits
 from treadle.inference.catalogue import Catalogue
 from treadle.inference.desired import Desired
 from treadle.inference.inferring import Inferring
-from treadle.inference.loader import Loader
+from treadle.inference.loader import Loader, Loading
 from treadle.inference.observe import ModelMeters, ModelObserver
 from treadle.inference.repository import Repository, Tools
 from treadle.inference.servicer import InferenceServicer
@@ -25,9 +25,9 @@ _OVER_ZERO = (
     "max_batch_rows",
     "queue_rows",
     "max_request_rows",
-    "threads_per_model",
     "load_timeout_seconds",
     "predict_timeout_seconds",
+    "target_seconds",
     "parallel_loads",
     "stream_in_flight",
 )
@@ -43,12 +43,17 @@ class Settings:
     """Rows that may wait for one model version; more are refused with RESOURCE_EXHAUSTED."""
     max_request_rows: int = 100_000
     """Rows in one request."""
-    threads_per_model: int = 1
-    """Threads that one version may use inside its backend."""
+    threads_per_model: int = 0
+    """Threads that one version may use inside its backend; 0: the fewest that a measurement at load finds good."""
+    compiled: bool = True
+    """Serve the compiled form of a model where it has one that answers as the original did."""
     load_timeout_seconds: float = 120.0
     """Time for loading and warming up, without the download."""
     predict_timeout_seconds: float = 30.0
     """A batch that takes longer means that the model hangs: it becomes UNAVAILABLE."""
+    target_seconds: float = 0.25
+    """Where requests take longer than that from door to door, and than eight times a lone one, fewer are let in at a
+    time; the others are refused with RESOURCE_EXHAUSTED."""
     parallel_loads: int = 2
     """Versions that are loaded at the same time."""
     sample_tolerance: float = SAMPLE_TOLERANCE
@@ -62,6 +67,8 @@ class Settings:
         for name in _OVER_ZERO:
             if not getattr(self, name) > 0:  # so written because NaN is not over 0 either
                 raise FailedPrecondition(f"TREADLE_INFERENCE_{name.upper()} must be over 0")
+        if self.threads_per_model < 0:
+            raise FailedPrecondition("TREADLE_INFERENCE_THREADS_PER_MODEL must be 1 or more, or 0 to measure")
 
 
 @asynccontextmanager
@@ -93,16 +100,23 @@ async def open_service(settings: Settings, runtime: Runtime, plugins: Plugins | 
 def _repository(settings: Settings, runtime: Runtime, plugins: Plugins, catalogue: Catalogue) -> Repository:
     telemetry, artifacts = runtime.telemetry, Artifacts(runtime.home, catalogue.fetch)
     meters = ModelMeters(telemetry.meters)
-    loader = Loader(
-        plugins, artifacts, settings.threads_per_model, settings.load_timeout_seconds, settings.sample_tolerance
+    how = Loading(
+        threads=settings.threads_per_model,
+        largest_batch=settings.max_batch_rows,
+        limit_seconds=settings.load_timeout_seconds,
+        tolerance=settings.sample_tolerance,
+        compiled=settings.compiled,
     )
+    loader = Loader(plugins, artifacts, how, telemetry.log)
     tools = Tools(
         describe=catalogue.describe,
         load=loader.load,
         discard=artifacts.discard,
         observer=lambda key: ModelObserver(key, telemetry.tracer, meters),
         announce=runtime.health.set,
-        limits=Limits(settings.max_batch_rows, settings.queue_rows, settings.predict_timeout_seconds),
+        limits=Limits(
+            settings.max_batch_rows, settings.queue_rows, settings.predict_timeout_seconds, settings.target_seconds
+        ),
         log=telemetry.log,
         parallel_loads=settings.parallel_loads,
     )

@@ -29,7 +29,12 @@ def decode_manifest(pb: registry_pb2.Manifest) -> manifest.Manifest:
         sample_outputs=_decode_samples(pb.sample_outputs, "manifest.sample_outputs"),
         files=tuple(manifest.File(file.path, file.sha256, file.size_bytes) for file in pb.files),
         parent=decode_ref(pb.lineage.parent) if pb.lineage.HasField("parent") else None,
+        compiled=_decode_compiled(pb.compiled) if pb.HasField("compiled") and not pb.compiled.reason else None,
     )
+
+
+def _decode_compiled(pb: registry_pb2.Compiled) -> manifest.Compiled:
+    return manifest.Compiled(pb.backend, pb.folder, pb.relative_tolerance, pb.absolute_tolerance)
 
 
 def _decode_samples(pbs: Iterable[types_pb2.Column], where: str) -> tuple[manifest.Sample, ...]:

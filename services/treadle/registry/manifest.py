@@ -3,6 +3,7 @@
 Plain objects: `codec` makes them from the contract. Shapes include the row axis, as in the signature.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -44,6 +45,16 @@ class Ref:
 
 
 @dataclass(frozen=True, slots=True)
+class Compiled:
+    """The faster form of a model that is kept with it."""
+
+    backend: str
+    folder: str
+    relative_tolerance: float
+    absolute_tolerance: float
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """What the registry looks at. `body` is the whole manifest, serialized."""
 
@@ -57,6 +68,7 @@ class Manifest:
     sample_outputs: tuple[Sample, ...] = ()
     files: tuple[File, ...] = ()
     parent: Ref | None = None
+    compiled: Compiled | None = None
 
 
 def check(manifest: Manifest) -> None:
@@ -69,6 +81,8 @@ def check(manifest: Manifest) -> None:
     _check_tensors(problems, "manifest.signature.outputs", manifest.outputs)
     _check_samples(problems, manifest)
     _check_files(problems, manifest.files)
+    if manifest.compiled is not None:
+        _check_compiled(problems, manifest.compiled, manifest.files)
     if manifest.parent is not None:
         check_ref(problems, "manifest.lineage.parent", manifest.parent)
     problems.raise_if_any()
@@ -132,6 +146,18 @@ def _check_files(problems: Problems, files: Sequence[File]) -> None:
         problems.digest(f"{where}.sha256", file.sha256)
         if file.size_bytes < 0:
             problems.add(f"{where}.size_bytes", "must not be negative")
+
+
+def _check_compiled(problems: Problems, compiled: Compiled, files: Sequence[File]) -> None:
+    problems.name("manifest.compiled.backend", compiled.backend)
+    wrong = wrong_path(compiled.folder)
+    if wrong:
+        problems.add("manifest.compiled.folder", wrong)
+    elif not any(file.path.startswith(f"{compiled.folder}/") for file in files):
+        problems.add("manifest.compiled.folder", "holds none of the manifest's files")
+    for name in ("relative_tolerance", "absolute_tolerance"):
+        if not 0 <= getattr(compiled, name) < math.inf:  # so written because NaN is neither
+            problems.add(f"manifest.compiled.{name}", "must be 0 or more, and finite")
 
 
 def wrong_path(path: str) -> str:

@@ -51,13 +51,9 @@ def export(model: Any, inputs: tuple[Any, ...]) -> tuple[dict[str, Any], dict[st
     import torch
     from torch._export.serde import serialize
 
-    with torch.inference_mode():
-        example = model(*inputs)
-    names = list(example) if isinstance(example, Mapping) else []
+    flat, names = flattened(model, inputs)
     rows = torch.export.Dim("rows", min=1)
-    exported = torch.export.export(
-        _flat(model, names), inputs, dynamic_shapes=(tuple({0: rows} for _ in inputs),), strict=False
-    )
+    exported = torch.export.export(flat, inputs, dynamic_shapes=(tuple({0: rows} for _ in inputs),), strict=False)
     exported.example_inputs = None
     program = json.loads(serialize.serialize(exported).exported_program)
     _strip(program)
@@ -116,9 +112,13 @@ def _by_role(weights: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     return state, constants
 
 
-def _flat(model: Any, names: list[str]) -> Any:
-    """`model` with tensors in and a tuple of tensors out."""
+def flattened(model: Any, inputs: tuple[Any, ...]) -> tuple[Any, list[str]]:
+    """`model` with tensors in and a tuple of tensors out, and the names of these (none unless it returns a dict)."""
     import torch
+
+    with torch.inference_mode():
+        example = model(*inputs)
+    names = list(example) if isinstance(example, Mapping) else []
 
     class Flat(torch.nn.Module):
         def __init__(self) -> None:
@@ -131,7 +131,7 @@ def _flat(model: Any, names: list[str]) -> Any:
                 return tuple(answer[name] for name in names)
             return tuple(answer) if isinstance(answer, tuple | list) else (answer,)
 
-    return Flat()
+    return Flat(), names
 
 
 def _strip(program: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from treadle.plugins.backends._matrix import (
 from treadle.plugins.backends._seal import read_sealed, seal
 from treadle.plugins.errors import BackendFault
 from treadle.plugins.spec import RegisterBackend, hookimpl
-from treadle.plugins.tensors import Array, Tensors
+from treadle.plugins.tensors import Array, Signature, Tensors
 from treadle.rpc.errors import InvalidInput
 
 FILE = "model.txt"
@@ -69,6 +69,13 @@ class LightgbmBackend(ModelBackend):
             _classes(source.folder / CLASSES),
             source.threads,
         )
+
+    def to_onnx(self, model: Any, sample: Tensors, signature: Signature) -> bytes:
+        from treadle.plugins.backends._boosters_onnx import lightgbm_to_onnx
+
+        classes = getattr(model, "classes_", None)
+        names = None if classes is None else labels(classes)
+        return lightgbm_to_onnx(getattr(model, "booster_", model), names, signature)
 
     def example(self) -> Example:
         import lightgbm

@@ -14,7 +14,7 @@ from treadle.plugins.backend import Example, LoadedModel, ModelBackend, ModelSou
 from treadle.plugins.backends._matrix import assemble, check_numeric, check_width, example_rows, labels
 from treadle.plugins.errors import BackendFault
 from treadle.plugins.spec import RegisterBackend, hookimpl
-from treadle.plugins.tensors import Array, Tensors
+from treadle.plugins.tensors import Array, Signature, Tensors
 from treadle.rpc.errors import InvalidInput
 
 FILE = "model.skops"
@@ -23,6 +23,7 @@ FILE = "model.skops"
 # numbers, run nothing while they are built, and cannot be given a callable.
 _TRUSTED = frozenset(
     {
+        "numpy.dtype",
         "sklearn._loss.loss.HalfTweedieLoss",
         "sklearn._loss.loss.HalfTweedieLossIdentity",
         "sklearn.calibration._CalibratedClassifier",
@@ -93,6 +94,11 @@ class SklearnBackend(ModelBackend):
             check_width(source.signature, features)
         _check_order(estimator, source.signature.columns())
         return _SklearnModel(estimator, tuple(spec.name for spec in source.signature.inputs), source.threads)
+
+    def to_onnx(self, model: Any, sample: Tensors, signature: Signature) -> bytes:
+        from treadle.plugins.backends._sklearn_onnx import to_onnx
+
+        return to_onnx(model, sample, signature)
 
     def example(self) -> Example:
         from sklearn.linear_model import LogisticRegression

@@ -21,7 +21,7 @@ from treadle.plugins.backend import Example, LoadedModel, ModelBackend, ModelSou
 from treadle.plugins.backends import _torch_program
 from treadle.plugins.errors import BackendFault
 from treadle.plugins.spec import RegisterBackend, hookimpl
-from treadle.plugins.tensors import Array, Tensors
+from treadle.plugins.tensors import Array, Signature, Tensors
 from treadle.rpc.errors import InvalidInput
 
 PROGRAM = "program.json"
@@ -43,7 +43,7 @@ class TorchBackend(ModelBackend):
     def save(self, model: Any, folder: Path, sample: Tensors) -> None:
         from safetensors.torch import save_file
 
-        inputs = tuple(_tensor(_two_rows(array)) for array in sample.values())
+        inputs = _example_inputs(sample)
         with _evaluating(model):
             try:
                 program, weights, names = _torch_program.export(model, inputs)
@@ -74,6 +74,12 @@ class TorchBackend(ModelBackend):
         if len(inputs) != runnable.inputs:
             raise InvalidInput(f"the model takes {runnable.inputs} inputs, the signature has {len(inputs)}")
         return _TorchModel(runnable, inputs, _names(names, source.options.get("outputs", ""), runnable), source.threads)
+
+    def to_onnx(self, model: Any, sample: Tensors, signature: Signature) -> bytes:
+        from treadle.plugins.backends._torch_onnx import to_onnx
+
+        with _evaluating(model):
+            return to_onnx(model, _example_inputs(sample), signature)
 
     def example(self) -> Example:
         import torch
@@ -124,6 +130,10 @@ def _tensor(array: Array) -> Any:
         raise InvalidInput(f"torch takes numbers, not {array.dtype}")
     # A tensor must not lie over memory that is read-only: requests' bytes are.
     return torch.from_numpy(np.array(array) if not array.flags.writeable else np.ascontiguousarray(array))
+
+
+def _example_inputs(sample: Tensors) -> tuple[Any, ...]:
+    return tuple(_tensor(_two_rows(array)) for array in sample.values())
 
 
 def _two_rows(array: Array) -> Array:

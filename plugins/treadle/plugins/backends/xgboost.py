@@ -15,7 +15,7 @@ from treadle.plugins.backends._matrix import assemble, check_numeric, check_widt
 from treadle.plugins.backends._seal import read_sealed, seal
 from treadle.plugins.errors import BackendFault
 from treadle.plugins.spec import RegisterBackend, hookimpl
-from treadle.plugins.tensors import Array, Tensors
+from treadle.plugins.tensors import Array, Signature, Tensors
 from treadle.rpc.errors import InvalidInput
 
 FILE = "model.ubj"
@@ -31,7 +31,7 @@ class XgboostBackend(ModelBackend):
         return is_one_of(model, "xgboost.Booster", "xgboost.XGBModel")
 
     def save(self, model: Any, folder: Path, sample: Tensors) -> None:
-        booster = model.get_booster() if hasattr(model, "get_booster") else model
+        booster = _booster(model)
         if booster.feature_types and "c" in booster.feature_types:
             raise InvalidInput("models with categorical features are not supported; encode them as numbers first")
         booster.save_model(folder / FILE)
@@ -54,6 +54,11 @@ class XgboostBackend(ModelBackend):
         return _XgboostModel(
             booster, tuple(spec.name for spec in source.signature.inputs), learner["objective"]["name"]
         )
+
+    def to_onnx(self, model: Any, sample: Tensors, signature: Signature) -> bytes:
+        from treadle.plugins.backends._boosters_onnx import xgboost_to_onnx
+
+        return xgboost_to_onnx(_booster(model), signature)
 
     def example(self) -> Example:
         import xgboost
@@ -96,6 +101,10 @@ class _XgboostModel(LoadedModel):
 @hookimpl
 def treadle_model_backends(register: RegisterBackend) -> None:
     register(XgboostBackend())
+
+
+def _booster(model: Any) -> Any:
+    return model.get_booster() if hasattr(model, "get_booster") else model
 
 
 def _softmax(margins: Array) -> Array:
