@@ -31,7 +31,7 @@ from treadle.registry import service as registry
 from treadle.rpc.channel import Channel
 from treadle.rpc.columns import Column, encode
 from treadle.rpc.errors import InvalidInput, NotFound
-from treadle.rpc.hosting import Listen
+from treadle.rpc.hosts.listen import Listen
 from treadle.rpc.service import Runtime
 from treadle.rpc.serving import running
 from treadle.v1 import (

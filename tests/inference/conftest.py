@@ -27,7 +27,7 @@ from treadle.registry.service import Settings as RegistrySettings
 from treadle.registry.service import open_service as open_registry
 from treadle.rpc.channel import Channel
 from treadle.rpc.columns import Column, encode_all
-from treadle.rpc.hosting import Listen
+from treadle.rpc.hosts.listen import Listen
 from treadle.rpc.serving import running
 from treadle.v1 import registry_pb2, types_pb2
 from treadle.v1.registry_pb2_grpc import RegistryServiceStub

@@ -1,88 +1,28 @@
-"""A small mesh member with all four kinds of RPC, hosted for real, and a channel to it."""
+"""A small mesh member with all four kinds of RPC, hosted for real in each way there is, and a channel to it."""
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import sys
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from treadle.observability.telemetry import Telemetry
-from treadle.rpc import context
 from treadle.rpc.channel import Channel
-from treadle.rpc.service import Runtime
+from treadle.rpc.hosts.choice import why_no_envoy
+from treadle.rpc.local import LocalChannel
+from treadle.rpc.server import Server
 from treadle.rpc.serving import running
-from treadle.v1 import (
-    features_pb2,
-    features_pb2_grpc,
-    prediction_pb2,
-    prediction_pb2_grpc,
-    registry_pb2,
-    registry_pb2_grpc,
-)
+from treadle.v1 import features_pb2_grpc, prediction_pb2, prediction_pb2_grpc, registry_pb2_grpc
 
 from ..conftest import NoSettings
 
-Answer = Callable[[str], Awaitable[str]]
+sys.path.insert(0, str(Path(__file__).parent / "importable"))
 
+from member import Answer, Member, opener
 
-@dataclass
-class Member:
-    """What the servicers do: `answer` maps a request's name to the answer's, and may raise or wait."""
-
-    answer: Answer
-    calls: list[context.Call] = field(default_factory=list)
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when a stream's handler has come to its end, however it ended."""
-
-    async def __call__(self, name: str) -> str:
-        self.calls.append(context.current())
-        return await self.answer(name)
-
-
-class Predictions(prediction_pb2_grpc.PredictionServiceServicer):
-    def __init__(self, member: Member) -> None:
-        self._member = member
-
-    async def Predict(self, request: prediction_pb2.PredictRequest, context: Any) -> prediction_pb2.PredictResponse:
-        return prediction_pb2.PredictResponse(request_id=await self._member(request.deployment))
-
-    async def PredictStream(
-        self, request_iterator: AsyncIterator[prediction_pb2.PredictRequest], context: Any
-    ) -> AsyncIterator[prediction_pb2.PredictStreamResponse]:
-        try:
-            async for request in request_iterator:
-                yield prediction_pb2.PredictStreamResponse(request_id=await self._member(request.deployment))
-        finally:
-            self._member.ended.set()
-
-
-class Features(features_pb2_grpc.FeatureServiceServicer):
-    def __init__(self, member: Member) -> None:
-        self._member = member
-
-    async def Push(
-        self, request_iterator: AsyncIterator[features_pb2.PushRequest], context: Any
-    ) -> features_pb2.PushResponse:
-        names = [await self._member(request.view) async for request in request_iterator]
-        return features_pb2.PushResponse(rows_written=len(names))
-
-
-class Registry(registry_pb2_grpc.RegistryServiceServicer):
-    """Answers in the style that writes to the context instead of yielding."""
-
-    def __init__(self, member: Member) -> None:
-        self._member = member
-
-    async def WatchDeployments(self, request: registry_pb2.WatchDeploymentsRequest, context: Any) -> None:  # type: ignore[override]
-        try:
-            for number in range(3):
-                cursor = await self._member(f"{request.cursor}{number}")
-                await context.write(registry_pb2.DeploymentEvent(cursor=cursor))
-        finally:
-            self._member.ended.set()
+__all__ = ["Answer", "Member", "Stubs", "echo", "opener", "over_a_network"]
 
 
 class Stubs:
@@ -99,20 +39,8 @@ class Stubs:
         return (await self.predictions.Predict(prediction_pb2.PredictRequest(deployment=name), **options)).request_id
 
 
-def opener(member: Member) -> Any:
-    """The `open_service` of a member."""
-
-    @asynccontextmanager
-    async def open_service(settings: NoSettings, runtime: Runtime) -> AsyncIterator[None]:
-        prediction_pb2_grpc.add_PredictionServiceServicer_to_server(Predictions(member), runtime.server)
-        features_pb2_grpc.add_FeatureServiceServicer_to_server(Features(member), runtime.server)
-        registry_pb2_grpc.add_RegistryServiceServicer_to_server(Registry(member), runtime.server)
-        yield
-
-    return open_service
-
-
 Mesh = Callable[..., Any]
+Counted = Callable[[str, str], Any]
 
 
 @pytest.fixture
@@ -120,20 +48,53 @@ def telemetry() -> Telemetry:
     return Telemetry.recording()
 
 
+@pytest.fixture(params=["grpcio", "envoy", "local"])
+def host(request: pytest.FixtureRequest) -> str:
+    """Each host in turn; "local" is none: the caller is in the member's process. See `over_a_network`."""
+    if request.param == "envoy" and (missing := why_no_envoy()):
+        pytest.skip(missing)
+    return str(request.param)
+
+
+over_a_network = pytest.mark.parametrize("host", ["grpcio", "envoy"], indirect=True)
+"""For what only a network has: sizes, certificates, strangers."""
+
+
 @pytest.fixture
-def mesh(tmp_path: Path, telemetry: Telemetry) -> Mesh:
-    """`async with mesh(answer) as (stubs, member)`: options go to `running`."""
+def mesh(host: str, tmp_path: Path, telemetry: Telemetry) -> Mesh:
+    """`async with mesh(answer) as (stubs, member)`: options go to the host."""
 
     @asynccontextmanager
     async def run(answer: Answer, **options: Any) -> AsyncIterator[tuple[Stubs, Member]]:
-        member = Member(answer)
-        async with (
-            running(opener(member), NoSettings(), home=tmp_path, telemetry=telemetry, **options) as address,
-            Channel(address, service="member", telemetry=telemetry, tls=options.get("tls")) as channel,
-        ):
-            yield Stubs(channel), member
+        tls = options.pop("tls", None)
+        async with _hosted(host, answer, tmp_path, telemetry, options) as (made, member):
+            channel = made or Channel(member.address, service="member", telemetry=telemetry, tls=tls)
+            async with channel:
+                yield Stubs(channel), member
 
     return run
+
+
+@asynccontextmanager
+async def _hosted(
+    host: str, answer: Answer, folder: Path, telemetry: Telemetry, options: dict[str, Any]
+) -> AsyncIterator[tuple[Channel | None, Member]]:
+    """The member, and the channel to it unless a plain one will do."""
+    if host == "envoy":
+        from .remote import in_envoy
+
+        async with in_envoy(answer, folder, **options) as member:
+            yield None, member
+        return
+    member, servers = Member(answer), dict[str, Server]()
+
+    async def sample(name: str, labels: dict[str, str]) -> float | None:
+        return telemetry.meters.registry.get_sample_value(name, labels)
+
+    member.sample = sample
+    serving = running(opener(member), NoSettings(), home=folder, telemetry=telemetry, local=servers, **options)
+    async with serving as member.address:
+        yield LocalChannel(servers["test"], service="member", telemetry=telemetry) if host == "local" else None, member
 
 
 async def echo(name: str) -> str:

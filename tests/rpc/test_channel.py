@@ -14,7 +14,7 @@ from treadle.rpc.context import Call, serving
 from treadle.rpc.errors import DeadlineExceeded, InvalidInput, Unavailable, Violation
 from treadle.v1 import features_pb2, prediction_pb2, types_pb2
 
-from .conftest import Stubs, echo
+from .conftest import Stubs, echo, over_a_network
 
 
 async def test_the_callers_deadline_tenant_and_actor_go_to_the_next_hop(mesh):
@@ -60,6 +60,7 @@ async def test_a_peer_that_is_not_there_is_unavailable_and_named():
             await Stubs(channel).predict(timeout=5)
 
 
+@over_a_network
 async def test_a_peer_that_says_unavailable_is_asked_again(mesh):
     tries = []
 

@@ -10,9 +10,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from treadle.rpc.channel import Channel, Tls
 from treadle.rpc.errors import FailedPrecondition, TreadleError
-from treadle.rpc.hosting import Listen
+from treadle.rpc.hosts.listen import Listen
 
-from .conftest import Stubs, echo
+from .conftest import Stubs, echo, over_a_network
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -22,6 +22,7 @@ def port_of(address):
     return address.rpartition(":")[2]
 
 
+@over_a_network
 async def test_a_port_in_use_is_named(mesh):
     async with mesh(echo) as (stubs, _):
         with pytest.raises(FailedPrecondition, match=f":{port_of(stubs.channel.address)}: the port is in use"):
@@ -29,6 +30,7 @@ async def test_a_port_in_use_is_named(mesh):
                 pass
 
 
+@over_a_network
 async def test_beyond_loopback_it_takes_tls_or_an_explicit_word(mesh):
     with pytest.raises(FailedPrecondition, match="without TLS: set TREADLE_TLS_CERT"):
         async with mesh(echo, listen=Listen("0.0.0.0:0")):
@@ -50,6 +52,7 @@ def tls(tmp_path_factory):
     return Tls(folder / "cert.pem", folder / "key.pem", folder / "ca.pem")
 
 
+@over_a_network
 async def test_with_tls_only_a_client_with_a_certificate_gets_in(mesh, tls, telemetry):
     async with mesh(echo, listen=Listen("localhost:0", tls), tls=tls) as (stubs, _):
         assert await stubs.predict("secret") == "secret"
@@ -59,6 +62,7 @@ async def test_with_tls_only_a_client_with_a_certificate_gets_in(mesh, tls, tele
                     await Stubs(channel).predict(timeout=5)
 
 
+@over_a_network
 async def test_health_answers_for_the_process_and_for_each_service(mesh):
     async with mesh(echo) as (stubs, _):
         health = health_pb2_grpc.HealthStub(stubs.channel)
@@ -68,6 +72,7 @@ async def test_health_answers_for_the_process_and_for_each_service(mesh):
             await health.Check(health_pb2.HealthCheckRequest(service="nonsense"))
 
 
+@over_a_network
 async def test_draining_says_not_serving_first_and_lets_calls_in_flight_finish(mesh):
     started, finish = asyncio.Event(), asyncio.Event()
 
@@ -102,6 +107,7 @@ async def test_draining_says_not_serving_first_and_lets_calls_in_flight_finish(m
         await server
 
 
+@over_a_network
 async def test_reflection_lists_services_and_describes_their_messages(mesh):
     async with mesh(echo) as (stubs, _):
         reflection = reflection_pb2_grpc.ServerReflectionStub(stubs.channel)

@@ -50,8 +50,9 @@ class Mesh:
         environ: Mapping[str, str] = os.environ,
         notice: Callable[[str, str], None] = _silent,
         ready_within_seconds: float = 60.0,
+        colocate: bool = False,
     ) -> None:
-        self.plan = Plan(home.resolve(), base_port, project)
+        self.plan = Plan(home.resolve(), base_port, project, colocate)
         self._names = [_known(name) for name in services]
         self._environ = environ
         self._notice = notice
@@ -81,7 +82,7 @@ class Mesh:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for group in _DRAIN:
-            leaving = [self._workers[name] for name in group if name in self._workers]
+            leaving = {self._workers[name] for name in group if name in self._workers}
             await asyncio.gather(*(worker.stop(self._grace_seconds) for worker in leaving))
         await self._open.aclose()
 
@@ -107,7 +108,7 @@ class Mesh:
                 "state": worker.state.value,
                 "pid": worker.pid,
                 "restarts": worker.restarts,
-                "address": worker.address,
+                "address": self.plan.address(name),
                 "log": str(worker.log),
             }
             for name, worker in self._workers.items()
@@ -115,7 +116,7 @@ class Mesh:
 
     def log(self, name: str) -> Path:
         """Where a service writes, one JSON object a line."""
-        return self.plan.home / "logs" / f"{_known(name)}.jsonl"
+        return self.plan.home / "logs" / f"{self.plan.together(_known(name))[0]}.jsonl"
 
     def kill(self, name: str) -> None:
         """Ends a service's process at once; it is started again after a moment. `ready` waits for that."""
@@ -142,7 +143,7 @@ class Mesh:
 
     async def _start_all(self) -> None:
         """Starts all at once; the first that can't start ends the waiting for the others."""
-        for worker in self._workers.values():
+        for worker in self._workers.values():  # one that runs already is left alone
             worker.start()
         waits = [asyncio.create_task(self._until_ready(name)) for name in self._workers]
         try:
@@ -158,10 +159,18 @@ class Mesh:
         self._open.callback(os.close, lifeline)
         self._open.callback(os.close, held)
         for name in self._names:
-            _rotate(self.log(name))
-            environment = self.plan.environment(name, self._environ)
-            address = self.plan.address(name)
-            self._workers[name] = Worker(name, address, environment, self.log(name), lifeline, self._notice)
+            together = self.plan.together(name)
+            if name == together[0]:
+                _rotate(self.log(name))
+                self._workers[name] = self._worker(together, lifeline)
+            else:
+                self._workers[name] = self._workers[together[0]]
+
+    def _worker(self, services: Sequence[str], lifeline: int) -> Worker:
+        name = services[0]
+        environment = self.plan.environment(name, self._environ)
+        address = self.plan.address(name)
+        return Worker(name, address, environment, self.log(name), lifeline, self._notice, serves=services)
 
     def _write_down(self, control: str) -> None:
         plan = self.plan

@@ -5,7 +5,7 @@ import contextlib
 import signal
 import sys
 from asyncio.subprocess import Process
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 
@@ -44,8 +44,12 @@ class Worker:
         log: Path,
         lifeline: int,
         notice: Callable[[str, str], None],
+        *,
+        serves: Sequence[str] = (),
     ) -> None:
+        """`serves`: the services of the process, where they are more than `name`."""
         self.name = name
+        self._serves = tuple(serves) or (name,)
         self.address = address
         self.log = log
         self.restarts = 0
@@ -145,7 +149,7 @@ class Worker:
                 "-m",
                 "treadle.cli.main",
                 "serve",
-                self.name,
+                *self._serves,
                 stdin=self._lifeline,
                 stdout=log,
                 stderr=log,

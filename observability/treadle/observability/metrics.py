@@ -82,7 +82,7 @@ class Histogram(_Labelled[prometheus_client.Histogram]):
 
     def observe(self, value: float, /, exemplar: str = "", **labels: object) -> None:
         """Records one value. `exemplar` is the id of a sampled trace that shows it (OpenMetrics scrapes carry it)."""
-        self._child(labels).observe(value, {"trace_id": exemplar} if exemplar else None)
+        self.bound(**labels)(value, exemplar)
 
     def observe_many(self, values: Sequence[float], /, **labels: object) -> None:
         """Records several values at the price of one."""
@@ -91,6 +91,15 @@ class Histogram(_Labelled[prometheus_client.Histogram]):
         child._sum.inc(sum(values))  # noqa: SLF001
         for place, count in Counts(bisect_left(bounds, value) for value in values).items():
             buckets[place].inc(count)
+
+    def bound(self, **labels: object) -> Callable[[float, str], None]:
+        """`observe` for one set of labels, looked up once: for what is measured with each request."""
+        child = self._child(labels)
+
+        def observe(value: float, exemplar: str = "") -> None:
+            child.observe(value, {"trace_id": exemplar} if exemplar else None)
+
+        return observe
 
 
 class Meters:

@@ -52,6 +52,12 @@ def parse_traceparent(header: str, state: str = "") -> SpanContext | None:
     return context if context.is_valid else None
 
 
+def span_of(traceparent: str) -> Span:
+    """The span that a well-formed header names, recorded by somebody else; the invalid span for any other text."""
+    context = parse_traceparent(traceparent)
+    return trace.INVALID_SPAN if context is None else NonRecordingSpan(context)
+
+
 def inject(span: Span) -> list[tuple[str, str]]:
     """The metadata that makes `span` the parent of what the peer does; empty without a valid span."""
     context = span.get_span_context()

@@ -16,9 +16,10 @@ from typing import Any, Self
 
 import grpc
 import grpc.aio
+from opentelemetry import trace
 from opentelemetry.trace import SpanKind, StatusCode
 
-from treadle.observability.propagation import inject
+from treadle.observability.propagation import TRACEPARENT, inject
 from treadle.observability.telemetry import Telemetry
 from treadle.rpc import context as call_context
 from treadle.rpc.ending import Ending, Outgoing
@@ -56,6 +57,12 @@ class Tls:
         return grpc.ssl_server_credentials([pair], _bytes(self.ca), self.ca is not None)
 
 
+def _connected(address: str, tls: Tls | None) -> grpc.aio.Channel:
+    if tls is None:
+        return grpc.aio.insecure_channel(address, _OPTIONS)
+    return grpc.aio.secure_channel(address, tls.for_client(), _OPTIONS)
+
+
 def _bytes(path: Path | None) -> bytes | None:
     return None if path is None else path.read_bytes()
 
@@ -63,15 +70,15 @@ def _bytes(path: Path | None) -> bytes | None:
 class Channel(grpc.aio.Channel):
     """A connection to one service, by address: "127.0.0.1:7701", "dns:///features:7701"."""
 
-    def __init__(self, address: str, *, service: str, telemetry: Telemetry, tls: Tls | None = None) -> None:
+    def __init__(
+        self, address: str, *, service: str, telemetry: Telemetry, tls: Tls | None = None, transport: Any = None
+    ) -> None:
+        """`transport`: what carries the calls in place of a connection to `address`."""
         self.address = address
         self.service = service
         self._telemetry = telemetry
-        self._inner = (
-            grpc.aio.insecure_channel(address, _OPTIONS)
-            if tls is None
-            else grpc.aio.secure_channel(address, tls.for_client(), _OPTIONS)
-        )
+        self._local = transport is not None
+        self._inner: grpc.aio.Channel = transport or _connected(address, tls)
         self._seconds = telemetry.meters.histogram(
             "rpc_client_call_duration_seconds",
             "Time from sending a call to its answer, retries included.",
@@ -134,6 +141,11 @@ class Channel(grpc.aio.Channel):
         self._seconds.observe(seconds, rpc_method=method, rpc_status_code=code)
 
     @property
+    def is_local(self) -> bool:
+        """Whether the peer runs in this process."""
+        return self._local
+
+    @property
     def telemetry(self) -> Telemetry:
         """Where the calls' spans and metrics go."""
         return self._telemetry
@@ -176,7 +188,19 @@ class _Outbound:
     def __enter__(self) -> Self:
         self._started = time.perf_counter()
         call = call_context.current()
-        self._span = self._channel.telemetry.tracer.start_span(
+        self._span: trace.Span = trace.INVALID_SPAN
+        if call.traceparent and not call.sampled:  # nothing to record, and the next hop shall know that
+            self._metadata = [(TRACEPARENT, call.traceparent)]
+        else:
+            self._span = self._start_span()
+            self._metadata = inject(self._span)
+        if call.tenant:
+            self._metadata.append((call_context.TENANT, call.tenant))
+        self._metadata.extend((key, call.metadata[key]) for key in call_context.FORWARDED if key in call.metadata)
+        return self
+
+    def _start_span(self) -> trace.Span:
+        span: trace.Span = self._channel.telemetry.tracer.start_span(
             self._method,
             kind=SpanKind.CLIENT,
             attributes={
@@ -187,12 +211,8 @@ class _Outbound:
             },
         )
         if self._streams:  # as on the server's side: its time tells nothing about slowness
-            self._span.set_attribute("treadle.stream", True)
-        self._metadata = inject(self._span)
-        if call.tenant:
-            self._metadata.append((call_context.TENANT, call.tenant))
-        self._metadata.extend((key, call.metadata[key]) for key in call_context.FORWARDED if key in call.metadata)
-        return self
+            span.set_attribute("treadle.stream", True)
+        return span
 
     def begin(
         self, callable_: Callable[..., Any], request: Any, metadata: Any, options: dict[str, Any], *, sends_many: bool
@@ -201,7 +221,7 @@ class _Outbound:
         outgoing = Outgoing(request) if sends_many else None
         sent = (*self._metadata, *(metadata or ()))
         call = callable_(outgoing or request, timeout=self._timeout, metadata=sent, **options)
-        return call, Ending(call, outgoing) if outgoing else None
+        return call, Ending(call, outgoing) if outgoing and not self._channel.is_local else None
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
         mapped = self._map(error) if isinstance(error, grpc.aio.AioRpcError) else error

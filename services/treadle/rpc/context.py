@@ -6,7 +6,7 @@ The server seam sets it for the time of a call; the client seam passes it on to 
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 
 TENANT = "treadle-tenant"
@@ -17,14 +17,20 @@ PIN = "treadle-pin-version"
 FORWARDED = (ACTOR, "baggage")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
-    """One call. `deadline` is on `time.monotonic()`'s clock; None means no limit."""
+    """One call. `deadline` is on `time.monotonic()`'s clock; None means no limit. Nobody changes it but `tracing`."""
 
     deadline: float | None = None
     tenant: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     trace_id: str = ""
+    traceparent: str = ""
+    """The span of this call where the host records it, "00-<trace>-<span>-<flags>"; empty where Python does."""
+    sampled: bool = False
+    """Whether the host records that span."""
+    attributes: dict[str, object] = field(default_factory=dict)
+    """Of that span: the host adds them when the answer leaves."""
 
 
 _NO_CALL = Call()
@@ -42,12 +48,22 @@ def remaining() -> float | None:
     return None if deadline is None else deadline - time.monotonic()
 
 
+def enter(call: Call) -> Token[Call]:
+    """Makes `call` the present one, until `leave`."""
+    return _call.set(call)
+
+
+def leave(token: Token[Call]) -> None:
+    """Undoes `enter`. Like `tracing.detach`, it does not mind being called in another context."""
+    with suppress(ValueError):
+        _call.reset(token)
+
+
 @contextmanager
 def serving(call: Call) -> Iterator[None]:
-    """Makes `call` the present one. Like `tracing.active`, it does not mind being left from another context."""
-    token = _call.set(call)
+    """Makes `call` the present one for a block."""
+    token = enter(call)
     try:
         yield
     finally:
-        with suppress(ValueError):
-            _call.reset(token)
+        leave(token)

@@ -6,13 +6,10 @@ hosts the wrapped handlers (grpcio here) is told nothing about them.
 """
 
 import asyncio
-import functools
 import inspect
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import ExitStack
-from types import TracebackType
 from typing import Any, TypeAlias
 
 import grpc
@@ -22,7 +19,8 @@ from google.protobuf.message import DecodeError
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, StatusCode
 
-from treadle.observability.propagation import extract, trace_id_of
+from treadle.observability.metrics import Histogram
+from treadle.observability.propagation import extract, span_of, trace_id_of
 from treadle.observability.telemetry import Telemetry
 from treadle.rpc import context as call_context
 from treadle.rpc import tracing
@@ -47,6 +45,7 @@ class Server(grpc.GenericRpcHandler):
         self._telemetry = telemetry
         self._handlers: list[grpc.GenericRpcHandler] = []
         self._wrapped: dict[str, _Handler] = {}
+        self._raw: set[str] = set()
         self._seconds = telemetry.meters.histogram(
             "rpc_server_call_duration_seconds",
             "Time from the arrival of a call to its answer.",
@@ -81,31 +80,50 @@ class Server(grpc.GenericRpcHandler):
             self._wrapped[method] = self._wrap(method, handler)
         return self._wrapped[method]
 
+    def is_typed(self, method: str) -> bool:
+        """Whether the handler takes messages; others take their bytes. For methods that `service` has found."""
+        return method not in self._raw
+
     def _wrap(self, method: str, handler: _Handler) -> _Handler:
+        if handler.request_deserializer is None:
+            self._raw.add(method)
         many_in, many_out = handler.request_streaming, handler.response_streaming
         kind = f"{'stream' if many_in else 'unary'}_{'stream' if many_out else 'unary'}"
         behaviour: Behaviour = getattr(handler, kind)
         yields = many_out and inspect.isasyncgenfunction(behaviour)  # else it calls `context.write` itself
         read = _reader(handler)
-        observed = functools.partial(_Observed, method, self._telemetry, self._seconds.observe, many_out)
-        wrapped = _generator(observed, behaviour, read) if yields else _coroutine(observed, behaviour, read)
+        seam = _Seam(method, self._telemetry, self._seconds, streams=many_out)
+        wrapped = _generator(seam, behaviour, read) if yields else _coroutine(seam, behaviour, read)
         make: Any = getattr(grpc, f"{kind}_rpc_method_handler")
         return make(wrapped, None, handler.response_serializer)  # type: ignore[no-any-return]  # chosen by name
 
 
-def _coroutine(observed: Callable[[Any], "_Observed"], behaviour: Behaviour, read: _Reader) -> Behaviour:
+def _coroutine(seam: "_Seam", behaviour: Behaviour, read: _Reader) -> Behaviour:
     async def call(request: Any, context: Any) -> Any:
-        async with observed(context):
-            return await behaviour(read(request), context)
+        observed = _Observed(seam, context)
+        try:
+            observed.begin()
+            response = await behaviour(read(request), context)
+        except BaseException as error:
+            await observed.failed(error)
+            raise
+        observed.ended("OK")
+        return response
 
     return call
 
 
-def _generator(observed: Callable[[Any], "_Observed"], behaviour: Behaviour, read: _Reader) -> Behaviour:
+def _generator(seam: "_Seam", behaviour: Behaviour, read: _Reader) -> Behaviour:
     async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-        async with observed(context):
+        observed = _Observed(seam, context)
+        try:
+            observed.begin()
             async for response in behaviour(read(request), context):
                 yield response
+        except BaseException as error:
+            await observed.failed(error)
+            raise
+        observed.ended("OK")
 
     return stream
 
@@ -117,17 +135,53 @@ def _reader(handler: _Handler) -> _Reader:
     """
     parse = handler.request_deserializer or (lambda data: data)
 
-    def one(data: bytes) -> Any:
+    def one(data: Any) -> Any:
+        if not isinstance(data, bytes):  # from a caller in this process
+            return data
         try:
             return parse(data)
         except DecodeError:
             raise InvalidInput("the bytes received are no valid message of this method's request type") from None
 
-    async def many(stream: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    async def many(stream: AsyncIterator[Any]) -> AsyncIterator[Any]:
         async for data in stream:
             yield one(data)
 
     return many if handler.request_streaming else one
+
+
+class _Seam:
+    """What the calls of one method share."""
+
+    def __init__(self, method: str, telemetry: Telemetry, seconds: Histogram, *, streams: bool) -> None:
+        self.method = method
+        self.telemetry = telemetry
+        self.streams = streams
+        self.traced = not method.startswith(_UNTRACED)
+        self._seconds = seconds
+        self._by_code: dict[str, Callable[..., None]] = {}
+
+    def measured(self, code: str, seconds: float, exemplar: str) -> None:
+        """Counts one call that has ended."""
+        observe = self._by_code.get(code)
+        if observe is None:
+            observe = self._seconds.bound(rpc_method=self.method[1:], rpc_status_code=code)
+            self._by_code[code] = observe
+        observe(seconds, exemplar)
+
+    def start_span(self, metadata: Iterable[tuple[str, str | bytes]]) -> trace.Span:
+        """The span of a call that its host does not record."""
+        if not self.traced:
+            return trace.INVALID_SPAN
+        span: trace.Span = self.telemetry.tracer.start_span(
+            self.method[1:],
+            context=extract(metadata),
+            kind=SpanKind.SERVER,
+            attributes={"rpc.system.name": "grpc", "rpc.method": self.method[1:]},
+        )
+        if self.streams:  # it lasts as long as its caller likes, so its time tells nothing about slowness
+            span.set_attribute("treadle.stream", True)
+        return span
 
 
 class _Observed:
@@ -136,74 +190,63 @@ class _Observed:
     It keeps its `Call`, for an abandoned stream is ended from another context, where no call is the present one.
     """
 
-    def __init__(
-        self, method: str, telemetry: Telemetry, seconds: Callable[..., None], streams: bool, context: Any
-    ) -> None:
-        self._method = method
-        self._context = context
-        self._telemetry = telemetry
-        self._seconds = seconds
-        self._streams = streams
-        self._stack = ExitStack()
+    __slots__ = ("_call", "_context", "_otel", "_seam", "_span", "_started", "_token")
 
-    async def __aenter__(self) -> None:
+    def __init__(self, seam: _Seam, context: Any) -> None:
+        self._seam = seam
+        self._context = context
         self._started = time.perf_counter()
+        self._span: trace.Span = trace.INVALID_SPAN
+        call = getattr(context, "call", None)
+        self._call: Call = call if isinstance(call, Call) else self._received()
+
+    def _received(self) -> Call:
+        """The call as grpcio tells of it; its span is ours to record."""
         received = self._context.invocation_metadata() or ()
         metadata = {k: v for k, v in received if isinstance(v, str)}
-        self._span = self._start_span(received)
+        self._span = self._seam.start_span(received)
         left = self._context.time_remaining()
-        self._call = Call(
+        return Call(
             deadline=None if left is None else time.monotonic() + left,
             tenant=metadata.get(call_context.TENANT, ""),
             metadata=metadata,
             trace_id=trace_id_of(self._span),
         )
-        self._stack.enter_context(tracing.active(self._span))
-        self._stack.enter_context(call_context.serving(self._call))
-        if left is not None and left <= 0:
-            await self.__aexit__(None, DeadlineExceeded("the deadline had passed when the call arrived"), None)
 
-    def _start_span(self, metadata: Iterable[tuple[str, str | bytes]]) -> trace.Span:
-        if self._method.startswith(_UNTRACED):
-            return trace.INVALID_SPAN
-        span: trace.Span = self._telemetry.tracer.start_span(
-            self._method[1:],
-            context=extract(metadata),
-            kind=SpanKind.SERVER,
-            attributes={"rpc.system.name": "grpc", "rpc.method": self._method[1:]},
-        )
-        if self._streams:  # it lasts as long as its caller likes, so its time tells nothing about slowness
-            span.set_attribute("treadle.stream", True)
-        return span
+    def begin(self) -> None:
+        """Makes the call and its span the present ones. DeadlineExceeded if it came too late."""
+        call = self._call
+        if call.sampled and self._seam.traced:
+            self._span = span_of(call.traceparent)
+        self._otel = tracing.attach(self._span) if self._span is not trace.INVALID_SPAN else None
+        self._token = call_context.enter(call)
+        if call.deadline is not None and call.deadline <= time.monotonic():
+            raise DeadlineExceeded("the deadline had passed when the call arrived")
 
-    async def __aexit__(
-        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
-    ) -> None:
-        aborted = isinstance(error, grpc.aio.AbortError)  # by the servicer itself, with a status of its own
-        mapped = None if error is None or aborted else self._map(error)
-        code = self._aborted_code() if aborted else "OK" if mapped is None else mapped.code.name
-        self._seconds(
-            time.perf_counter() - self._started,
-            exemplar=self._call.trace_id if self._span.is_recording() else "",
-            rpc_method=self._method[1:],
-            rpc_status_code=code,
-        )
-        self._end_span(code)
-        self._stack.close()
-        # A call that was cancelled has nobody left to tell.
-        cancelled = isinstance(error, GeneratorExit) or (
-            isinstance(error, asyncio.CancelledError) and not cancelled_by_nobody(error)
-        )
-        if mapped is not None and not cancelled:
-            await self._context.abort(mapped.code, mapped.message, mapped.trailing_metadata())
-
-    def _end_span(self, code: str) -> None:
+    def ended(self, code: str) -> None:
+        """Measures the call, ends its span."""
+        sampled = self._call.sampled or self._span.is_recording()
+        self._seam.measured(code, time.perf_counter() - self._started, self._call.trace_id if sampled else "")
         if self._span.is_recording():
             self._span.set_attribute("rpc.status_code", code)
             if code != "OK":
                 self._span.set_attribute("error.type", code)
                 self._span.set_status(StatusCode.ERROR)
         self._span.end()
+        if self._otel is not None:
+            tracing.detach(self._otel)
+        call_context.leave(self._token)
+
+    async def failed(self, error: BaseException) -> None:
+        """Ends the call with the status of `error`, unless nobody is left to tell."""
+        aborted = isinstance(error, grpc.aio.AbortError)  # by the servicer itself, with a status of its own
+        mapped = None if aborted else self._map(error)
+        self.ended(self._aborted_code() if mapped is None else mapped.code.name)
+        cancelled = isinstance(error, GeneratorExit) or (
+            isinstance(error, asyncio.CancelledError) and not cancelled_by_nobody(error)
+        )
+        if mapped is not None and not cancelled:
+            await self._context.abort(mapped.code, mapped.message, mapped.trailing_metadata())
 
     def _aborted_code(self) -> str:
         code = self._context.code()
@@ -220,5 +263,6 @@ class _Observed:
             late = self._call.deadline is not None and self._call.deadline <= time.monotonic()
             return DeadlineExceeded("the deadline passed") if late else Cancelled("the caller went away")
         error_id = uuid.uuid4().hex[:12]
-        self._telemetry.log.error("a call failed unexpectedly", method=self._method, error_id=error_id, exc_info=error)
+        log = self._seam.telemetry.log
+        log.error("a call failed unexpectedly", method=self._seam.method, error_id=error_id, exc_info=error)
         return Internal(f"internal error {error_id}: the server's log tells more under this id")

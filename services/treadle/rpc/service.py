@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import grpc.aio
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -55,6 +55,9 @@ class Runtime:
     health: Health
     home: Path
     """A folder for this service's data; it exists."""
+    http: Callable[[str, Any], AbstractAsyncContextManager[str]]
+    """Serves an ASGI application at "host:port"; yields the address that was bound. On the Envoy host it answers on the
+    service's gRPC port as well."""
 
 
 class OpenService(Protocol[SettingsT_contra]):

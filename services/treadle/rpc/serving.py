@@ -2,21 +2,25 @@
 
 import asyncio
 import os
-import signal
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar, cast
+from types import MappingProxyType
+from typing import Any, Protocol, Self, TypeVar, cast
 
 import grpc.aio
 
 from treadle.observability.metrics import MetricsServer, serve_metrics
 from treadle.observability.telemetry import Telemetry, setup
 from treadle.rpc.channel import Channel, Tls
+from treadle.rpc.envoy.config import EnvoySettings
 from treadle.rpc.errors import FailedPrecondition
-from treadle.rpc.hosting import GrpcioHost, Listen
+from treadle.rpc.hosts.grpcio import GrpcioHost
+from treadle.rpc.hosts.listen import Listen
 from treadle.rpc.imports import add_path
+from treadle.rpc.local import LocalChannel
 from treadle.rpc.server import Server
 from treadle.rpc.service import Health, OpenService, Runtime
 from treadle.rpc.settings import settings_from
@@ -70,33 +74,77 @@ class ProcessSettings:
             raise FailedPrecondition("TLS needs both TREADLE_TLS_CERT and TREADLE_TLS_KEY")
         return Tls(self.tls_cert, self.tls_key, self.tls_ca)
 
+    share_port: bool = False
+    """Whether other processes of the same service listen on the same port."""
+
     def to_listen(self) -> Listen:
         """What the host is told."""
-        return Listen(self.listen, self.tls, self.allow_plaintext, self.max_message_mib << 20, self.reflection)
+        return Listen(
+            self.listen, self.tls, self.allow_plaintext, self.max_message_mib << 20, self.reflection, self.share_port
+        )
+
+    def of(self, member: str, environ: Mapping[str, str]) -> Self:
+        """Those of a further service in the same process: TREADLE_LISTEN_FEATURES, TREADLE_METRICS_LISTEN_FEATURES."""
+        return replace(
+            self,
+            listen=environ.get(f"TREADLE_LISTEN_{member.upper()}", "127.0.0.1:0"),
+            metrics_listen=environ.get(f"TREADLE_METRICS_LISTEN_{member.upper()}"),
+        )
 
 
 class Peers:
     """Channels to the other services, made when first asked for."""
 
-    def __init__(self, addresses: Mapping[str, str], telemetry: Telemetry, tls: Tls | None = None) -> None:
+    def __init__(
+        self,
+        addresses: Mapping[str, str],
+        telemetry: Telemetry,
+        tls: Tls | None = None,
+        local: Mapping[str, Server] = MappingProxyType({}),
+    ) -> None:
+        """`local`: the servers of services in this very process."""
         self._addresses = addresses
         self._telemetry = telemetry
         self._tls = tls
+        self._local = local
         self._channels: dict[str, Channel] = {}
 
     def connect(self, service: str) -> Channel:
         """The channel to `service`; FailedPrecondition if its address is not known."""
+        if service not in self._channels:
+            self._channels[service] = self._open(service)
+        return self._channels[service]
+
+    def _open(self, service: str) -> Channel:
+        if service in self._local:
+            return LocalChannel(self._local[service], service=service, telemetry=self._telemetry)
         if service not in self._addresses:
             raise FailedPrecondition(f"the address of the {service} service is not set: {_PEER}{service.upper()}")
-        if service not in self._channels:
-            address = self._addresses[service]
-            self._channels[service] = Channel(address, service=service, telemetry=self._telemetry, tls=self._tls)
-        return self._channels[service]
+        return Channel(self._addresses[service], service=service, telemetry=self._telemetry, tls=self._tls)
 
     async def close(self) -> None:
         """Closes what was opened."""
         for channel in self._channels.values():
             await channel.close()
+
+
+class Host(Protocol):
+    """What stands between the network and a `Server`: see `treadle.rpc.hosts` and `treadle.rpc.envoy`."""
+
+    def http(self, listen: str, app: Any) -> AbstractAsyncContextManager[str]:
+        """Serves an ASGI application at "host:port"; gives the address that was bound."""
+        ...
+
+    async def start(self) -> str:
+        """Begins to answer; returns the address."""
+        ...
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Says NOT_SERVING, takes no new calls, gives those in flight `grace_seconds`, then ends them."""
+        ...
+
+
+MakeHost = Callable[[Server, Health, Listen], Host]
 
 
 @asynccontextmanager
@@ -110,20 +158,33 @@ async def running(
     listen: Listen | None = None,
     tls: Tls | None = None,
     drain_seconds: float = 5.0,
+    make_host: MakeHost = GrpcioHost,
+    local: "dict[str, Server] | None" = None,
 ) -> AsyncIterator[str]:
-    """The service on a real server in this event loop; yields its address. Leaving it drains."""
+    """The service on a real server in this event loop; yields its address. Leaving it drains.
+
+    `local` holds the servers of the other services in this process, by name: they are called without a socket.
+    """
     telemetry = telemetry or Telemetry.off()
     home.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240  # nothing is served yet
     server, health = Server(telemetry), Health()
-    connections = Peers(peers or {}, telemetry, tls)
+    connections = Peers(peers or {}, telemetry, tls, {} if local is None else local)
+    host = make_host(server, health, listen or Listen())
     runtime = Runtime(
-        cast("grpc.aio.Server", server), server.add_descriptor_pool, connections.connect, telemetry, health, home
+        cast("grpc.aio.Server", server),
+        server.add_descriptor_pool,
+        connections.connect,
+        telemetry,
+        health,
+        home,
+        host.http,
     )
     async with AsyncExitStack() as stack:
         stack.push_async_callback(connections.close)
         await health.set("", serving=False)
+        if local is not None:
+            local[telemetry.service] = server
         await stack.enter_async_context(open_service(settings, runtime))
-        host = GrpcioHost(server, health, listen or Listen())
         address = await host.start()
         # Drains first, while the service can still finish what is in flight.
         stack.push_async_callback(host.drain, drain_seconds)
@@ -132,46 +193,123 @@ async def running(
         yield address
 
 
-async def serve(
-    name: str, open_service: OpenService[SettingsT], settings_class: type[SettingsT], environ: Mapping[str, str]
-) -> None:
-    """The service `name` as this process, configured by the environment, until SIGTERM or SIGINT; then it drains.
+@dataclass(frozen=True)
+class Member:
+    """A service as `serve` takes it."""
 
-    TREADLE_PEER_REGISTRY=127.0.0.1:7704 and the like say where the other services are.
+    name: str
+    open_service: OpenService[Any]
+    settings_class: type[Any]
+
+
+async def serve(
+    members: Sequence[Member],
+    environ: Mapping[str, str],
+    *,
+    stopping: asyncio.Event,
+    make_host: MakeHost = GrpcioHost,
+    started: Callable[[], None] = lambda: None,
+) -> None:
+    """Services in this process, configured by the environment, until `stopping`; then they drain, in their order.
+
+    The first listens on TREADLE_LISTEN, others on TREADLE_FEATURES_LISTEN and the like. TREADLE_PEER_REGISTRY and the
+    like say where the other services are; those in this process are called directly.
     """
     process = settings_from(ProcessSettings, environ, "")
-    settings = settings_from(settings_class, environ, name.upper())
     if process.project is not None:
         add_path(process.project)
     peers = {key.removeprefix(_PEER).lower(): value for key, value in environ.items() if key.startswith(_PEER)}
+    local: dict[str, Server] = {}
+    async with AsyncExitStack() as stack:
+        # Opened from the back: what the first one calls is there when it starts.
+        for member in reversed(members):
+            own = process if member is members[0] else process.of(member.name, environ)
+            await stack.enter_async_context(_serving(member, own, environ, peers, local, make_host))
+        started()
+        await stopping.wait()
+
+
+@asynccontextmanager
+async def _serving(
+    member: Member,
+    process: ProcessSettings,
+    environ: Mapping[str, str],
+    peers: Mapping[str, str],
+    local: dict[str, Server],
+    make_host: MakeHost,
+) -> AsyncIterator[None]:
+    """One service of a process, with telemetry of its own."""
+    settings = settings_from(member.settings_class, environ, member.name.upper())
     telemetry = setup(
-        name,
+        member.name,
         otlp_endpoint=process.otlp_endpoint,
         sample_ratio=process.trace_ratio,
         log_json=process.log_json,
         log_level=process.log_level,
     )
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(telemetry.aclose)
         if process.metrics_listen:
             stack.enter_context(_metrics(process.metrics_listen, telemetry))
         serving = running(
-            open_service,
+            member.open_service,
             settings,
-            home=process.home / name,
+            home=process.home / member.name,
             peers=peers,
             telemetry=telemetry,
             listen=process.to_listen(),
             tls=process.tls,
             drain_seconds=process.drain_seconds,
+            make_host=make_host,
+            local=local,
         )
         address = await stack.enter_async_context(serving)
         telemetry.log.info("serving", address=address, pid=os.getpid(), metrics=process.metrics_listen)
-        await stopping.wait()
+        yield
         telemetry.log.info("draining", seconds=process.drain_seconds)
+
+
+def envoy_settings(app: str, members: Sequence[Member], environ: Mapping[str, str]) -> EnvoySettings:
+    """What an Envoy is configured by that hosts `members` through the ASGI application `app`."""
+    process = settings_from(ProcessSettings, environ, "")
+    rest = [settings_from(each.settings_class, environ, each.name.upper()) for each in members]
+    return EnvoySettings(
+        app,
+        [each.to_listen() for each in _each_process(process, members, environ)],
+        [listen for each in rest if (listen := getattr(each, "rest_listen", None))],
+    )
+
+
+def with_ports(members: Sequence[Member], environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment with a free port wherever it leaves the choice open: an Envoy must know before it starts.
+
+    FailedPrecondition for a port that is taken.
+    """
+    process = settings_from(ProcessSettings, environ, "")
+    chosen = dict(environ)
+    for member, own in zip(members, _each_process(process, members, environ), strict=True):
+        variable = "TREADLE_LISTEN" if member is members[0] else f"TREADLE_LISTEN_{member.name.upper()}"
+        chosen[variable] = own.listen if own.share_port else _bindable(own.listen)
+    return chosen
+
+
+def _each_process(
+    process: ProcessSettings, members: Sequence[Member], environ: Mapping[str, str]
+) -> list[ProcessSettings]:
+    return [process, *(process.of(each.name, environ) for each in members[1:])]
+
+
+def _bindable(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    if host == "unix" or address.startswith("unix:"):
+        return address
+    try:
+        with socket.create_server((host.strip("[]"), int(port))) as probe:
+            return f"{host}:{probe.getsockname()[1]}"
+    except (OSError, ValueError, OverflowError):
+        raise FailedPrecondition(
+            f"cannot listen on {address}: the port is in use, or the address is not this machine's"
+        ) from None
 
 
 def _metrics(listen: str, telemetry: Telemetry) -> MetricsServer:

@@ -1,14 +1,14 @@
-"""`treadle serve SERVICE`: one service in this process; what `treadle up` starts six of."""
+"""`treadle serve SERVICE…`: services in this process; what `treadle up` starts six of."""
 
 import asyncio
 import json
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
-from importlib import import_module
 
 import click
 
@@ -18,55 +18,100 @@ from treadle.cli.services import SERVICES
 
 # Besides those of the processes: where commands find a mesh, and what tests are told.
 _READ_BY_COMMANDS = frozenset({
-    "TREADLE_ADDRESS", "TREADLE_BASE_PORT", "TREADLE_SUPERVISED", "TREADLE_REQUIRE_SERVICES",
+    "TREADLE_ADDRESS", "TREADLE_BASE_PORT", "TREADLE_SUPERVISED", "TREADLE_REQUIRE_SERVICES", "TREADLE_HOST",
+    "TREADLE_ENVOY_ADMIN", "TREADLE_SERVING",
 })  # fmt: skip
 
 
 @command()
-@click.argument("service")
-def serve(session: Session, service: str) -> None:
-    """Run one service in this process.
+@click.argument("services", metavar="SERVICE…", nargs=-1, required=True)
+@click.option(
+    "--host",
+    type=click.Choice(["envoy", "grpcio"]),
+    envvar="TREADLE_HOST",
+    help="What stands between network and services; `treadle doctor` tells the default here.",
+)
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes on one port.")
+@click.option("--print-envoy-config", is_flag=True, help="Print the configuration of the Envoy host, and end.")
+def serve(
+    session: Session, services: tuple[str, ...], host: str | None, workers: int, print_envoy_config: bool
+) -> None:
+    """Run one service in this process, or several: those call one another without a socket.
 
-    It is configured by the environment: TREADLE_LISTEN, TREADLE_HOME, TREADLE_PEER_REGISTRY=HOST:PORT, …,
-    TREADLE_OTLP_ENDPOINT, and its own settings TREADLE_<SERVICE>_<SETTING>.
+    They are configured by the environment: TREADLE_LISTEN, TREADLE_HOME, TREADLE_PEER_REGISTRY=HOST:PORT, …,
+    TREADLE_OTLP_ENDPOINT, and their own settings TREADLE_<SERVICE>_<SETTING>. Of several services the first listens on
+    TREADLE_LISTEN, the others on TREADLE_LISTEN_<SERVICE>.
     """
-    if service not in SERVICES:
-        raise CommandError(f"no service {service!r}", f"one of {', '.join(SERVICES)}", "NOT_FOUND")
-    if not os.environ.get("TREADLE_SUPERVISED"):
-        _serve(service, os.environ)
+    for service in services:
+        if service not in SERVICES:
+            raise CommandError(f"no service {service!r}", f"one of {', '.join(SERVICES)}", "NOT_FOUND")
+    if len(set(services)) < len(services):
+        raise CommandError("a service is named twice", "name each once")
+    if print_envoy_config:
+        session.out.show(_envoy_config(services), lambda: json.dumps(_envoy_config(services), indent=2))
         return
-    from treadle.cli.lifeline import end_with_parent
+    if workers > 1:
+        from treadle.cli.workers import run_workers
 
-    end_with_parent()
+        raise SystemExit(run_workers(services, workers, host, os.environ))
+    supervised = bool(os.environ.get("TREADLE_SUPERVISED"))
     try:
-        _serve(service, os.environ)
+        _serve(services, host, os.environ, supervised=supervised)
     except Exception as error:
-        _log(service, error)
+        if not supervised:
+            raise
+        log_failure(services[0], error)
         raise SystemExit(FAILED) from error
 
 
-def _serve(service: str, environ: Mapping[str, str]) -> None:
+def _serve(services: Sequence[str], host: str | None, environ: Mapping[str, str], *, supervised: bool) -> None:
+    from treadle.rpc.hosts.choice import ENVOY, choose
+
+    refuse_misspelt(environ)
+    if choose(services, host).host == ENVOY:
+        from treadle.cli.hosted import launch
+
+        launch(services, environ)
+    if supervised:
+        from treadle.cli.lifeline import end_with_parent
+
+        end_with_parent()
+    asyncio.run(_serve_on_grpcio(services, environ))
+
+
+async def _serve_on_grpcio(services: Sequence[str], environ: Mapping[str, str]) -> None:
+    from treadle.cli.services import members
     from treadle.rpc.serving import serve as serve_process
 
-    _refuse_misspelt(environ)
-    module = import_module(SERVICES[service].module)
-    asyncio.run(serve_process(service, module.open_service, module.Settings, environ))
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    await serve_process(members(services), environ, stopping=stopping)
 
 
-def _refuse_misspelt(environ: Mapping[str, str]) -> None:
+def _envoy_config(services: Sequence[str]) -> dict[str, object]:
+    from treadle.cli.hosted import settings_of
+    from treadle.rpc.envoy.config import envoy_config
+
+    refuse_misspelt(os.environ)
+    return envoy_config(settings_of(services, os.environ))
+
+
+def refuse_misspelt(environ: Mapping[str, str]) -> None:
     """A variable of Treadle's that nothing reads is an error. Each service looks at its own, TREADLE_<SERVICE>_…."""
     from treadle.rpc.errors import InvalidInput
     from treadle.rpc.hints import unknown
     from treadle.rpc.serving import ProcessSettings
 
     read = {f"TREADLE_{field.name.upper()}" for field in fields(ProcessSettings)} | _READ_BY_COMMANDS
+    read |= {f"TREADLE_{kind}_{name.upper()}" for kind in ("LISTEN", "METRICS_LISTEN") for name in SERVICES}
     prefixes = ("TREADLE_PEER_", *(f"TREADLE_{name.upper()}_" for name in SERVICES))
     for variable in environ:
         if variable.startswith("TREADLE_") and variable not in read and not variable.startswith(prefixes):
             raise InvalidInput(f"environment: {unknown('variable', variable, read)}")
 
 
-def _log(service: str, error: Exception) -> None:
+def log_failure(service: str, error: BaseException) -> None:
     """The last line of the log, in the form of the others: what the supervisor shows."""
     line = {
         "service": service,
@@ -76,3 +121,4 @@ def _log(service: str, error: Exception) -> None:
         "traceback": "".join(traceback.format_exception(error)),
     }
     sys.stderr.write(json.dumps(line) + "\n")
+    sys.stderr.flush()

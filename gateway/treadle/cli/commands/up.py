@@ -1,10 +1,11 @@
 """`treadle up`: the whole mesh, supervised, until Ctrl-C."""
 
 import asyncio
+import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,20 +35,30 @@ if TYPE_CHECKING:
     envvar="TREADLE_PROJECT",
     help="Folder of your code: feature transforms, heuristics. Put on the import path of the services that run it.",
 )
-def up(session: Session, base_port: int, project: Path | None) -> None:
+@click.option("--colocate", is_flag=True, help="Run gateway, features and inference in one process.")
+@click.option(
+    "--host",
+    type=click.Choice(["envoy", "grpcio"]),
+    envvar="TREADLE_HOST",
+    help="What gateway, features and inference are hosted by; `treadle doctor` tells the default here.",
+)
+def up(session: Session, base_port: int, project: Path | None, colocate: bool, host: str | None) -> None:
     """Start all services here and keep them running.
 
     What dies is started again. Ctrl-C drains all services, the gateway first; a second Ctrl-C kills them.
     """
-    asyncio.run(_up(session, base_port, project))
+    environ = {**os.environ, "TREADLE_HOST": host} if host else dict(os.environ)
+    asyncio.run(_up(session, base_port, project, colocate, environ))
 
 
-async def _up(session: Session, base_port: int, project: Path | None) -> None:
+async def _up(
+    session: Session, base_port: int, project: Path | None, colocate: bool, environ: Mapping[str, str]
+) -> None:
     def notice(service: str, text: str) -> None:
         session.out.event({"event": "notice", "service": service, "text": text}, f"{service} {text}")
 
     started = time.monotonic()
-    mesh = Mesh(session.home, base_port, project, notice=notice)
+    mesh = Mesh(session.home, base_port, project, notice=notice, colocate=colocate, environ=environ)
     asked = Signals(mesh.kill_all)
     if not session.out.as_json:
         session.out.note(f"starting {', '.join(SERVICES)} …")

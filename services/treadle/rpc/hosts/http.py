@@ -1,4 +1,4 @@
-"""uvicorn on a port of its own, started and stopped with the service."""
+"""An ASGI application on a port of its own, by uvicorn, started and stopped with the service."""
 
 import asyncio
 import socket
@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import uvicorn
-from structlog.typing import FilteringBoundLogger
 
 from treadle.rpc.errors import FailedPrecondition
 
@@ -22,7 +21,7 @@ class _Embedded(uvicorn.Server):
 
 
 @asynccontextmanager
-async def serve_rest(listen: str, app: Any, log: FilteringBoundLogger) -> AsyncIterator[str]:
+async def serve_http(listen: str, app: Any) -> AsyncIterator[str]:
     """Serves `app` on "host:port"; yields the address with the port that was picked.
 
     FailedPrecondition if it is taken.
@@ -32,10 +31,8 @@ async def serve_rest(listen: str, app: Any, log: FilteringBoundLogger) -> AsyncI
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5)
     server = _Embedded(config)
     task = asyncio.create_task(server.serve([listener]))
-    address = f"{host}:{port}"
-    log.info("serving REST", address=address)
     try:
-        yield address
+        yield f"{host}:{port}"
     finally:
         server.should_exit = True
         await task
@@ -47,4 +44,4 @@ def _bind(listen: str) -> socket.socket:
     try:
         return socket.create_server((host or "127.0.0.1", int(port)), backlog=512)
     except (OSError, ValueError, OverflowError) as error:
-        raise FailedPrecondition(f"TREADLE_GATEWAY_REST_LISTEN={listen}: {error}; choose another host:port") from None
+        raise FailedPrecondition(f"cannot serve HTTP on {listen!r}: {error}; choose another host:port") from None

@@ -1,0 +1,97 @@
+"""A small mesh member with all four kinds of RPC. What it answers is the test's to say."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from treadle.rpc import context
+from treadle.rpc.service import Runtime
+from treadle.v1 import (
+    features_pb2,
+    features_pb2_grpc,
+    prediction_pb2,
+    prediction_pb2_grpc,
+    registry_pb2,
+    registry_pb2_grpc,
+)
+
+Answer = Callable[[str], Awaitable[str]]
+
+
+@dataclass
+class Member:
+    """What the servicers do: `answer` maps a request's name to the answer's, and may raise or wait."""
+
+    answer: Answer
+    calls: list[context.Call] = field(default_factory=list)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a stream's handler has come to its end, however it ended."""
+    address: str = ""
+    sample: Callable[[str, dict[str, str]], Awaitable[float | None]] | None = None
+    """A metric of the member's process, by name and labels."""
+
+    async def __call__(self, name: str) -> str:
+        self.calls.append(context.current())
+        return await self.answer(name)
+
+
+class Predictions(prediction_pb2_grpc.PredictionServiceServicer):
+    def __init__(self, member: Member) -> None:
+        self._member = member
+
+    async def Predict(self, request: prediction_pb2.PredictRequest, context: Any) -> prediction_pb2.PredictResponse:
+        if request.request_id == "metadata":
+            received = dict(context.invocation_metadata())
+            await context.send_initial_metadata((("first", received["asked"]), ("first-bin", received["asked-bin"])))
+            context.set_trailing_metadata((("last", received["asked"]), ("last-bin", received["asked-bin"])))
+        return prediction_pb2.PredictResponse(request_id=await self._member(request.deployment))
+
+    async def PredictStream(
+        self, request_iterator: AsyncIterator[prediction_pb2.PredictRequest], context: Any
+    ) -> AsyncIterator[prediction_pb2.PredictStreamResponse]:
+        try:
+            async for request in request_iterator:
+                yield prediction_pb2.PredictStreamResponse(request_id=await self._member(request.deployment))
+        finally:
+            self._member.ended.set()
+
+
+class Features(features_pb2_grpc.FeatureServiceServicer):
+    def __init__(self, member: Member) -> None:
+        self._member = member
+
+    async def Push(
+        self, request_iterator: AsyncIterator[features_pb2.PushRequest], context: Any
+    ) -> features_pb2.PushResponse:
+        names = [await self._member(request.view) async for request in request_iterator]
+        return features_pb2.PushResponse(rows_written=len(names))
+
+
+class Registry(registry_pb2_grpc.RegistryServiceServicer):
+    """Answers in the style that writes to the context instead of yielding."""
+
+    def __init__(self, member: Member) -> None:
+        self._member = member
+
+    async def WatchDeployments(self, request: registry_pb2.WatchDeploymentsRequest, context: Any) -> None:  # type: ignore[override]
+        try:
+            for number in range(3):
+                cursor = await self._member(f"{request.cursor}{number}")
+                await context.write(registry_pb2.DeploymentEvent(cursor=cursor))
+        finally:
+            self._member.ended.set()
+
+
+def opener(member: Member) -> Any:
+    """The `open_service` of a member."""
+
+    @asynccontextmanager
+    async def open_service(settings: object, runtime: Runtime) -> AsyncIterator[None]:
+        prediction_pb2_grpc.add_PredictionServiceServicer_to_server(Predictions(member), runtime.server)
+        features_pb2_grpc.add_FeatureServiceServicer_to_server(Features(member), runtime.server)
+        registry_pb2_grpc.add_RegistryServiceServicer_to_server(Registry(member), runtime.server)
+        yield
+
+    return open_service
