@@ -16,7 +16,7 @@ from remote_member import Told, receive, send
 from treadle.cli.health import listens
 from treadle.rpc import context
 from treadle.rpc.hosts.listen import Listen
-from treadle.rpc.serving import _bindable
+from treadle.rpc.serving import bindable
 
 PROGRAM = Path(__file__).parent / "importable" / "remote_member.py"
 
@@ -81,7 +81,7 @@ async def in_envoy(
 ) -> AsyncIterator[Member]:
     """A member in an Envoy of its own. Leaving it drains."""
     wanted = listen or Listen()
-    told = Told(replace(wanted, address=_bindable(wanted.address)), folder, drain_seconds)
+    told = Told(replace(wanted, address=bindable(wanted.address)), folder, drain_seconds)
     bridge, socket = Bridge(answer), folder / "s"
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

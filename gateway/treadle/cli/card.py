@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from treadle.cli.plain import moment, verdict
+from treadle.cli.served import served
 from treadle.client.references import show
 from treadle.evaluation.report import shown
 from treadle.rpc.columns import from_proto
@@ -24,6 +25,8 @@ def _lines(version: registry_pb2.ModelVersion, reports: Sequence[evaluation_pb2.
     made = f"Registered {moment(version.created_micros)} by {version.created_by or 'unknown'}"
     aliases = f"; known as {', '.join(version.aliases)}" if version.aliases else ""
     yield f"{made}{aliases}. Backend `{manifest.backend}`."
+    yield ""
+    yield f"Served by {served(manifest)}."
     yield ""
     yield from _inputs(manifest)
     yield from _table("Parameters", ("parameter", "value"), sorted(manifest.parameters.items()))

@@ -16,7 +16,7 @@ from typing import Literal
 from treadle.cli.health import Health, check
 from treadle.cli.meshfile import MeshFile
 from treadle.cli.ports import busy, next_base_port
-from treadle.cli.services import Plan
+from treadle.cli.services import COLOCATED, Plan
 
 _ENOUGH_BYTES = 1 << 30
 _FILES_WANTED = 1024
@@ -40,6 +40,7 @@ async def all_findings(home: Path, base_port: int) -> AsyncIterator[Finding]:
         yield finding
     yield _home(home)
     yield _open_files()
+    yield _host()
     for finding in await asyncio.to_thread(lambda: list(_plugins())):
         yield finding
     async for finding in _mesh(home, base_port):
@@ -96,6 +97,23 @@ def _open_files() -> Finding:
     if soft != resource.RLIM_INFINITY and soft < _FILES_WANTED:
         return Finding("problem", "open files", f"at most {soft}", f"ulimit -n {_FILES_WANTED}")
     return Finding("ok", "open files", "any number" if soft == resource.RLIM_INFINITY else f"at most {soft:,}")
+
+
+def _host() -> Finding:
+    """What gateway, features and inference are hosted by unless told otherwise, and why."""
+    from treadle.rpc.errors import TreadleError
+    from treadle.rpc.hosts.choice import ENVOY, choose
+
+    wanted = os.environ.get("TREADLE_HOST") or None
+    try:
+        choice = choose(COLOCATED, wanted)
+    except TreadleError as error:
+        return Finding("problem", "host", error.message, "unset TREADLE_HOST, or install what is missing")
+    rest = "" if wanted else "; evaluation, registry and traces: grpcio, which is lighter"
+    found = f"{choice.host} for {', '.join(COLOCATED)} ({choice.why}){rest}"
+    if choice.host == ENVOY or wanted:
+        return Finding("ok", "host", found)
+    return Finding("note", "host", found, "several times slower than it could be")
 
 
 def _plugins() -> Iterator[Finding]:

@@ -19,7 +19,7 @@ _SERVING = "TREADLE_SERVING"
 
 def settings_of(services: Sequence[str], environ: Mapping[str, str]) -> EnvoySettings:
     """What the Envoy of these services is configured by."""
-    return envoy_settings(APP, members(services), environ)
+    return envoy_settings(APP, services, environ)
 
 
 def launch(services: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
@@ -28,7 +28,7 @@ def launch(services: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
     from treadle.rpc.serving import ProcessSettings, with_ports
     from treadle.rpc.settings import settings_from
 
-    environ = with_ports(members(services), environ)
+    environ = with_ports(services, environ)
     drain_seconds = settings_from(ProcessSettings, environ, "").drain_seconds
     become_envoy(settings_of(services, environ), {**environ, _SERVING: ",".join(services)}, drain_seconds=drain_seconds)
 

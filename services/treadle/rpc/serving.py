@@ -269,39 +269,40 @@ async def _serving(
         telemetry.log.info("draining", seconds=process.drain_seconds)
 
 
-def envoy_settings(app: str, members: Sequence[Member], environ: Mapping[str, str]) -> EnvoySettings:
-    """What an Envoy is configured by that hosts `members` through the ASGI application `app`."""
+def envoy_settings(app: str, services: Sequence[str], environ: Mapping[str, str]) -> EnvoySettings:
+    """What an Envoy is configured by that hosts `services` through the ASGI application `app`."""
     process = settings_from(ProcessSettings, environ, "")
-    rest = [settings_from(each.settings_class, environ, each.name.upper()) for each in members]
+    rest = (environ.get(f"TREADLE_{name.upper()}_REST_LISTEN") for name in services)
     return EnvoySettings(
         app,
-        [each.to_listen() for each in _each_process(process, members, environ)],
-        [listen for each in rest if (listen := getattr(each, "rest_listen", None))],
+        [each.to_listen() for each in _each_process(process, services, environ)],
+        [listen for listen in rest if listen],
     )
 
 
-def with_ports(members: Sequence[Member], environ: Mapping[str, str]) -> dict[str, str]:
+def with_ports(services: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
     """The environment with a free port wherever it leaves the choice open: an Envoy must know before it starts.
 
     FailedPrecondition for a port that is taken.
     """
     process = settings_from(ProcessSettings, environ, "")
     chosen = dict(environ)
-    for member, own in zip(members, _each_process(process, members, environ), strict=True):
-        variable = "TREADLE_LISTEN" if member is members[0] else f"TREADLE_LISTEN_{member.name.upper()}"
-        chosen[variable] = own.listen if own.share_port else _bindable(own.listen)
+    for name, own in zip(services, _each_process(process, services, environ), strict=True):
+        variable = "TREADLE_LISTEN" if name == services[0] else f"TREADLE_LISTEN_{name.upper()}"
+        chosen[variable] = own.listen if own.share_port else bindable(own.listen)
     return chosen
 
 
 def _each_process(
-    process: ProcessSettings, members: Sequence[Member], environ: Mapping[str, str]
+    process: ProcessSettings, services: Sequence[str], environ: Mapping[str, str]
 ) -> list[ProcessSettings]:
-    return [process, *(process.of(each.name, environ) for each in members[1:])]
+    return [process, *(process.of(name, environ) for name in services[1:])]
 
 
-def _bindable(address: str) -> str:
+def bindable(address: str) -> str:
+    """The address with a port that is free now; FailedPrecondition if it names one that is taken."""
     host, _, port = address.rpartition(":")
-    if host == "unix" or address.startswith("unix:"):
+    if address.startswith("unix:"):
         return address
     try:
         with socket.create_server((host.strip("[]"), int(port))) as probe:

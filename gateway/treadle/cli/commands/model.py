@@ -135,6 +135,7 @@ def _picture(found: "registry_pb2.ModelVersion") -> Any:
 
     from treadle.cli.output import facts, table
     from treadle.cli.plain import metrics, moment
+    from treadle.cli.served import served
     from treadle.client.references import show as show_ref
 
     manifest = found.manifest
@@ -143,6 +144,7 @@ def _picture(found: "registry_pb2.ModelVersion") -> Any:
             ("version", show_ref(found.ref)),
             ("aliases", ", ".join(found.aliases)),
             ("backend", manifest.backend),
+            ("served by", served(manifest)),
             ("description", manifest.description),
             ("feature service", manifest.feature_service),
             ("metrics", metrics(manifest.metrics)),

