@@ -368,7 +368,9 @@ async def test_statistics_config_and_metrics_count_truly(registry: Any, serve: A
         config = (await inference.stub.ModelConfig(oip.ModelConfigRequest(name="odd-model"))).config
         assert [list(i.dims) for i in config.input] == [[2]]
         labels = {"model": "odd-model", "version": "1"}
-        assert telemetry.meters.registry.get_sample_value("treadle_model_rows_total", labels) == 20
+        async with asyncio.timeout(20):
+            while telemetry.meters.registry.get_sample_value("treadle_model_rows_total", labels) != 20:
+                await asyncio.sleep(0.01)
     batches = [span for span in telemetry.spans if span.name == "treadle.batch"]
     requests = {
         span.context.span_id: span for span in telemetry.spans if span.name.endswith("/ModelInfer") and span.context

@@ -1,5 +1,10 @@
-"""What a model version tells about itself: counters, metrics, and one span for each batch."""
+"""What a model version tells about itself: counters, metrics, and one span for each batch.
 
+Metrics of a batch cost more than the batch of a small model. So they are gathered, and told to the library ten times a
+second.
+"""
+
+import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -14,6 +19,7 @@ from treadle.observability.metrics import SIZE_BUCKETS, Meters
 
 _LABELS = ("model", "version")
 _NOTHING = nullcontext()
+TOLD_EACH_SECONDS = 0.1
 
 
 @dataclass(slots=True)
@@ -53,6 +59,16 @@ class Statistics:
     by_size: dict[int, BatchTotals] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class _Fresh:
+    """What the metrics have not been told yet."""
+
+    inference: list[float] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    waited: list[float] = field(default_factory=list)
+    codes: dict[str, int] = field(default_factory=dict)
+
+
 class ModelMeters:
     """The metrics that all models share, labelled by model and version."""
 
@@ -77,6 +93,8 @@ class ModelObserver:
         self._tracer = tracer
         self._meters = meters
         self._labels = {"model": key.name, "version": str(key.version)}
+        self._fresh = _Fresh()
+        self._telling: asyncio.TimerHandle | None = None
 
     def batch(self, batch: Batch) -> AbstractContextManager[object]:
         """Around one batch, on the thread that runs it. Code of the backend finds the batch's span as the current one:
@@ -128,14 +146,33 @@ class ModelObserver:
         totals.compute_output.add(
             requests, requests * max(0.0, now - began - batch.input_seconds - batch.infer_seconds)
         )
-        meters, labels = self._meters, self._labels
-        meters.inference.observe(batch.infer_seconds, **labels)
-        meters.batch_rows.observe(batch.rows, **labels)
-        meters.queue.observe_many(waited, **labels)
-        meters.rows.add(batch.rows, **labels)
-        meters.requests.add(requests, code="OK", **labels)
+        fresh = self._fresh
+        fresh.inference.append(batch.infer_seconds)
+        fresh.rows.append(batch.rows)
+        fresh.waited += waited
+        self._count("OK", requests)
 
     def failed(self, code: str, seconds: float) -> None:
         """One request failed."""
         self.statistics.fail.add(1, seconds)
-        self._meters.requests.add(1, code=code, **self._labels)
+        self._count(code, 1)
+
+    def _count(self, code: str, requests: int) -> None:
+        codes = self._fresh.codes
+        codes[code] = codes.get(code, 0) + requests
+        if self._telling is None:
+            self._telling = asyncio.get_running_loop().call_later(TOLD_EACH_SECONDS, self.tell)
+
+    def tell(self) -> None:
+        """Brings the metrics up to now."""
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
+        fresh, self._fresh = self._fresh, _Fresh()
+        meters, labels = self._meters, self._labels
+        meters.inference.observe_many(fresh.inference, **labels)
+        meters.batch_rows.observe_many(fresh.rows, **labels)
+        meters.queue.observe_many(fresh.waited, **labels)
+        meters.rows.add(sum(fresh.rows), **labels)
+        for code, requests in fresh.codes.items():
+            meters.requests.add(requests, code=code, **labels)

@@ -303,6 +303,7 @@ class Repository:
             key = str(served.registered.key)
             self._tools.log.warning("closing a model failed", model=key, error=type(error).__name__)
         served.worker.stop()
+        served.observer.tell()
 
     async def _announce(self, key: ModelKey) -> None:
         """Health of the version, and of the model: it serves if any version of it does."""
