@@ -1,7 +1,7 @@
 """What the gateway does when others are slow, gone, changed, or ask for too much. The hops here are small and real."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from treadle.gateway.admission import Admission, Limits
-from treadle.gateway.asking import Ask, FeatureValues, Tensors
+from treadle.gateway.asking import Ask, Tensors
 from treadle.gateway.chain import Chain, Remembered
+from treadle.gateway.feature_batch import Features, FeatureValues
 from treadle.gateway.ids import PredictionIds
 from treadle.gateway.policies import Deployment, FeatureNeeds, Ref, ServedVersion, Share, Snapshot, Step
 from treadle.gateway.shadows import Shadows
@@ -22,7 +23,7 @@ from treadle.rpc.errors import DeadlineExceeded, InvalidInput, Overloaded, Tread
 A, B = Ref("m", 1), Ref("m", 2)
 
 
-class Features:
+class Lookup:
     """Gives `wind` = 1 for each row, or does as told."""
 
     def __init__(self, act: Callable[[float], Any] | None = None) -> None:
@@ -31,13 +32,13 @@ class Features:
 
     async def look_up(
         self, service: str, entities: Sequence[Column], context: Sequence[Column], now_micros: int, timeout: float
-    ) -> Mapping[str, FeatureValues]:
+    ) -> Features:
         self.timeouts.append(timeout)
         if self.act is not None:
             await self.act(timeout)
         rows = entities[0].rows
         values = FeatureValues(Column.of("wind", np.ones(rows)), np.ones(rows, np.uint8), np.zeros(rows))
-        return {"wind": values}
+        return Features.of({"wind": values}, (*entities, *context), rows)
 
 
 class Models:
@@ -106,7 +107,7 @@ def raising(error: TreadleError) -> Callable[..., Any]:
 
 
 async def test_late_features_leave_half_of_the_time_to_the_fallback() -> None:
-    features = Features(late)
+    features = Lookup(late)
     async with chain(features, Models(), deployment(timeout_seconds=10.0)) as (made, remembered, _, _):
         answer = await made.predict(ASK)
     assert answer.served_by == "fallback:older"
@@ -116,7 +117,7 @@ async def test_late_features_leave_half_of_the_time_to_the_fallback() -> None:
 
 
 async def test_a_policy_says_how_long_features_may_take() -> None:
-    features = Features()
+    features = Lookup()
     async with chain(features, Models(), deployment(feature_timeout_seconds=0.1)) as (made, *_):
         assert (await made.predict(ASK)).served_by == "traffic"
     assert features.timeouts == [0.1]
@@ -128,7 +129,7 @@ async def test_a_failing_model_falls_back(error: TreadleError) -> None:
         if ref == A:
             raise error
 
-    async with chain(Features(), Models(act), deployment()) as (made, *_):
+    async with chain(Lookup(), Models(act), deployment()) as (made, *_):
         answer = await made.predict(ASK)
     assert (answer.ref, answer.served_by) == (B, "fallback:older")
     assert answer.degraded_reason == f"m/1: {error.code.name}: {error.message}"
@@ -136,7 +137,7 @@ async def test_a_failing_model_falls_back(error: TreadleError) -> None:
 
 async def test_the_callers_mistake_stays_the_callers() -> None:
     models = Models(raising(InvalidInput("x is wrong")))
-    async with chain(Features(), models, deployment()) as (made, remembered, *_):
+    async with chain(Lookup(), models, deployment()) as (made, remembered, *_):
         with pytest.raises(InvalidInput, match="x is wrong"):
             await made.predict(ASK)
     assert models.calls == [A]
@@ -144,14 +145,14 @@ async def test_the_callers_mistake_stays_the_callers() -> None:
 
 
 async def test_when_nothing_answers_all_reasons_are_told() -> None:
-    async with chain(Features(), Models(raising(Unavailable("gone"))), deployment()) as (made, *_):
+    async with chain(Lookup(), Models(raising(Unavailable("gone"))), deployment()) as (made, *_):
         with pytest.raises(Unavailable, match=r"m/1: UNAVAILABLE: gone; older: m/2: UNAVAILABLE: gone"):
             await made.predict(ASK)
 
 
 async def test_without_a_chain_the_error_is_the_models_own() -> None:
     models = Models(raising(Overloaded("busy", retry_after_seconds=2.0)))
-    async with chain(Features(), models, deployment(fallbacks=())) as (made, *_):
+    async with chain(Lookup(), models, deployment(fallbacks=())) as (made, *_):
         with pytest.raises(Overloaded) as caught:
             await made.predict(Ask("d", ASK.entities))
     assert caught.value.retry_after_seconds == 2.0
@@ -165,13 +166,13 @@ async def test_a_primary_leaves_time_to_the_net_behind_it() -> None:
         if ref == A:
             raise Unavailable("gone")
 
-    async with chain(Features(), Models(act), deployment(timeout_seconds=10.0)) as (made, *_):
+    async with chain(Lookup(), Models(act), deployment(timeout_seconds=10.0)) as (made, *_):
         await made.predict(ASK)
     assert given[0][1] <= 7.5 < given[1][1]
 
 
 async def test_features_are_asked_once_for_all_steps() -> None:
-    features = Features()
+    features = Lookup()
     policy = deployment(
         versions={A: version(A, "wind", "f"), B: version(B, "wind", "f")},
         feature_services={"f": FeatureNeeds("f", {"tail": "STRING"}, {}, frozenset())},
@@ -189,7 +190,7 @@ async def test_too_many_at_once_are_refused_with_pushback() -> None:
         waiting.set()
         await go.wait()
 
-    async with chain(Features(), Models(act), deployment(), in_flight=1) as (made, *_):
+    async with chain(Lookup(), Models(act), deployment(), in_flight=1) as (made, *_):
         first = asyncio.create_task(made.predict(ASK))
         await waiting.wait()
         with pytest.raises(Overloaded) as caught:
@@ -208,7 +209,7 @@ async def test_a_cancelled_call_gives_its_place_back() -> None:
         await asyncio.Event().wait()
 
     models = Models(act)
-    async with chain(Features(), models, deployment(), in_flight=1) as (made, remembered, *_):
+    async with chain(Lookup(), models, deployment(), in_flight=1) as (made, remembered, *_):
         call = asyncio.create_task(made.predict(ASK))
         await waiting.wait()
         call.cancel()
@@ -228,7 +229,7 @@ async def test_busy_shadows_are_dropped_and_broken_ones_harm_nobody() -> None:
             raise Unavailable("gone")
 
     policy = deployment(shadows=(B,), fallbacks=())
-    async with chain(Features(), Models(act), policy) as (made, remembered, ended, shadows):
+    async with chain(Lookup(), Models(act), policy) as (made, remembered, ended, shadows):
         for _ in range(3):
             assert (await made.predict(ASK)).served_by == "traffic"
         go.set()

@@ -5,13 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from treadle.gateway.feature_batch import Features
 from treadle.gateway.policies import Ref
 from treadle.rpc.columns import Column
-
-PRESENT, NULL, MISSING, STALE = 1, 2, 3, 4
-"""Feature statuses, numbered as in `treadle.v1.FeatureStatus`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +37,6 @@ class Ask:
         return 0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class FeatureValues:
-    """One feature of N rows. `statuses` and `ages_seconds` have the shape (N,)."""
-
-    column: Column
-    statuses: NDArray[np.uint8]
-    ages_seconds: NDArray[np.float64]
-
-
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What the caller gets."""
@@ -56,7 +44,8 @@ class Answer:
     outputs: tuple[Column, ...]
     ref: Ref
     prediction_ids: tuple[str, ...]
-    features: tuple[FeatureValues, ...]
+    features: Features
+    """Those looked up; none when nothing was."""
     served_by: str
     degraded_reason: str = ""
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from treadle.gateway.asking import MISSING, NULL, PRESENT, STALE, Ask, FeatureValues, Tensors
+from treadle.gateway.asking import Ask, Tensors
+from treadle.gateway.feature_batch import MISSING, NULL, PRESENT, STALE, FeatureBatch, Features, FeatureValues
 from treadle.gateway.policies import ServedVersion
 from treadle.plugins.specs import FLOATS, TensorSpec
 from treadle.rpc.columns import Column, numpy_dtype
@@ -52,16 +53,43 @@ def from_tensors(version: ServedVersion, ask: Ask) -> Assembled:
     return Assembled(inputs)
 
 
-def from_columns(
-    version: ServedVersion, ask: Ask, features: Mapping[str, FeatureValues], *, strict: bool = False
-) -> Assembled:
+def from_columns(version: ServedVersion, ask: Ask, features: Features, *, strict: bool = False) -> Assembled:
     """One tensor for each input of the signature, N rows each.
 
     With `strict`, a stale value counts as missing. Raises CannotAnswer when a looked-up value is null, missing or of a
     type that does not fit where NaN can't stand for it; InvalidInput when it was the caller who should have sent it.
+
+    The tensors are made for the whole batch that the features are of, once. Where that is not possible (a row lacks a
+    value, or the caller sent a column that the lookup did not take) they are made for this request alone.
     """
-    sources = _Sources(ask, features, strict)
-    inputs = {spec.name: _tensor(spec, sources, ask.rows) for spec in version.signature.inputs}
+    batch = features.batch
+    whole = None
+    if features and _took_all(batch, version, ask):
+        whole = batch.once(("inputs", version.ref, strict), lambda: _of_all(version, batch, strict))
+    if whole is None:
+        return _assembled(version, _Sources({**ask.entities, **ask.context}, features, strict), ask.rows)
+    rows = slice(features.start, features.stop)
+    stale = tuple([name for name in whole.stale if (batch.features[name].statuses[rows] == STALE).any()])
+    return Assembled({name: tensor[rows] for name, tensor in whole.inputs.items()}, stale)
+
+
+def _took_all(batch: FeatureBatch, version: ServedVersion, ask: Ask) -> bool:
+    """Whether the lookup took every column of the caller's that the version needs."""
+    if len(batch.sent) == len(ask.entities) + len(ask.context):
+        return True
+    return not any(name in version.needs and name not in batch.sent for name in (*ask.entities, *ask.context))
+
+
+def _of_all(version: ServedVersion, batch: FeatureBatch, strict: bool) -> Assembled | None:
+    """The inputs of all requests of a batch; None when not every row of it can be had."""
+    try:
+        return _assembled(version, _Sources(batch.sent, batch.features, strict), batch.rows)
+    except (InvalidInput, CannotAnswer):
+        return None
+
+
+def _assembled(version: ServedVersion, sources: "_Sources", rows: int) -> Assembled:
+    inputs = {spec.name: _tensor(spec, sources, rows) for spec in version.signature.inputs}
     version.signature.check_inputs(inputs)
     return Assembled(inputs, tuple(sources.stale))
 
@@ -69,15 +97,15 @@ def from_columns(
 class _Sources:
     """Finds columns by name, and remembers which were stale."""
 
-    def __init__(self, ask: Ask, features: Mapping[str, FeatureValues], strict: bool) -> None:
-        self._ask = ask
+    def __init__(self, sent: Mapping[str, Column], features: Mapping[str, FeatureValues], strict: bool) -> None:
+        self._sent = sent
         self._features = features
         self._strict = strict
         self.stale: list[str] = []
 
     def find(self, name: str) -> tuple[Column, NDArray[np.bool_] | None, bool]:
         """The column, its null rows (NaN counts as null), and whether it is the caller's."""
-        column = self._ask.context.get(name) or self._ask.entities.get(name)
+        column = self._sent.get(name)
         if column is not None:
             return column, _nulls(column, column.nulls), True
         feature = self._features.get(name)

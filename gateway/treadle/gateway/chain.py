@@ -1,15 +1,16 @@
 """One request: route, features, inference, fallbacks, record. The order of `Chain.predict` is the order of the work."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 
 from treadle.gateway import assembly
 from treadle.gateway.admission import Admission
-from treadle.gateway.asking import Answer, Ask, FeatureValues, Tensors
+from treadle.gateway.asking import Answer, Ask, Tensors
+from treadle.gateway.feature_batch import Features
 from treadle.gateway.hops import FeatureLookup, Inference
 from treadle.gateway.ids import PredictionIds
 from treadle.gateway.lookups import Lookups
@@ -53,7 +54,7 @@ class Outcome:
     """What one version made of a request."""
 
     outputs: tuple[Column, ...]
-    features: tuple[FeatureValues, ...] = ()
+    features: Features = field(default_factory=Features.none)
     degraded: str = ""
 
 
@@ -200,7 +201,7 @@ class Work:
         """The outcome of one version. Messages begin with the hop that failed."""
         version = self.deployment.version(ref)
         _check_outputs(self.ask.outputs, tuple(spec.name for spec in version.signature.outputs))
-        features: Mapping[str, FeatureValues] = {}
+        features = Features.none()
         if self.ask.tensors:
             assembled = assembly.from_tensors(version, self.ask)
         else:
@@ -209,11 +210,11 @@ class Work:
         with _named(str(ref)):
             found = await self.inference.infer(ref, assembled.inputs, self.ask.outputs, budget.left())
         degraded = f"features: stale: {', '.join(assembled.stale)}" if assembled.stale else ""
-        return Outcome(_outputs(version, self.ask, found), tuple(features.values()), degraded)
+        return Outcome(_outputs(version, self.ask, found), features, degraded)
 
-    async def _features(self, version: ServedVersion, budget: Budget) -> Mapping[str, FeatureValues]:
+    async def _features(self, version: ServedVersion, budget: Budget) -> Features:
         if not version.feature_service or assembly.covered(version, self.ask):
-            return {}
+            return Features.none()
         most = self.deployment.feature_timeout_seconds
         timeout = min(most, budget.left()) if most else min(self.budget.left() / 2, budget.left())
         with _named("features"):

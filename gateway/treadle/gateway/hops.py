@@ -1,9 +1,10 @@
 """The two hops of a request, as the core sees them. Coalescing and caching wrap these; nothing is patched."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
-from treadle.gateway.asking import FeatureValues, Tensors
+from treadle.gateway.asking import Tensors
+from treadle.gateway.feature_batch import Features
 from treadle.gateway.policies import Ref
 from treadle.rpc.columns import Column
 
@@ -13,7 +14,7 @@ class FeatureLookup(Protocol):
 
     async def look_up(
         self, service: str, entities: Sequence[Column], context: Sequence[Column], now_micros: int, timeout: float
-    ) -> Mapping[str, FeatureValues]:
+    ) -> Features:
         """Features by name, one row for each row of the columns.
 
         `now_micros` is the moment that ages are counted from, 0: now. `timeout` is in seconds. Raises TreadleError:

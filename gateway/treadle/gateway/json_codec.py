@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from treadle.gateway.asking import MISSING, NULL, PRESENT, STALE, Answer, Ask, FeatureValues
+from treadle.gateway.asking import Answer, Ask
+from treadle.gateway.feature_batch import MISSING, NULL, PRESENT, STALE, FeatureValues
 from treadle.gateway.policies import Deployment
 from treadle.rpc.columns import Column, numpy_dtype
 from treadle.rpc.errors import InvalidInput, Violation
@@ -153,7 +154,7 @@ def answer_to_json(answer: Answer, ask: Ask, trace_id: str) -> dict[str, Any]:
         "outputs": {column.name: values_to_json(column) for column in answer.outputs},
         "model": {"name": answer.ref.model, "version": answer.ref.version},
         "prediction_ids": list(answer.prediction_ids),
-        "features": {f.column.name: _feature(f, values=ask.return_features) for f in answer.features},
+        "features": {n: _feature(f, values=ask.return_features) for n, f in answer.features.items()},
         "served_by": answer.served_by,
         "degraded_reason": answer.degraded_reason,
         "trace_id": trace_id,

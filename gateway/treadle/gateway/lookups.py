@@ -1,8 +1,7 @@
 """The feature lookups of one request: each feature service is asked at most once, whoever needs it."""
 
-from collections.abc import Mapping
-
-from treadle.gateway.asking import Ask, FeatureValues
+from treadle.gateway.asking import Ask
+from treadle.gateway.feature_batch import Features
 from treadle.gateway.hops import FeatureLookup
 from treadle.gateway.policies import Deployment
 from treadle.rpc.columns import Column
@@ -16,10 +15,10 @@ class Lookups:
         self._ask = ask
         self._deployment = deployment
         self._hop = hop
-        self._found: dict[str, Mapping[str, FeatureValues]] = {}
+        self._found: dict[str, Features] = {}
         self._failed: dict[str, TreadleError] = {}
 
-    async def get(self, service: str, timeout: float) -> Mapping[str, FeatureValues]:
+    async def get(self, service: str, timeout: float) -> Features:
         """Features by name; `timeout` is in seconds. Raises what the lookup raised, each time."""
         if service in self._failed:
             raise self._failed[service]

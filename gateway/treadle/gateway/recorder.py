@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 from opentelemetry import trace
 
+from treadle.gateway import row_messages
 from treadle.gateway.chain import Remembered
 from treadle.gateway.meters import GatewayMeters
 from treadle.gateway.spool import Spool
-from treadle.gateway.wire import feature_to_proto
 from treadle.observability.propagation import inject
 from treadle.rpc.columns import encode_all
 from treadle.rpc.context import current
@@ -26,9 +26,10 @@ class Recorder:
         """Counts the answer and writes its record."""
         if not done.shadow:
             self._meters.answered(done.deployment.name, done.answer, done.latency_seconds)
-        self._spool.append(self._record(done).SerializeToString())
+        self._spool.append(self._record(done))
 
-    def _record(self, done: Remembered) -> evaluation_pb2.PredictionBatch:
+    def _record(self, done: Remembered) -> bytes:
+        """A `PredictionBatch`, serialised."""
         answer, call = done.answer, current()
         record = evaluation_pb2.PredictionBatch(
             prediction_ids=answer.prediction_ids,
@@ -45,10 +46,17 @@ class Recorder:
             shadow=done.shadow,
         )
         sensitive = done.deployment.sensitive_columns
-        if sensitive is not None:  # while it is not known which are sensitive, none is recorded
-            shown = [column for column in done.ask.entities.values() if column.name not in sensitive]
-            record.entities.extend(encode_all(shown))
-            record.features.extend(
-                feature_to_proto(feature) for feature in answer.features if feature.column.name not in sensitive
-            )
-        return record
+        if sensitive is None:  # while it is not known which are sensitive, none is recorded
+            return record.SerializeToString()
+        shown = [column for column in done.ask.entities.values() if column.name not in sensitive]
+        record.entities.extend(encode_all(shown))
+        features = answer.features
+        if features.is_one_row:
+            rows = row_messages.with_values(features.batch, _FEATURES, sensitive)
+            return record.SerializeToString() + (rows[features.start] if rows else b"")
+        messages = [row_messages.to_message(each) for name, each in features.items() if name not in sensitive]
+        record.features.extend(messages)
+        return record.SerializeToString()
+
+
+_FEATURES = evaluation_pb2.PredictionBatch.FEATURES_FIELD_NUMBER

@@ -1,11 +1,12 @@
 """The hops over gRPC: what the core asks for, as the calls of `FeatureService` and the Open Inference Protocol."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from treadle import oip
-from treadle.gateway.asking import FeatureValues, Tensors
+from treadle.gateway.asking import Tensors
+from treadle.gateway.feature_batch import Features, FeatureValues
 from treadle.gateway.policies import Ref
 from treadle.rpc.columns import Column, decode, encode_all
 from treadle.rpc.errors import Internal, InvalidInput
@@ -21,7 +22,7 @@ class RpcFeatures:
 
     async def look_up(
         self, service: str, entities: Sequence[Column], context: Sequence[Column], now_micros: int, timeout: float
-    ) -> Mapping[str, FeatureValues]:
+    ) -> Features:
         """See `FeatureLookup`."""
         request = features_pb2.GetOnlineFeaturesRequest(
             feature_service=service,
@@ -30,18 +31,20 @@ class RpcFeatures:
             now_micros=now_micros,
         )
         response = await self._stub.GetOnlineFeatures(request, timeout=timeout)
+        rows = next((column.rows for column in (*entities, *context)), 0)
         try:
-            return {pb.column.name: _feature(pb) for pb in response.features}
+            features = {pb.column.name: _feature(pb, rows) for pb in response.features}
         except InvalidInput as error:  # the answer's fault, not the caller's
             raise Internal(f"the answer of the feature service cannot be read: {error.message}") from error
+        return Features.of(features, (*entities, *context), rows)
 
 
-def _feature(pb: types_pb2.FeatureColumn) -> FeatureValues:
+def _feature(pb: types_pb2.FeatureColumn, rows: int) -> FeatureValues:
     column = decode(pb.column, "features")
     statuses = np.fromiter(pb.statuses, dtype=np.uint8, count=len(pb.statuses))
     ages = np.fromiter(pb.ages_seconds, dtype=np.float64, count=len(pb.ages_seconds))
-    if not len(statuses) == len(ages) == column.rows:
-        raise InvalidInput(f"features[{column.name}] has statuses or ages for another number of rows")
+    if not len(statuses) == len(ages) == column.rows == rows:
+        raise InvalidInput(f"features[{column.name}] has values, statuses or ages for another number of rows")
     return FeatureValues(column, statuses, ages)
 
 

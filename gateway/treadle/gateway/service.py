@@ -12,7 +12,10 @@ from structlog.typing import FilteringBoundLogger
 from treadle import oip
 from treadle.gateway.admission import Admission, Limits
 from treadle.gateway.chain import Chain
+from treadle.gateway.coalesced import CoalescedFeatures, CoalescedInference
+from treadle.gateway.hops import FeatureLookup, Inference
 from treadle.gateway.ids import PredictionIds
+from treadle.gateway.lane import CoalesceLimits
 from treadle.gateway.meters import GatewayMeters
 from treadle.gateway.oip_servicer import OipServicer
 from treadle.gateway.passthrough import FORWARDED_SERVICES, forward
@@ -43,6 +46,10 @@ class Settings:
     """Most predictions in work at once; more are refused with RESOURCE_EXHAUSTED."""
     stream_in_flight: int = 64
     """Most unanswered requests of one stream; no more are read until some are answered."""
+    coalesce_rows: int = 256
+    """Most rows that concurrent requests send together in one call to features or inference; 1: each sends its own."""
+    coalesce_calls: int = 2
+    """Calls of one kind that may be out before requests wait for each other, to be sent together."""
     shadow_in_flight: int = 16
     """Most shadow requests at once; more are dropped."""
     spool_max_bytes: int = 1 << 30
@@ -92,10 +99,10 @@ async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[No
             await asyncio.wait_for(watch.caught_up.wait(), settings.start_seconds)
         if settings.rest_listen:
             from treadle.gateway.rest import Rest, make_app
-            from treadle.gateway.rest_server import serve_rest
 
             app = make_app(Rest(chain, oip_servicer, settings.max_body_bytes), runtime.telemetry)
-            await stack.enter_async_context(serve_rest(settings.rest_listen, app, runtime.telemetry.log))
+            address = await stack.enter_async_context(runtime.http(settings.rest_listen, app))
+            runtime.telemetry.log.info("serving REST", address=address)
         yield
 
 
@@ -129,13 +136,22 @@ def _chain(
     return Chain(
         watch.snapshot,
         Admission(Limits(settings.max_request_rows, settings.max_in_flight)),
-        RpcFeatures(features_pb2_grpc.FeatureServiceStub(runtime.connect("features"))),
-        RpcInference(oip.GRPCInferenceServiceStub(runtime.connect("inference"))),
+        *_hops(settings, runtime),
         shadows,
         PredictionIds(time.time, random.Random(rng.getrandbits(128)).getrandbits),  # noqa: S311  # unique, not secret
         recorder.remember,
         rng.random,
     )
+
+
+def _hops(settings: Settings, runtime: Runtime) -> tuple[FeatureLookup, Inference]:
+    features = RpcFeatures(features_pb2_grpc.FeatureServiceStub(runtime.connect("features")))
+    inference = RpcInference(oip.GRPCInferenceServiceStub(runtime.connect("inference")))
+    if settings.coalesce_rows <= 1:
+        return features, inference
+    limits = CoalesceLimits(settings.coalesce_rows, settings.coalesce_calls)
+    tracer = runtime.telemetry.tracer
+    return CoalescedFeatures(features, limits, tracer), CoalescedInference(inference, limits, tracer)
 
 
 def _register(settings: Settings, runtime: Runtime, chain: Chain, oip_servicer: OipServicer) -> None:

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 
-from treadle.gateway.asking import Answer, Ask, FeatureValues
+from treadle.gateway import row_messages
+from treadle.gateway.asking import Answer, Ask
 from treadle.gateway.routing import parse_pin
-from treadle.rpc.columns import decode_all, encode, encode_all
+from treadle.rpc.columns import decode_all, encode_all
 from treadle.v1 import prediction_pb2, types_pb2
 
 
@@ -26,21 +27,22 @@ def ask_from_proto(pb: prediction_pb2.PredictRequest, metadata: Mapping[str, str
 
 def answer_to_proto(answer: Answer, ask: Ask, trace_id: str) -> prediction_pb2.PredictResponse:
     """Features without their values unless the request asked for them."""
-    return prediction_pb2.PredictResponse(
+    response = prediction_pb2.PredictResponse(
         request_id=ask.request_id,
         outputs=encode_all(answer.outputs),
         model=types_pb2.ModelRef(model=answer.ref.model, version=answer.ref.version),
         prediction_ids=answer.prediction_ids,
-        features=[feature_to_proto(feature, values=ask.return_features) for feature in answer.features],
         served_by=answer.served_by,
         degraded_reason=answer.degraded_reason,
         trace_id=trace_id,
     )
+    features = answer.features
+    if features.is_one_row and not ask.return_features:
+        response.MergeFromString(row_messages.bare(features.batch, _FEATURES)[features.start])
+    else:
+        shown = [row_messages.to_message(each, values=ask.return_features) for each in features.values()]
+        response.features.extend(shown)
+    return response
 
 
-def feature_to_proto(feature: FeatureValues, *, values: bool = True) -> types_pb2.FeatureColumn:
-    """With its values, or (`values=False`) with name, statuses and ages alone."""
-    column = encode(feature.column) if values else types_pb2.Column(name=feature.column.name)
-    return types_pb2.FeatureColumn(
-        column=column, statuses=feature.statuses.tolist(), ages_seconds=feature.ages_seconds.tolist()
-    )
+_FEATURES = prediction_pb2.PredictResponse.FEATURES_FIELD_NUMBER
