@@ -15,6 +15,7 @@ import pytest
 
 from treadle.cli.supervisor import Mesh
 from treadle.client import AsyncClient, Fallback
+from treadle.rpc.hosts.choice import why_no_envoy
 
 from ..conftest import BasePort
 
@@ -27,12 +28,12 @@ T = TypeVar("T")
 class LiveMesh:
     """A mesh whose supervisor runs on a thread of its own, so that tests in any event loop can use it."""
 
-    def __init__(self, home: Path, base_port: int) -> None:
+    def __init__(self, home: Path, base_port: int, host: str, *, colocate: bool = False) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        environ = {**os.environ, "TREADLE_GATEWAY_SPOOL_SEGMENT_SECONDS": "0.2"}
-        self.mesh = Mesh(home, base_port, PROJECT, environ=environ)
+        environ = {**os.environ, "TREADLE_GATEWAY_SPOOL_SEGMENT_SECONDS": "0.2", "TREADLE_HOST": host}
+        self.mesh = Mesh(home, base_port, PROJECT, environ=environ, colocate=colocate)
         self.home = home
         self.run(self.mesh.__aenter__())
 
@@ -77,10 +78,23 @@ class LiveMesh:
         self._loop.close()
 
 
-@pytest.fixture(scope="session")
-def live(tmp_path_factory: pytest.TempPathFactory, base_port: BasePort) -> Iterator[LiveMesh]:
-    """The mesh alone."""
-    mesh = LiveMesh(tmp_path_factory.mktemp("mesh"), base_port())
+needs_envoy = pytest.mark.skipif(bool(why_no_envoy()), reason=why_no_envoy() or "it can run")
+APART, TOGETHER, ON_GRPCIO = (
+    pytest.param(("envoy", False), id="apart", marks=needs_envoy),
+    pytest.param(("envoy", True), id="together", marks=needs_envoy),
+    pytest.param(("grpcio", False), id="on grpcio"),
+)
+apart_alone = pytest.mark.parametrize("live", [APART], indirect=True)
+"""For tests that stop single services."""
+
+
+@pytest.fixture(scope="session", params=[APART, TOGETHER, ON_GRPCIO])
+def live(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, base_port: BasePort
+) -> Iterator[LiveMesh]:
+    """The mesh alone: its services in processes of their own or in one, on either host."""
+    host, colocate = request.param
+    mesh = LiveMesh(tmp_path_factory.mktemp("mesh"), base_port(), host, colocate=colocate)
     yield mesh
     mesh.close()
 

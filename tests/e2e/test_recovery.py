@@ -6,7 +6,9 @@ import pytest
 
 from treadle.rpc.errors import TreadleError, Unavailable
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+from .conftest import apart_alone
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), apart_alone]
 
 SERVICES = ("features", "inference", "evaluation", "registry", "gateway")
 

@@ -80,6 +80,11 @@ class AdaptiveLimit:
         )
 
     @property
+    def target_seconds(self) -> float:
+        """How long work may take: as set, or a multiple of the quickest so far."""
+        return self._target if self._quickest == inf else max(self._target, TIMES_THE_LEAST * self._quickest)
+
+    @property
     def seconds(self) -> float:
         """How long work has taken lately; over 0."""
         return max(self._took, self._mean(), _LEAST_PUSHBACK_SECONDS)
@@ -103,7 +108,7 @@ class AdaptiveLimit:
 
     def _adapt(self, now: float) -> None:
         took = self._took = self._mean()
-        ratio = max(self._target, TIMES_THE_LEAST * self._quickest) / max(took, 1e-9)
+        ratio = self.target_seconds / max(took, 1e-9)
         slow = ratio < 1
         settled = now
         if slow and self._suspect:

@@ -4,11 +4,13 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from random import getrandbits
 from typing import Any
 
 import grpc
 import grpc.aio
 
+from treadle.observability.propagation import TRACEPARENT, parse_traceparent
 from treadle.rpc import context
 from treadle.rpc.envoy import wire
 from treadle.rpc.errors import InvalidInput
@@ -76,12 +78,13 @@ class EnvoyCall:
             elif name not in _TRANSPORT and not name.endswith(b"-bin"):
                 metadata[name.decode("latin-1")] = value.decode("latin-1")
         left = wire.seconds_of(timeout) if timeout else None
+        traceparent = span or _unrecorded(metadata.get(TRACEPARENT, ""))
         self.call = context.Call(
             None if left is None else now + left,
             metadata.get(context.TENANT, ""),
             metadata,
-            span[3:35],
-            span,
+            traceparent[3:35],
+            traceparent,
             span[-2:] == _SAMPLED,
         )
 
@@ -262,6 +265,13 @@ class Inbox:
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while (message := await self.next()) is not grpc.aio.EOF:
             yield message
+
+
+def _unrecorded(traceparent: str) -> str:
+    """The caller's span, or a new one, where this process records none: ids are passed on all the same."""
+    if parse_traceparent(traceparent) is not None:
+        return traceparent
+    return f"00-{getrandbits(128) or 1:032x}-{getrandbits(64) or 1:016x}-00"
 
 
 def _pair(name: bytes, value: bytes) -> tuple[str, str | bytes]:
