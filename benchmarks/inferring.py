@@ -37,7 +37,7 @@ from treadle.rpc.tensors import encode_inputs
 from treadle.v1 import registry_pb2, types_pb2
 
 FEATURES = 30
-MODELS = ("lr", "rf", "sklearn-lr")
+MODELS = ("lr", "rf", "sklearn-lr", "sklearn-rf")
 
 
 def data() -> tuple[Any, Any]:
@@ -53,12 +53,12 @@ def package(kind: str, folder: Path) -> None:
     from sklearn.linear_model import LogisticRegression
 
     rows, labels = data()
-    made = RandomForestClassifier(100, random_state=0) if kind == "rf" else LogisticRegression()
+    made = RandomForestClassifier(100, random_state=0) if kind.endswith("rf") else LogisticRegression()
     model = made.fit(rows, labels)
     if kind.startswith("sklearn"):
         save_model(model, folder, {"features": rows[:8].astype(np.float64)})
         return
-    from skl2onnx import to_onnx  # type: ignore[import-untyped]
+    from skl2onnx import to_onnx
 
     save_model(to_onnx(model, rows[:1], options={"zipmap": False}), folder, {"X": rows[:8]})
 

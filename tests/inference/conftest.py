@@ -200,7 +200,7 @@ def serve(tmp_path: Path, plugins: Plugins) -> Callable[..., AbstractAsyncContex
         async with (
             running(
                 opener,
-                Settings(**settings),
+                Settings(**{"linger_seconds": 0.0, **settings}),
                 home=tmp_path / "inference",
                 peers={"registry": registry},
                 telemetry=telemetry,

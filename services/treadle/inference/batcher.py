@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 
 from treadle.inference.batch import Answer, Batch, Job, Raws, bucket_of, cut, gathered, joined
 from treadle.inference.pace import Pace
@@ -30,6 +31,9 @@ from treadle.rpc.tasks import notify
 Predict = Callable[[Tensors, int], Tensors]
 """Outputs for the inputs and their number of rows; checked: N rows each. Raises BackendFault if the model broke."""
 
+_MOST_TARGETS = 2
+"""What waits may take so many times the target: a bound until the adaptive limit, which looks back, is in its place."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -38,7 +42,7 @@ class Limits:
     max_rows: int = 1024
     """Rows in one batch."""
     queue_rows: int = 16_384
-    """Rows that may be here. One request alone may be larger."""
+    """Rows that may be here; the request that reaches that may go past it."""
     predict_seconds: float = 30.0
     """A batch that takes longer means that the model hangs."""
     target_seconds: float = 0.25
@@ -91,6 +95,8 @@ class Batcher:
         self._refusal = ""
         self._waiting: deque[Job] = deque()
         self._waiting_rows = 0
+        self._room = inf
+        """Rows that may wait, by the time that they take."""
         self._taken: Sequence[Job] = ()
         """Jobs of the batch that runs."""
         self._running: Batch | None = None
@@ -105,7 +111,7 @@ class Batcher:
         """Rows in the queue, not counting those being computed."""
         return self._waiting_rows
 
-    def admit(self, rows: int, deadline: float | None) -> None:
+    def admit(self, deadline: float | None) -> None:
         """Refuses what has no chance, before anything is spent on it.
 
         Unavailable: the model is going away, or hangs. Overloaded: too much is here already, or what is here takes
@@ -114,8 +120,10 @@ class Batcher:
         if self._refusal:
             raise Unavailable(self._refusal)
         limit = self._limit
-        if limit.used >= limit.limit or (self._waiting_rows and self._waiting_rows + rows > self._limits.queue_rows):
+        if limit.used >= limit.limit:
             raise limit.refusal()
+        if self._waiting_rows and self._waiting_rows >= self._room:
+            raise self._full()
         if deadline is not None:
             self._in_time(deadline)
 
@@ -126,7 +134,7 @@ class Batcher:
 
         Raises what `admit` and `outcome` do.
         """
-        self.admit(rows, deadline)
+        self.admit(deadline)
         bucket, size = bucket_of(inputs), self._limits.max_rows
         if rows <= size:
             return await self.outcome(self.enqueue(inputs, rows, bucket, deadline, context))
@@ -176,18 +184,31 @@ class Batcher:
         now = self._clock()
         if deadline <= now:
             raise DeadlineExceeded("the deadline passed before the request was computed")
-        running = self._running
-        if running is None:
-            return
-        # The rest of what runs, and the batches that wait. What the request itself takes is not counted: in doubt it
-        # is let in, and dropped if its time comes too late.
-        left = max(0.0, running.started_at + self._pace.seconds - now)
-        wait = left + self._waiting_rows // self._limits.max_rows * self._pace.seconds
+        wait = self._expected_wait(now)
         if now + wait > deadline:
             raise Overloaded(
                 f"model {self._name} would begin with this in {wait:.3g} s, after its deadline; retry later",
                 retry_after_seconds=wait,
             )
+
+    def _full(self) -> Overloaded:
+        wait = self._expected_wait(self._clock())
+        return Overloaded(
+            f"model {self._name} has {self._waiting_rows} rows waiting, for about {wait:.3g} s; retry later",
+            retry_after_seconds=max(wait - self._limit.target_seconds, 0.001),
+        )
+
+    def _expected_wait(self, now: float) -> float:
+        """Of a request that comes now: the rest of what runs, and the full batches that wait.
+
+        What it takes itself, and those that share its batch, is not counted: in doubt it is let in, and dropped if its
+        time comes too late.
+        """
+        running, most = self._running, self._limits.max_rows
+        if running is None:
+            return 0.0
+        left = running.started_at + self._pace.seconds(running.rows, most) - now
+        return max(0.0, left) + self._pace.seconds(self._waiting_rows // most * most, most)
 
     def _forget(self, jobs: Sequence[Job]) -> None:
         """Takes requests whose caller has gone out of the queue, so that they hold no place in it."""
@@ -305,6 +326,7 @@ class Batcher:
             self._limit.abandon(batch.rows)
             return
         self._limit.leave(batch.rows, time_here / batch.rows)
+        self._room = self._pace.rows_within(_MOST_TARGETS * self._limit.target_seconds, self._limits.max_rows)
         # The callers, whom the futures have woken, come first.
         self._loop.call_soon(self._watching.answered, batch, now)
 

@@ -50,7 +50,7 @@ class Inferring:
         if request.parameters:
             refuse_unknown(request.parameters, _REQUEST_PARAMETERS, "the request")
             deadline = _sooner(deadline, request)
-        batcher.admit(1, deadline)
+        batcher.admit(deadline)
         selection = wire.selection(request.outputs)
         sampled = _sampled()
         known = wire.known(request)

@@ -1,12 +1,15 @@
 """Which model versions are here, and in what state.
 
-    (needed) → LOADING → READY → UNLOADING → (gone)
+    (needed) → LOADING → READY → (lingers) → UNLOADING → (gone)
                   ↓  ↑      ↓
                UNAVAILABLE (with the reason)
 
 A version is needed while a deployment asks for it or somebody has pinned it. One that could not be loaded for a reason
 that may pass (the registry cannot be reached, the disk is full) is tried again; one that hangs stays UNAVAILABLE until
 it is loaded anew.
+
+A version that deployments let go of lingers: it stays READY until the versions of its model that took its place are
+READY, and some seconds more, for callers learn of the change at moments of their own. So a swap fails no request.
 """
 
 import asyncio
@@ -67,6 +70,8 @@ class Entry:
     """Once it is known; its files may lie on disk from then on."""
     served: Served | None = None
     task: "asyncio.Task[None] | None" = None
+    lingering: "asyncio.Task[None] | None" = None
+    """Until it is let go of in the end."""
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once the first attempt to load has ended."""
 
@@ -89,6 +94,7 @@ class Tools:
     limits: Limits
     log: FilteringBoundLogger
     parallel_loads: int = 2
+    linger_seconds: float = 10.0
 
 
 class Repository:
@@ -105,6 +111,8 @@ class Repository:
         self._tasks: set[asyncio.Task[None]] = set()
         self._loads = asyncio.Semaphore(tools.parallel_loads)
         self._closing = False
+        self._turned = asyncio.Event()
+        """Set, and replaced, whenever a version changes its state."""
 
     @property
     def entries(self) -> list[Entry]:
@@ -122,7 +130,7 @@ class Repository:
         return self._desired
 
     def set_desired(self, keys: Iterable[ModelKey]) -> None:
-        """Makes these the versions that deployments ask for: loads what is new, unloads what nobody needs."""
+        """Makes these the versions that deployments ask for: loads what is new, later unloads what nobody needs."""
         self._desired = frozenset(keys)
         self._found.clear()
         self._reconcile()
@@ -133,8 +141,12 @@ class Repository:
         self._reconcile()
 
     def unpin(self, keys: Iterable[ModelKey]) -> None:
-        """Lets go of these; versions that deployments ask for stay."""
-        self._pinned -= frozenset(keys)
+        """Unloads these at once; versions that deployments ask for stay."""
+        keys = frozenset(keys)
+        self._pinned -= keys
+        for key in keys - self._desired:
+            if key in self._entries:
+                self._unload(self._entries[key])
         self._reconcile()
 
     async def loaded(self, key: ModelKey) -> None:
@@ -194,16 +206,35 @@ class Repository:
                 entry = self._entries[key] = Entry(key)
                 entry.task = self._start(self._load(entry))
         for entry in self.entries:
-            if entry.key not in needed:
+            if entry.key in needed:
+                _cancel(entry.lingering)
+                entry.lingering = None
+            elif entry.state is not State.READY:
                 self._unload(entry)
+            elif entry.lingering is None:
+                entry.lingering = self._start(self._linger(entry))
+
+    async def _linger(self, entry: Entry) -> None:
+        while any(self._awaited(key, entry.key.name) for key in self._desired):
+            await self._turned.wait()
+        await self._sleep(self._tools.linger_seconds)
+        self._unload(entry)
+
+    def _awaited(self, key: ModelKey, name: str) -> bool:
+        entry = self._entries.get(key)
+        return key.name == name and (entry is None or entry.state is not State.READY)
 
     def _turn(self, entry: Entry, state: State) -> None:
         entry.state = state
         self._found.clear()
+        self._turned.set()
+        self._turned = asyncio.Event()
 
     def _unload(self, entry: Entry) -> None:
         if entry.state is not State.UNLOADING:
             loading = entry.task
+            if entry.lingering is not asyncio.current_task():
+                _cancel(entry.lingering)
             self._turn(entry, State.UNLOADING)
             entry.task = self._start(self._leave(entry, loading))
 
@@ -310,6 +341,11 @@ class Repository:
         ready = [e.key for e in self._entries.values() if e.state is State.READY and e.key.name == key.name]
         await self._tools.announce(f"model/{key}", key in ready)
         await self._tools.announce(f"model/{key.name}", bool(ready))
+
+
+def _cancel(task: "asyncio.Task[None] | None") -> None:
+    if task is not None:
+        task.cancel()
 
 
 def _key(name: str, version: str) -> ModelKey:

@@ -54,6 +54,9 @@ class Settings:
     target_seconds: float = 0.25
     """Where requests take longer than that from door to door, and than eight times a lone one, fewer are let in at a
     time; the others are refused with RESOURCE_EXHAUSTED."""
+    linger_seconds: float = 10.0
+    """How long a version that deployments let go of stays once those in its place are READY: until every gateway has
+    heard of the change."""
     parallel_loads: int = 2
     """Versions that are loaded at the same time."""
     sample_tolerance: float = SAMPLE_TOLERANCE
@@ -67,6 +70,8 @@ class Settings:
         for name in _OVER_ZERO:
             if not getattr(self, name) > 0:  # so written because NaN is not over 0 either
                 raise FailedPrecondition(f"TREADLE_INFERENCE_{name.upper()} must be over 0")
+        if not self.linger_seconds >= 0:
+            raise FailedPrecondition("TREADLE_INFERENCE_LINGER_SECONDS must be 0 or more")
         if self.threads_per_model < 0:
             raise FailedPrecondition("TREADLE_INFERENCE_THREADS_PER_MODEL must be 1 or more, or 0 to measure")
 
@@ -119,5 +124,6 @@ def _repository(settings: Settings, runtime: Runtime, plugins: Plugins, catalogu
         ),
         log=telemetry.log,
         parallel_loads=settings.parallel_loads,
+        linger_seconds=settings.linger_seconds,
     )
     return Repository(tools)
