@@ -34,9 +34,9 @@ from treadle.features.servicer import FeatureServicer
 from treadle.gateway.admission import Admission, Limits
 from treadle.gateway.chain import Chain
 from treadle.gateway.coalesced import CoalescedFeatures, CoalescedInference
-from treadle.gateway.lane import CoalesceLimits
 from treadle.gateway.hops import FeatureLookup, Inference
 from treadle.gateway.ids import PredictionIds
+from treadle.gateway.lane import CoalesceLimits
 from treadle.gateway.meters import GatewayMeters
 from treadle.gateway.policies import Deployment, FeatureNeeds, Ref, ServedVersion, Share, Snapshot
 from treadle.gateway.recorder import Recorder

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from treadle.features.servicer import _encode_into
+from treadle.features.servicer import encoded_feature
 from treadle.features.values import Feature
 from treadle.rpc.columns import Column, decode
 from treadle.v1 import types_pb2
@@ -21,9 +21,8 @@ rows = st.shared(st.integers(1, 40), key="rows")
     rows.flatmap(lambda n: hnp.arrays(np.float64, n)),
 )
 def test_statuses_and_ages_travel_exactly(statuses: np.ndarray, ages: np.ndarray) -> None:
-    message = types_pb2.FeatureColumn()
-    _encode_into(message, Feature(Column.of("a", np.arange(len(ages)) / 2), statuses, ages))
-    again = types_pb2.FeatureColumn.FromString(message.SerializeToString())
+    feature = Feature(Column.of("a", np.arange(len(ages)) / 2), statuses, ages)
+    again = types_pb2.FeatureColumn.FromString(encoded_feature(feature))
     assert list(again.statuses) == statuses.tolist()
     assert np.array(again.ages_seconds).tobytes() == ages.tobytes()
     assert decode(again.column).values.tolist() == (np.arange(len(ages)) / 2).tolist()
@@ -31,10 +30,10 @@ def test_statuses_and_ages_travel_exactly(statuses: np.ndarray, ages: np.ndarray
 
 @pytest.mark.parametrize("count", [0, 127, 128, 20_000])
 def test_any_number_of_rows(count: int) -> None:
-    message = types_pb2.FeatureColumn()
     # Every second value, as a view of a wider array gives it.
     wide = np.full((count, 2), [1, 4], np.uint8)
     ages = np.full((count, 2), [math.pi, 0.0])
-    _encode_into(message, Feature(Column.of("a", np.zeros(count)), wide[:, 1], ages[:, 0]))
+    feature = Feature(Column.of("a", np.zeros(count)), wide[:, 1], ages[:, 0])
+    message = types_pb2.FeatureColumn.FromString(encoded_feature(feature))
     assert list(message.statuses) == [4] * count
     assert list(message.ages_seconds) == [math.pi] * count

@@ -11,8 +11,9 @@ from treadle.features.catalog import Catalog
 from treadle.features.observe import FeatureMeters
 from treadle.features.online import OnlineFeatures
 from treadle.features.values import Feature
-from treadle.rpc.columns import decode_all, encode
+from treadle.rpc.columns import decode_all, encoded
 from treadle.rpc.context import remaining
+from treadle.rpc.wire import field
 from treadle.v1 import features_pb2 as pb
 from treadle.v1 import features_pb2_grpc, types_pb2
 
@@ -77,10 +78,9 @@ class FeatureServicer(features_pb2_grpc.FeatureServiceServicer):
             remaining_seconds=remaining(),
         )
         self._meters.looked_up(request.feature_service, features)
-        answer = pb.GetOnlineFeaturesResponse()
-        for each in features:
-            _encode_into(answer.features.add(), each)
-        return answer
+        return pb.GetOnlineFeaturesResponse.FromString(
+            b"".join([field(_FEATURES, encoded_feature(each)) for each in features])
+        )
 
     async def Push(self, request_iterator: AsyncIterator[pb.PushRequest], context: Any) -> pb.PushResponse:
         """Messages in order, each whole; the answer comes when all are on disk, also those before a bad one."""
@@ -103,32 +103,18 @@ class FeatureServicer(features_pb2_grpc.FeatureServiceServicer):
         return pb.GetFreshnessResponse(views=[pb.ViewFreshness(**vars(each)) for each in found])
 
 
-def _encode_into(message: types_pb2.FeatureColumn, feature: Feature) -> None:
-    """Fills a message of an answer.
+def encoded_feature(feature: Feature) -> bytes:
+    """The `FeatureColumn` of a feature, as bytes.
 
-    `statuses` and `ages_seconds` are given as bytes: packed, they are on the wire what numpy holds (a status takes
-    one byte, an age eight), and number by number they would cost eight times as long.
+    Packed, `statuses` and `ages_seconds` are on the wire what numpy holds (a status takes one byte, an age eight);
+    number by number they would cost eight times as long.
     """
-    statuses = feature.statuses.astype(np.uint8, copy=False).tobytes()
-    ages = feature.ages.astype("<f8", copy=False).tobytes()
-    message.MergeFromString(b"".join((_STATUSES, _varint(len(statuses)), statuses, _AGES, _varint(len(ages)), ages)))
-    message.column.CopyFrom(encode(feature.column))
+    statuses = field(_STATUSES, feature.statuses.astype(np.uint8, copy=False).tobytes())
+    ages = field(_AGES, feature.ages.astype("<f8", copy=False).tobytes())
+    return field(_COLUMN, encoded(feature.column)) + statuses + ages
 
 
-def _tag(field: int) -> bytes:
-    """What stands before a packed field on the wire."""
-    return bytes([field << 3 | 2])
-
-
-_STATUSES = _tag(types_pb2.FeatureColumn.STATUSES_FIELD_NUMBER)
-_AGES = _tag(types_pb2.FeatureColumn.AGES_SECONDS_FIELD_NUMBER)
-
-
-def _varint(number: int) -> bytes:
-    """A length as protobuf writes it: seven bits a byte, the lowest first."""
-    parts = bytearray()
-    while number > 0x7F:
-        parts.append(number & 0x7F | 0x80)
-        number >>= 7
-    parts.append(number)
-    return bytes(parts)
+_FEATURES = pb.GetOnlineFeaturesResponse.FEATURES_FIELD_NUMBER
+_COLUMN = types_pb2.FeatureColumn.COLUMN_FIELD_NUMBER
+_STATUSES = types_pb2.FeatureColumn.STATUSES_FIELD_NUMBER
+_AGES = types_pb2.FeatureColumn.AGES_SECONDS_FIELD_NUMBER

@@ -5,6 +5,7 @@ Cores of services work on `Column`; servicers decode it from and encode it to `t
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from types import MappingProxyType
 from typing import Any, Self
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from treadle.rpc.errors import InvalidInput
+from treadle.rpc.wire import field
 from treadle.v1 import types_pb2
 
 Array = NDArray[Any]
@@ -44,6 +46,7 @@ _FROM_PROTO: dict[int, str] = {
 }
 _TO_PROTO = {name.removeprefix(_PREFIX): number for name, number in types_pb2.DataType.items() if number}
 
+_OBJECTS = frozenset({"STRING", "BYTES"})
 _INTEGERS = frozenset({"INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64", "TIMESTAMP"})
 KINDS: Mapping[str, tuple[str, frozenset[str]]] = MappingProxyType(
     {
@@ -172,21 +175,26 @@ def _object_name(array: Array, name: str) -> str:
 
 def decode(pb: types_pb2.Column, where: str = "column") -> Column:
     """A column off the wire; InvalidInput names `where` and what is wrong. Raw values are not copied."""
-    if not pb.name:
-        raise InvalidInput.at(where, "has no name")
-    where = f"{where}[{pb.name}]"
+    name = pb.name
     kind = pb.WhichOneof("values")
+    if not name:
+        raise InvalidInput.at(where, "has no name")
+    where = f"{where}[{name}]"
     if kind is None:
         raise InvalidInput.at(where, "has no values; set one of bools, int64s, uint64s, doubles, strings, blobs, raw")
-    row_shape = tuple(pb.row_shape)
+    values, dtype = _raw(pb, where) if kind == "raw" else _typed(pb, kind, where)
+    if pb.row_shape:
+        values = _shaped(values, tuple(pb.row_shape), where)
+    return Column(name, dtype, values, _nulls(pb, len(values), where) if pb.null_rows else None)
+
+
+def _shaped(flat: Array, row_shape: tuple[int, ...], where: str) -> Array:
     if any(size <= 0 for size in row_shape):
         raise InvalidInput.at(where, f"row_shape {list(row_shape)} must hold sizes over 0")
-    flat, dtype = _raw(pb, where) if kind == "raw" else _typed(pb, kind, where)
     per_row = prod(row_shape)
     if len(flat) % per_row:
         raise InvalidInput.at(where, f"{len(flat)} values do not fill rows of {per_row}")
-    values = flat.reshape(-1, *row_shape)
-    return Column(pb.name, dtype, values, _nulls(pb, len(values), where))
+    return flat.reshape(-1, *row_shape)
 
 
 def _raw(pb: types_pb2.Column, where: str) -> tuple[Array, str]:
@@ -208,17 +216,20 @@ def _typed(pb: types_pb2.Column, kind: str, where: str) -> tuple[Array, str]:
     if dtype not in allowed:
         raise InvalidInput.at(where, f"{kind} cannot hold {dtype}; use one of {', '.join(sorted(allowed))}")
     items = getattr(pb, kind).values
-    wanted = numpy_dtype(dtype)
-    if kind in {"strings", "blobs"}:
+    if default in _OBJECTS:
         array = np.empty(len(items), dtype=object)
         array[:] = items
         return array, dtype
     # `np.array` would ask the container many things before it reads it.
-    wide: Array = np.fromiter(items, numpy_dtype(default), len(items))
-    if dtype == default:
-        return wide, dtype
+    wide: Array = np.fromiter(items, NUMPY[default], len(items))
+    return (wide, dtype) if dtype == default else (_narrowed(wide, dtype, where), dtype)
+
+
+def _narrowed(wide: Array, dtype: str, where: str) -> Array:
+    """The values in a type of fewer bits, or as moments; InvalidInput where one does not fit."""
+    wanted = numpy_dtype(dtype)
     if dtype == "TIMESTAMP":
-        return wide.astype(np.int64).view(wanted), dtype
+        return wide.astype(np.int64).view(wanted)
     if wanted.kind in "iu" and wide.size:
         limits = np.iinfo(wanted)
         if int(wide.min()) < limits.min or int(wide.max()) > limits.max:
@@ -227,12 +238,10 @@ def _typed(pb: types_pb2.Column, kind: str, where: str) -> tuple[Array, str]:
         narrow = wide.astype(wanted)
     if wanted.kind == "f" and not np.array_equal(np.isinf(narrow), np.isinf(wide)):
         raise InvalidInput.at(where, f"a value is outside the range of {dtype}")
-    return narrow, dtype
+    return narrow
 
 
-def _nulls(pb: types_pb2.Column, rows: int, where: str) -> NDArray[np.bool_] | None:
-    if not pb.null_rows:
-        return None
+def _nulls(pb: types_pb2.Column, rows: int, where: str) -> NDArray[np.bool_]:
     positions = np.fromiter(pb.null_rows, np.int64, len(pb.null_rows))
     if positions[-1] >= rows or (positions[1:] <= positions[:-1]).any():
         raise InvalidInput.at(where, f"null_rows must be ascending positions under {rows}")
@@ -246,56 +255,67 @@ def decode_all(pbs: Iterable[types_pb2.Column], where: str = "columns", rows: in
     table: dict[str, Column] = {}
     for pb in pbs:
         column = decode(pb, where)
-        if column.name in table:
-            raise InvalidInput.at(f"{where}[{column.name}]", "is there twice")
-        rows = column.rows if rows is None else rows
-        if column.rows != rows:
-            raise InvalidInput.at(f"{where}[{column.name}]", f"has {column.rows} rows where the others have {rows}")
-        table[column.name] = column
+        name, count = column.name, len(column.values)
+        if name in table:
+            raise InvalidInput.at(f"{where}[{name}]", "is there twice")
+        rows = count if rows is None else rows
+        if count != rows:
+            raise InvalidInput.at(f"{where}[{name}]", f"has {count} rows where the others have {rows}")
+        table[name] = column
     return table
 
 
 def encode(column: Column) -> types_pb2.Column:
     """The wire form: one or two dozen numbers as typed values, which people can read; more as raw bytes."""
-    pb = types_pb2.Column(name=column.name, dtype=to_proto(column.dtype), row_shape=column.row_shape)
+    pb = types_pb2.Column(name=column.name, dtype=to_proto(column.dtype))
+    values = column.values
+    if values.ndim > 1:
+        pb.row_shape.extend(values.shape[1:])
     if column.nulls is not None:
         pb.null_rows.extend(np.flatnonzero(column.nulls).tolist())
-    _fill(pb, column)
+    if column.dtype in _OBJECTS or 0 < values.size <= _TYPED_AT_MOST:
+        kind = getattr(pb, _KINDS.get(column.dtype) or _KIND_OF_NUMBERS[values.dtype.kind])
+        kind.SetInParent()  # of no rows, the kind alone says that there are none
+        kind.values.extend(_items(column))
+    else:
+        pb.raw = np.ascontiguousarray(values, NUMPY[column.dtype]).tobytes()
     return pb
 
 
-def _fill(pb: types_pb2.Column, column: Column) -> None:
-    values = column.values.ravel()
-    if column.dtype == "STRING":
-        pb.strings.values.extend(_without_nulls(column, ""))
-    elif column.dtype == "BYTES":
-        pb.blobs.values.extend(_without_nulls(column, b""))
-    elif values.size > _TYPED_AT_MOST:
-        pb.raw = np.ascontiguousarray(values, numpy_dtype(column.dtype)).tobytes()
-    elif column.dtype == "BOOL":
-        pb.bools.values.extend(values.tolist())
-    elif column.dtype == "TIMESTAMP":
-        pb.int64s.values.extend(values.astype("datetime64[us]").view(np.int64).tolist())
-    elif values.dtype.kind == "f":
-        pb.doubles.values.extend(values.tolist())
-    elif values.dtype.kind == "u":
-        pb.uint64s.values.extend(values.tolist())
-    else:
-        pb.int64s.values.extend(values.tolist())
-    if pb.WhichOneof("values") is None:  # no rows: the kind alone says that there are none
-        pb.raw = b""
+def _items(column: Column) -> Sequence[Any]:
+    """All values, flat, as Python's own."""
+    values = column.values
+    if column.dtype == "TIMESTAMP":
+        values = values.astype("datetime64[us]").view(np.int64)
+    elif column.dtype in _OBJECTS and column.nulls is not None:
+        # What null rows hold may be of any type.
+        values = values.copy()
+        values[column.nulls] = "" if column.dtype == "STRING" else b""
+    return values.ravel().tolist()
 
 
+_KINDS = {"STRING": "strings", "BYTES": "blobs", "BOOL": "bools", "TIMESTAMP": "int64s"}
+_KIND_OF_NUMBERS = {"f": "doubles", "u": "uint64s", "i": "int64s"}
 _TYPED_AT_MOST = 24
 
 
-def _without_nulls(column: Column, filler: str | bytes) -> Sequence[Any]:
-    """All values, flat; those of null rows, which may be of any type, as the filler."""
+def encoded(column: Column) -> bytes:
+    """The message of `encode` as bytes; for floats without nulls, without making it."""
     values = column.values
-    if column.nulls is not None:
-        values = values.copy()
-        values[column.nulls] = filler
-    return values.ravel().tolist()
+    if column.nulls is not None or values.dtype.kind != "f" or values.ndim > 1 or not values.size:
+        return encode(column).SerializeToString()
+    if values.size > _TYPED_AT_MOST:
+        return _head(column.name, column.dtype) + field(_RAW, np.ascontiguousarray(values).tobytes())
+    # Packed doubles are on the wire what numpy holds.
+    return _head(column.name, column.dtype) + field(_DOUBLES, field(1, values.astype("<f8").tobytes()))
+
+
+_RAW, _DOUBLES = types_pb2.Column.RAW_FIELD_NUMBER, types_pb2.Column.DOUBLES_FIELD_NUMBER
+
+
+@lru_cache(maxsize=4096)
+def _head(name: str, dtype: str) -> bytes:
+    return types_pb2.Column(name=name, dtype=to_proto(dtype)).SerializeToString()
 
 
 def encode_all(columns: Iterable[Column]) -> list[types_pb2.Column]:

@@ -8,6 +8,10 @@ def tag(number: int) -> bytes:
 
 def varint(number: int) -> bytes:
     """A whole number ≥ 0: seven bits a byte, the lowest first."""
+    return _SHORT[number] if number < len(_SHORT) else _varint(number)
+
+
+def _varint(number: int) -> bytes:
     parts = bytearray()
     while number > 0x7F:
         parts.append(number & 0x7F | 0x80)
@@ -19,3 +23,6 @@ def varint(number: int) -> bytes:
 def field(number: int, payload: bytes) -> bytes:
     """A whole field that has a length."""
     return tag(number) + varint(len(payload)) + payload
+
+
+_SHORT = [_varint(number) for number in range(1024)]
