@@ -104,6 +104,15 @@ FILES = [
     ([file("a", size_bytes=-1)], "manifest.files[0].size_bytes"),
 ]
 
+KEPT: dict[str, Any] = {"backend": "onnx", "folder": "compiled", "relative_tolerance": 1e-5, "absolute_tolerance": 1e-6}
+COMPILED = [
+    *(({"folder": path}, "manifest.compiled.folder") for path in ["/a", "../up", "a//b", "elsewhere", "comp"]),
+    ({"folder": "compiled/model.onnx"}, "manifest.compiled.folder"),
+    ({"backend": ""}, "manifest.compiled.backend"),
+    ({"relative_tolerance": -1.0}, "manifest.compiled.relative_tolerance"),
+    ({"absolute_tolerance": float("nan")}, "manifest.compiled.absolute_tolerance"),
+]
+
 OTHERS: list[tuple[dict[str, Any], str]] = [
     ({"backend": ""}, "manifest.backend"),
     ({"backend": "../sklearn"}, "manifest.backend"),
@@ -118,6 +127,10 @@ OTHERS: list[tuple[dict[str, Any], str]] = [
         *(({"signature": broken}, field) for broken, field in TENSORS),
         *(({"signature": GOOD} | changes, field) for changes, field in SAMPLES),
         *(({"files": files}, field) for files, field in FILES),
+        *(
+            ({"compiled": pb.Compiled(**(KEPT | changes)), "files": [file("compiled/model.onnx")]}, field)
+            for changes, field in COMPILED
+        ),
         *OTHERS,
     ],
 )
@@ -138,6 +151,15 @@ async def test_everything_wrong_is_told_at_once(registry: "Registry") -> None:
         "manifest.files[0].path",
         "manifest.files[1].size_bytes",
     ]
+
+
+async def test_a_compiled_form_and_the_reason_for_none_are_kept(registry: "Registry") -> None:
+    sent = await registry.upload(b"model")
+    files = [file("compiled/model.onnx", sha256=sent.sha256, size_bytes=sent.size_bytes)]
+    kept = await registry.make_version(compiled=pb.Compiled(**KEPT), files=files)
+    assert kept.manifest.compiled == pb.Compiled(**KEPT)
+    none = await registry.make_version(compiled=pb.Compiled(reason="it is not faster"))
+    assert none.manifest.compiled.reason == "it is not faster"
 
 
 async def test_samples_that_fit_are_kept(registry: "Registry") -> None:

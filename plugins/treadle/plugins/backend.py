@@ -88,12 +88,12 @@ class ModelBackend(ABC):
         """Options that `save_model` adds to the manifest for this model."""
         return {}
 
-    def to_onnx(self, model: Any, sample: Tensors, signature: Signature) -> bytes:
-        """`model` as an ONNX model that has the inputs and outputs of `signature`: names, dtypes, shapes.
+    def to_onnx(self, model: Any, sample: Tensors, source: ModelSource) -> bytes:
+        """`model` as an ONNX model with the inputs and outputs of `source.signature`: their names, dtypes, shapes.
 
-        `sample` holds real inputs, one row or more. `save_model` asks for it and keeps it beside the original, to serve
-        in its place, only where it answers alike and faster. Must leave `model` as it is. Raises NotCompiled, with the
-        reason, where there is no such form.
+        `sample` holds real inputs, one row or more; `source` is what `load` would get. `save_model` asks for this form
+        and keeps it beside the original, to serve in its place, only where it answers alike and faster. Must leave
+        `model` as it is. Raises NotCompiled, with the reason, where there is no such form.
         """
         raise NotCompiled(f"models of backend {self.name!r} have no ONNX form")
 

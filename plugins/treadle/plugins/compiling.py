@@ -7,10 +7,10 @@ Alike: on the sample and on random rows within its ranges, floats within the tol
 import shutil
 import time
 import warnings
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,15 +22,16 @@ from treadle.plugins.errors import BackendFault, NotCompiled
 from treadle.plugins.manager import Plugins
 from treadle.plugins.probing import Threshold, probes
 from treadle.plugins.tensors import Array, Tensors
-from treadle.plugins.timing import Clock, side_by_side
+from treadle.plugins.timing import side_by_side
 from treadle.rpc.errors import InvalidInput, NotFound, TreadleError
 from treadle.v1 import registry_pb2
 
 FOLDER = "compiled"
 """Where its files lie in a model folder."""
 BACKEND = "onnx"
-TOLERANCE = 1e-5
-"""Relative; and absolute, for outputs of a size of 1 or more: for smaller ones it shrinks with them."""
+RELATIVE = 1e-5
+OF_LARGEST = 1e-6
+"""The absolute tolerance, as a share of the largest output of the sample: what FP32 keeps where terms cancel out."""
 BATCH_ROWS = 64
 FASTER = 1.2
 """How many times as fast one row must be; a batch must not be slower than by this."""
@@ -38,12 +39,20 @@ _TIMING_SECONDS = 0.15
 _SEED = 7
 
 
+Measure = Callable[[Sequence[Callable[[], object]]], Sequence[float]]
+"""Seconds that each of several calls takes."""
+
+
+def _measured(calls: Sequence[Callable[[], object]]) -> Sequence[float]:
+    return side_by_side(calls, time.perf_counter, seconds=_TIMING_SECONDS)
+
+
 @dataclass(frozen=True, slots=True)
 class Compiler:
     """Compiles what one backend has stored in a folder."""
 
     plugins: Plugins
-    clock: Clock = time.perf_counter
+    measure: Measure = _measured
 
     def compile(self, model: Any, backend: ModelBackend, source: ModelSource, sample: Sample) -> registry_pb2.Compiled:
         """Adds the compiled form to the folder; where it cannot or should not be kept, answers with the reason only.
@@ -51,6 +60,8 @@ class Compiler:
         Never raises for what lies with the model or a converter: the original is there to serve.
         """
         folder = source.folder / FOLDER
+        if folder.exists():
+            return registry_pb2.Compiled(reason=f"its own files use the name {FOLDER!r}")
         found = registry_pb2.Compiled()
         try:
             with warnings.catch_warnings():
@@ -73,16 +84,13 @@ class Compiler:
         found: registry_pb2.Compiled,
     ) -> None:
         runner = self._runner()
-        data = backend.to_onnx(model, sample.inputs, source.signature)
-        folder = source.folder / FOLDER
-        if folder.exists():
-            raise NotCompiled(f"its own files use the name {FOLDER!r}")
+        data = backend.to_onnx(model, sample.inputs, source)
         tolerance = tolerance_for(sample.outputs)
         found.relative_tolerance, found.absolute_tolerance = tolerance.relative, tolerance.absolute
         rng = np.random.default_rng(_SEED)
         sets = [("the sample", sample.inputs), *probes(source.signature, sample.inputs, thresholds(data), rng)]
         with (
-            closing(_open(runner, data, folder, source, sample, tolerance)) as compiled,
+            closing(_open(runner, data, source, sample, tolerance)) as compiled,
             closing(CheckedModel.load(backend, source)) as original,
         ):
             for what, rows in sets:
@@ -103,7 +111,7 @@ class Compiler:
         for rows in (1, BATCH_ROWS):
             inputs = repeated(sample, rows)
             calls = [partial(model.predict, inputs, rows) for model in (original, compiled)]
-            before, after = side_by_side(calls, self.clock, seconds=_TIMING_SECONDS)
+            before, after = self.measure(calls)
             found.speeds.add(rows=rows, original_micros=before * 1e6, compiled_micros=after * 1e6)
         one, batch = found.speeds
         if one.original_micros < FASTER * one.compiled_micros or batch.original_micros * FASTER < batch.compiled_micros:
@@ -126,7 +134,7 @@ def speed(measured: registry_pb2.Speed) -> str:
 def tolerance_for(outputs: Tensors) -> Tolerance:
     """The tolerance for a model that answers like this."""
     sizes = [float(np.nanmax(np.abs(a), initial=0.0)) for a in outputs.values() if a.dtype.kind == "f"]
-    return Tolerance(TOLERANCE, TOLERANCE * min(1.0, *sizes) if sizes else TOLERANCE)
+    return Tolerance(RELATIVE, OF_LARGEST * min(sizes, default=1.0))
 
 
 def repeated(sample: Tensors, rows: int) -> dict[str, Array]:
@@ -151,10 +159,9 @@ def thresholds(data: bytes) -> list[Threshold]:
     return list(found)
 
 
-def _open(
-    runner: ModelBackend, data: bytes, folder: Path, source: ModelSource, sample: Sample, tolerance: Tolerance
-) -> CheckedModel:
+def _open(runner: ModelBackend, data: bytes, source: ModelSource, sample: Sample, tolerance: Tolerance) -> CheckedModel:
     """Stores the compiled form and loads it back; it must answer the sample."""
+    folder = source.folder / FOLDER
     folder.mkdir()
     runner.save(data, folder, sample.inputs)
     try:

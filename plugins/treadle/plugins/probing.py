@@ -72,7 +72,7 @@ def _holed(array: Array, rng: np.random.Generator) -> Array:
 def _at_thresholds(sample: Tensors, thresholds: Sequence[Threshold], rng: np.random.Generator) -> Tensors:
     """Rows of which one value lies at a threshold, or a rounding away from it."""
     rows = {name: _mixed(array, rng) for name, array in sample.items()}
-    places = [(name, i) for name, array in rows.items() for i in range(array[0].size)]
+    places = [(name, i) for name, array in rows.items() for i in range(array.size // len(array))]
     for row, threshold in enumerate(thresholds):
         if threshold.column < len(places):
             name, column = places[threshold.column]

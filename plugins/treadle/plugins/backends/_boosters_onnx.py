@@ -11,7 +11,7 @@ from treadle.plugins.backends._forest import Forest, Tree
 from treadle.plugins.backends._graph import Graph
 from treadle.plugins.backends._scores import against_zero, classified, predicted
 from treadle.plugins.errors import NotCompiled
-from treadle.plugins.tensors import Array, Signature
+from treadle.plugins.tensors import Array
 
 # How a sum of trees becomes a prediction, where it does not stay as it is.
 _XGBOOST_LINKS: Mapping[str, str] = {
@@ -46,33 +46,28 @@ _ZERO = float(np.float32(1e-35))
 """Up to here, LightGBM takes a value for 0."""
 
 
-def xgboost_to_onnx(booster: Any, signature: Signature) -> bytes:
+def xgboost_answers(booster: Any, graph: Graph, matrix: str) -> dict[str, str]:
     """XGBoost compares and sums in FP32; a value below the threshold goes left."""
-    graph = Graph(signature)
-    matrix, _ = graph.matrix()
-    learner = json.loads(booster.save_raw("json"))["learner"]
-    objective, trees = learner["objective"]["name"], _xgboost_trees(learner, booster.attr("best_iteration"))
+    learner, best = json.loads(booster.save_raw("json"))["learner"], booster.attr("best_iteration")
+    objective, trees = learner["objective"]["name"], _xgboost_trees(learner, best)
     groups = max(1, int(learner["learner_model_param"]["num_class"]))
     row = np.zeros((1, booster.num_features()), np.float32)
-    best = booster.attr("best_iteration")
     rounds = (0, int(best) + 1) if best is not None else (0, 0)
     margin = np.ravel(booster.inplace_predict(row, predict_type="margin", iteration_range=rounds))
     base = margin - Forest(trees, groups, "FP32", below=True).sums(row[0])
     values = graph.cast(matrix, "FP32")
     if objective == "binary:logistic":
-        moved = [replace(tree, output=1) for tree in trees]
-        sums = Forest(moved, 2, "FP32", below=True, base=against_zero(base[0])).add_to(graph, values)
-        return graph.finish(classified(graph, sums, np.arange(2), "softmax", "FP32"))
+        second = [replace(tree, output=1) for tree in trees]
+        sums = Forest(second, 2, "FP32", below=True, base=against_zero(base[0])).add_to(graph, values)
+        return classified(graph, sums, np.arange(2), "softmax", "FP32")
     sums = Forest(trees, groups, "FP32", below=True, base=base).add_to(graph, values)
     if objective.startswith("multi:"):
-        return graph.finish(classified(graph, sums, np.arange(groups), "softmax", "FP32"))
-    return graph.finish(predicted(graph, sums, _link(objective, _XGBOOST_LINKS, _XGBOOST_PLAIN, groups), "FP32"))
+        return classified(graph, sums, np.arange(groups), "softmax", "FP32")
+    return predicted(graph, sums, _link(objective, _XGBOOST_LINKS, _XGBOOST_PLAIN, groups), "FP32")
 
 
-def lightgbm_to_onnx(booster: Any, classes: Array | None, signature: Signature) -> bytes:
+def lightgbm_answers(booster: Any, classes: Array | None, graph: Graph, matrix: str) -> dict[str, str]:
     """LightGBM compares and sums in FP64; a value at the threshold goes left."""
-    graph = Graph(signature)
-    matrix, _ = graph.matrix()
     dump = booster.dump_model()
     if dump["average_output"]:
         raise NotCompiled("it averages its trees (boosting type rf)")
@@ -82,18 +77,18 @@ def lightgbm_to_onnx(booster: Any, classes: Array | None, signature: Signature) 
     slope = next((float(each.removeprefix("sigmoid:")) for each in settings if each.startswith("sigmoid:")), 1.0)
     values = graph.cast(matrix, "FP64")
     if objective == "binary":
-        moved = [replace(tree, leaf=tree.leaf * slope, output=1) for tree in trees]
+        second = [replace(tree, leaf=tree.leaf * slope, output=1) for tree in trees]
         names = np.arange(2) if classes is None else classes
-        return graph.finish(classified(graph, Forest(moved, 2).add_to(graph, values), names, "softmax", "FP64"))
+        return classified(graph, Forest(second, 2).add_to(graph, values), names, "softmax", "FP64")
     if objective in {"multiclass", "multiclassova"}:
         names = np.arange(groups) if classes is None else classes
         scaled = trees if objective == "multiclass" else [replace(tree, leaf=tree.leaf * slope) for tree in trees]
         link = "softmax" if objective == "multiclass" else "sigmoid"
-        return graph.finish(classified(graph, Forest(scaled, groups).add_to(graph, values), names, link, "FP64"))
+        return classified(graph, Forest(scaled, groups).add_to(graph, values), names, link, "FP64")
     if "sqrt" in settings:
         raise NotCompiled("it predicts the root of its target (reg_sqrt)")
     link = _link(objective, _LIGHTGBM_LINKS, _LIGHTGBM_PLAIN, groups)
-    return graph.finish(predicted(graph, Forest(trees, 1).add_to(graph, values), link, "FP64"))
+    return predicted(graph, Forest(trees, 1).add_to(graph, values), link, "FP64")
 
 
 def _link(objective: str, links: Mapping[str, str], plain: frozenset[str], groups: int) -> str:

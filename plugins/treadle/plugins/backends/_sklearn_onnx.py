@@ -8,6 +8,7 @@ import numpy as np
 
 from treadle.plugins.backends._forest import Forest, Tree, as_rounded
 from treadle.plugins.backends._graph import Graph, matrix_dtype
+from treadle.plugins.backends._last_step import booster_of
 from treadle.plugins.backends._matrix import assemble, labels, width
 from treadle.plugins.backends._scores import against_zero, classified, label_of, predicted
 from treadle.plugins.backends._skl2onnx import INPUT, converted, session_of
@@ -24,7 +25,7 @@ def to_onnx(model: Any, sample: Tensors, signature: Signature) -> bytes:
     matrix, dtype = graph.matrix()
     steps = model.steps if type(model).__name__ == "Pipeline" else [("model", model)]
     last = steps[-1][1]
-    plant = _PLANTS.get(type(last).__name__) if type(last).__module__.startswith("sklearn.") else None
+    plant = _plant(model, last)
     features = width(signature) or getattr(model, "n_features_in_", 0)
     if plant is None:
         return graph.finish(_converted(model, graph, matrix, dtype, features))
@@ -33,6 +34,14 @@ def to_onnx(model: Any, sample: Tensors, signature: Signature) -> bytes:
         _check_exact(model[:-1], body, sample, signature)
         ((matrix, _),) = graph.embed(body, matrix)
     return graph.finish(plant(last, graph, graph.cast(matrix, "FP64")))
+
+
+def _plant(model: Any, last: Any) -> "_Plant | None":
+    """What adds the trees of the last step to a graph; None if it has none that are converted here."""
+    booster = booster_of(model)
+    if booster is not None:
+        return booster.answers
+    return _PLANTS.get(type(last).__name__) if type(last).__module__.startswith("sklearn.") else None
 
 
 def _converted(model: Any, graph: Graph, matrix: str, dtype: str, features: int) -> dict[str, str]:

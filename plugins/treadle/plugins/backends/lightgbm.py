@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from treadle.plugins.backend import Example, LoadedModel, ModelBackend, ModelSource
+from treadle.plugins.backends._graph import Graph
 from treadle.plugins.backends._matrix import (
     assemble,
     check_numeric,
@@ -24,7 +25,7 @@ from treadle.plugins.backends._matrix import (
 from treadle.plugins.backends._seal import read_sealed, seal
 from treadle.plugins.errors import BackendFault
 from treadle.plugins.spec import RegisterBackend, hookimpl
-from treadle.plugins.tensors import Array, Signature, Tensors
+from treadle.plugins.tensors import Array, Tensors
 from treadle.rpc.errors import InvalidInput
 
 FILE = "model.txt"
@@ -70,12 +71,18 @@ class LightgbmBackend(ModelBackend):
             source.threads,
         )
 
-    def to_onnx(self, model: Any, sample: Tensors, signature: Signature) -> bytes:
-        from treadle.plugins.backends._boosters_onnx import lightgbm_to_onnx
+    def to_onnx(self, model: Any, sample: Tensors, source: ModelSource) -> bytes:
+        graph = Graph(source.signature)
+        matrix, _ = graph.matrix()
+        return graph.finish(self.answers(model, graph, matrix))
+
+    def answers(self, model: Any, graph: Graph, matrix: str) -> dict[str, str]:
+        """Adds the model to a graph; its outputs by name."""
+        from treadle.plugins.backends._boosters_onnx import lightgbm_answers
 
         classes = getattr(model, "classes_", None)
         names = None if classes is None else labels(classes)
-        return lightgbm_to_onnx(getattr(model, "booster_", model), names, signature)
+        return lightgbm_answers(getattr(model, "booster_", model), names, graph, matrix)
 
     def example(self) -> Example:
         import lightgbm

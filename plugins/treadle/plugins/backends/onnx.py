@@ -90,7 +90,7 @@ class OnnxBackend(ModelBackend):
         _check_inputs(session, source.signature)
         return _OnnxModel(session, _outputs(session, source.options.get("outputs", "")))
 
-    def to_onnx(self, model: Any, sample: Tensors, signature: Signature) -> bytes:
+    def to_onnx(self, model: Any, sample: Tensors, source: ModelSource) -> bytes:
         raise NotCompiled("it is ONNX already")
 
     def example(self) -> Example:

@@ -14,7 +14,7 @@ from treadle.plugins.backend import Example, LoadedModel, ModelBackend, ModelSou
 from treadle.plugins.backends._matrix import assemble, check_numeric, check_width, example_rows, labels
 from treadle.plugins.errors import BackendFault
 from treadle.plugins.spec import RegisterBackend, hookimpl
-from treadle.plugins.tensors import Array, Signature, Tensors
+from treadle.plugins.tensors import Array, Tensors
 from treadle.rpc.errors import InvalidInput
 
 FILE = "model.skops"
@@ -72,6 +72,12 @@ class SklearnBackend(ModelBackend):
     def save(self, model: Any, folder: Path, sample: Tensors) -> None:
         import skops.io
 
+        from treadle.plugins.backends._last_step import booster_of, save_last
+
+        booster = booster_of(model)
+        if booster is not None:
+            save_last(booster, model, folder, sample)
+            model = model[:-1]
         file = folder / FILE
         try:
             skops.io.dump(model, file)
@@ -86,6 +92,8 @@ class SklearnBackend(ModelBackend):
             )
 
     def load(self, source: ModelSource) -> LoadedModel:
+        from treadle.plugins.backends._last_step import Chain, load_last
+
         self.check_options(source.options)
         check_numeric(source.signature)
         estimator = _read(source.folder / FILE)
@@ -93,12 +101,16 @@ class SklearnBackend(ModelBackend):
         if features is not None:
             check_width(source.signature, features)
         _check_order(estimator, source.signature.columns())
-        return _SklearnModel(estimator, tuple(spec.name for spec in source.signature.inputs), source.threads)
+        _forget_names(estimator)
+        _limit_jobs(estimator, source.threads)
+        inputs = tuple(spec.name for spec in source.signature.inputs)
+        last = load_last(source)
+        return _SklearnModel(estimator, inputs, source.threads) if last is None else Chain(estimator, last, inputs)
 
-    def to_onnx(self, model: Any, sample: Tensors, signature: Signature) -> bytes:
+    def to_onnx(self, model: Any, sample: Tensors, source: ModelSource) -> bytes:
         from treadle.plugins.backends._sklearn_onnx import to_onnx
 
-        return to_onnx(model, sample, signature)
+        return to_onnx(model, sample, source.signature)
 
     def example(self) -> Example:
         from sklearn.linear_model import LogisticRegression
@@ -115,8 +127,6 @@ class _SklearnModel(LoadedModel):
         from sklearn.base import is_classifier
         from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  # it ships no types
 
-        _forget_names(estimator)
-        _limit_jobs(estimator, threads)
         self._estimator = estimator
         self._inputs = inputs
         self._threads = threads

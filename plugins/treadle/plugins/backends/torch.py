@@ -21,7 +21,7 @@ from treadle.plugins.backend import Example, LoadedModel, ModelBackend, ModelSou
 from treadle.plugins.backends import _torch_program
 from treadle.plugins.errors import BackendFault
 from treadle.plugins.spec import RegisterBackend, hookimpl
-from treadle.plugins.tensors import Array, Signature, Tensors
+from treadle.plugins.tensors import Array, Tensors
 from treadle.rpc.errors import InvalidInput
 
 PROGRAM = "program.json"
@@ -75,11 +75,11 @@ class TorchBackend(ModelBackend):
             raise InvalidInput(f"the model takes {runnable.inputs} inputs, the signature has {len(inputs)}")
         return _TorchModel(runnable, inputs, _names(names, source.options.get("outputs", ""), runnable), source.threads)
 
-    def to_onnx(self, model: Any, sample: Tensors, signature: Signature) -> bytes:
+    def to_onnx(self, model: Any, sample: Tensors, source: ModelSource) -> bytes:
         from treadle.plugins.backends._torch_onnx import to_onnx
 
         with _evaluating(model):
-            return to_onnx(model, _example_inputs(sample), signature)
+            return to_onnx(model, _example_inputs(sample), source.signature)
 
     def example(self) -> Example:
         import torch

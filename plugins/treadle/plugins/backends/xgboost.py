@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from treadle.plugins.backend import Example, LoadedModel, ModelBackend, ModelSource
+from treadle.plugins.backends._graph import Graph
 from treadle.plugins.backends._matrix import assemble, check_numeric, check_width, example_rows, is_one_of, two_columns
 from treadle.plugins.backends._seal import read_sealed, seal
 from treadle.plugins.errors import BackendFault
 from treadle.plugins.spec import RegisterBackend, hookimpl
-from treadle.plugins.tensors import Array, Signature, Tensors
+from treadle.plugins.tensors import Array, Tensors
 from treadle.rpc.errors import InvalidInput
 
 FILE = "model.ubj"
@@ -55,10 +56,16 @@ class XgboostBackend(ModelBackend):
             booster, tuple(spec.name for spec in source.signature.inputs), learner["objective"]["name"]
         )
 
-    def to_onnx(self, model: Any, sample: Tensors, signature: Signature) -> bytes:
-        from treadle.plugins.backends._boosters_onnx import xgboost_to_onnx
+    def to_onnx(self, model: Any, sample: Tensors, source: ModelSource) -> bytes:
+        graph = Graph(source.signature)
+        matrix, _ = graph.matrix()
+        return graph.finish(self.answers(model, graph, matrix))
 
-        return xgboost_to_onnx(_booster(model), signature)
+    def answers(self, model: Any, graph: Graph, matrix: str) -> dict[str, str]:
+        """Adds the model to a graph; its outputs by name."""
+        from treadle.plugins.backends._boosters_onnx import xgboost_answers
+
+        return xgboost_answers(_booster(model), graph, matrix)
 
     def example(self) -> Example:
         import xgboost

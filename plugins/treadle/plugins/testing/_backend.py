@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ import numpy as np
 import pytest
 
 from treadle.plugins.backend import Example, LoadedModel, ModelBackend, ModelSource
+from treadle.plugins.comparing import Tolerance, compare
+from treadle.plugins.errors import NotCompiled
 from treadle.plugins.host import host
 from treadle.plugins.manager import Plugins
 from treadle.plugins.packaging import MANIFEST, read_package, save_model
@@ -41,8 +44,11 @@ class Stored:
     before: Mapping[str, Any]
     """What the original answered to the sample before it was saved."""
 
+    def source(self, threads: int = 1) -> ModelSource:
+        return ModelSource(self.folder, self.signature, dict(self.manifest.backend_options), threads)
+
     def load(self, threads: int = 1) -> LoadedModel:
-        return self.backend.load(ModelSource(self.folder, self.signature, dict(self.manifest.backend_options), threads))
+        return self.backend.load(self.source(threads))
 
 
 class BackendContract:
@@ -167,6 +173,23 @@ class BackendContract:
         other = stored.load()
         other.close()
         stored.signature.check_outputs(loaded.predict(_rows(stored.sample, 2)), 2)
+
+    def test_an_onnx_form_answers_as_the_model(self, stored: Stored) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # converters warn a lot
+            try:
+                data = stored.backend.to_onnx(stored.original, stored.sample, stored.source())
+            except NotCompiled:  # it need not have one
+                return
+        session = pytest.importorskip("onnxruntime").InferenceSession(data, providers=["CPUExecutionProvider"])
+        names = [spec.name for spec in stored.signature.outputs]
+        for rows in (1, 33):
+            inputs = _rows(stored.sample, rows)
+            answer = dict(zip(names, session.run(names, inputs), strict=True))
+            stored.signature.check_outputs(answer, rows)
+            wanted = stored.load().predict(inputs)
+            found = compare(answer, wanted, Tolerance(self.relative_tolerance, self.absolute_tolerance))
+            assert not found.wrong, f"the ONNX form differs, in rows of each output: {dict(found.wrong)}"
 
     def test_unknown_options_are_refused(self, stored: Stored) -> None:
         options = {**stored.manifest.backend_options, "no-such-option": "1"}
