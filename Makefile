@@ -8,10 +8,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: help demo up test check protos bench constraints clean
+.PHONY: help demo up test check protos bench bench-check bench-mesh constraints clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 demo: .venv/demo ## the whole story on real flights (ARGS=--exit ends the mesh afterwards)
 	@$(BIN)/treadle demo $(ARGS)
@@ -31,14 +31,20 @@ check: .venv/dev ## formatting, lint, types, layers
 protos: .venv/dev ## regenerate the stubs beside the contracts
 	@$(BIN)/python protos/generate.py
 
-bench: .venv/dev ## measure start-up, memory and request latency on this machine
+bench: .venv/dev ## measure Treadle beside its peers (half an hour; ARGS=--quick for what the targets need)
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+bench-check: .venv/dev ## name each target that the measured figures miss
+	@$(BIN)/python -m benchmarks --check $(ARGS)
+
+bench-mesh: .venv/dev ## measure start-up, memory and request latency of a mesh on this machine
 	@$(BIN)/python benchmarks/mesh.py $(ARGS)
 
 constraints: .venv/dev ## write the versions installed now to constraints.txt
 	@$(BIN)/python -m pip freeze --all --exclude-editable | sed -E '/^(treadle|setuptools|wheel)/d; s/\+cpu$$//' > constraints.txt
 
 clean: ## remove what was built and installed here (not .treadle, which holds data)
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	@rm -rf .venv .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 
 .venv/base: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Treadle needs Python 3.11 or newer; this is $$($(PYTHON) --version). Try: make PYTHON=python3.11"; exit 1; }

@@ -1,4 +1,4 @@
-"""What a mesh costs before it does anything, and what one request costs: `make bench`.
+"""What a mesh costs before it does anything, and what one request costs: `make bench-mesh`.
 
 Prints start-up time, resident memory of each idle process, the time of `treadle --help`, and the latency of one
 lone request through the whole chain and of 32 in flight, beside the limits that Treadle sets itself. `--json` prints

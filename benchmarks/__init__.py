@@ -1,0 +1,1 @@
+"""Treadle beside its peers: the same models, the same requests, the same two cores. `make bench` runs it."""

@@ -1,0 +1,79 @@
+"""An echo on the Envoy host: a servicer behind Treadle's own seam that answers every ModelInfer with the same message.
+
+What it reaches is what the host itself can do; how near a model comes to it says what everything else costs.
+`python -m benchmarks.echo` becomes the server, on TREADLE_LISTEN.
+"""
+
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from treadle import oip
+from treadle.rpc.envoy.host import EnvoyProcess
+from treadle.rpc.envoy.process import become_envoy
+from treadle.rpc.errors import Unimplemented
+from treadle.rpc.service import Runtime
+from treadle.rpc.serving import Member, envoy_settings, serve
+from treadle.rpc.tensors import encode_outputs
+
+PROBABILITY = (0.25, 0.75)
+
+
+def answer() -> oip.ModelInferResponse:
+    """The message: as large as the answer of a classifier."""
+    response = oip.ModelInferResponse(model_name="echo", model_version="1")
+    encode_outputs(response, {"probability": np.array([PROBABILITY]), "label": np.array([1])}, raw=True)
+    return response
+
+
+class EchoServicer(oip.GRPCInferenceServiceServicer):
+    """ModelInfer alone."""
+
+    def __init__(self) -> None:
+        self._answer = answer()
+
+    async def ModelInfer(self, request: oip.ModelInferRequest, context: Any) -> oip.ModelInferResponse:
+        """The same for every request."""
+        return self._answer
+
+    async def _absent(self, request: Any, context: Any) -> Any:
+        raise Unimplemented("the echo answers ModelInfer alone")
+
+    ServerLive = ServerReady = ModelReady = ServerMetadata = ModelMetadata = ModelConfig = _absent
+    ModelStatistics = RepositoryIndex = RepositoryModelLoad = RepositoryModelUnload = _absent
+    ModelStreamInfer = _absent  # type: ignore[assignment]  # never asked for
+
+
+@dataclass(frozen=True)
+class Settings:
+    """None."""
+
+
+@asynccontextmanager
+async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[None]:
+    """Registers the servicer."""
+    oip.add_GRPCInferenceServiceServicer_to_server(EchoServicer(), runtime.server)
+    yield
+
+
+_MEMBERS = (Member("echo", open_service, Settings),)
+
+
+async def _run(process: EnvoyProcess) -> None:
+    await serve(_MEMBERS, os.environ, stopping=process.stopping, make_host=process.host, started=process.started.set)
+
+
+app = EnvoyProcess(_run)
+
+
+def launch(environ: Mapping[str, str]) -> None:
+    """Turns this process into the Envoy that hosts the echo."""
+    become_envoy(envoy_settings("benchmarks.echo:app", [_MEMBERS[0].name], environ), environ, drain_seconds=1.0)
+
+
+if __name__ == "__main__":
+    launch(os.environ)

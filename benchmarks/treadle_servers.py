@@ -1,0 +1,181 @@
+"""Treadle as it is run: a mesh of real processes, the model pushed and deployed, requests sent to one service's port.
+
+Nothing is traced unless a measurement says so: peers trace nothing either.
+"""
+
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import grpc
+import numpy as np
+
+from benchmarks import asks, clients, models
+from benchmarks.asks import Ask
+from benchmarks.echo import PROBABILITY
+from benchmarks.models import Model
+from benchmarks.servers import ROOT, OwnProcess, ServerFailedError, outer_environment
+from treadle.cli.errors import CommandError
+from treadle.cli.ports import free_base_port
+from treadle.cli.supervisor import Mesh
+from treadle.client import AsyncClient
+from treadle.rpc.errors import TreadleError
+from treadle.rpc.hosts.choice import ENVOY, why_no_envoy
+
+_ON_THE_WAY = ("gateway", "features", "inference")
+
+
+class RunningMesh:
+    """A mesh with a home of its own, for as long as it is open."""
+
+    def __init__(
+        self, name: str, host: str, first_port: int, *, trace_ratio: float = 0.0, colocate: bool = False
+    ) -> None:
+        self._name = name
+        self._first_port = first_port
+        self._host = host
+        self._trace_ratio = trace_ratio
+        self._colocate = colocate
+        self._open = AsyncExitStack()
+        self._mesh: Mesh | None = None
+
+    @property
+    def name(self) -> str:
+        """As in the figures."""
+        return self._name
+
+    @property
+    def everything(self) -> Sequence[int]:
+        """All processes of the mesh."""
+        return list(self._mesh.processes.values()) if self._mesh else []
+
+    def pids(self, *services: str) -> list[int]:
+        """Of the processes that hold these services."""
+        known = self._mesh.processes if self._mesh else {}
+        inside = {name: pid for service in services for name, pid in known.items() if name == service}
+        if self._colocate and set(services) & set(_ON_THE_WAY):
+            inside["gateway"] = known["gateway"]
+        return sorted(set(inside.values()))
+
+    def address(self, service: str) -> str:
+        """ "host:port"; of nothing before it runs."""
+        return self._mesh.address(service) if self._mesh else "127.0.0.1:0"
+
+    async def open(self) -> AsyncClient:
+        """Starts it; a client of its gateway. ServerFailedError."""
+        if self._host == ENVOY and (missing := why_no_envoy()):
+            raise ServerFailedError(f"the Envoy host cannot run here: {missing}")
+        home = self._open.enter_context(tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True))
+        environ = {
+            **outer_environment(),
+            "TREADLE_HOST": self._host,
+            "TREADLE_TRACE_RATIO": str(self._trace_ratio),
+            "TREADLE_DRAIN_SECONDS": "2",
+        }
+        mesh = Mesh(Path(home), free_base_port(self._first_port), environ=environ, colocate=self._colocate)
+        try:
+            self._mesh = await self._open.enter_async_context(mesh)
+            return await self._open.enter_async_context(AsyncClient(mesh.address("gateway")))
+        except CommandError as error:
+            raise ServerFailedError(f"{error.message}; {error.hint}") from error
+
+    async def end(self) -> None:
+        """Drains and ends all its processes."""
+        self._mesh = None
+        await self._open.aclose()
+
+
+class TreadleServer(RunningMesh):
+    """The inference service of a mesh, asked directly: what a peer is compared with."""
+
+    async def start(self, model: Model) -> None:
+        """ServerFailedError."""
+        try:
+            client = await self.open()
+            await _deployed(client, model.name, model.package)
+            clients.once(self.ask(model, 1))
+        except (TreadleError, grpc.RpcError) as error:
+            raise ServerFailedError(str(error)) from error
+
+    @property
+    def measured(self) -> Sequence[int]:
+        """The inference process."""
+        return self.pids("inference")
+
+    def ask(self, model: Model, rows: int) -> Ask:
+        """ModelInfer."""
+        return asks.infer(self.address("inference"), model, rows)
+
+
+class ChainServer(RunningMesh):
+    """A mesh with a feature view of 11 features and a model that reads them, asked in three places."""
+
+    async def start(self, folder: Path) -> None:
+        """Defines, fills, pushes, deploys. ServerFailedError."""
+        self._expected = models.chain_expected(folder)
+        try:
+            client = await self.open()
+            await _with_features(client, self._expected["rows"])
+            await _deployed(client, models.CHAIN, models.chain_package(folder))
+            for ask in (self.direct(), self.lookup(1), self.predict()):
+                clients.once(ask)
+        except (TreadleError, grpc.RpcError) as error:
+            raise ServerFailedError(str(error)) from error
+
+    def direct(self) -> Ask:
+        """ModelInfer of its inference service, features given."""
+        return asks.infer_chain(self.address("inference"), self._expected)
+
+    def lookup(self, rows: int) -> Ask:
+        """GetOnlineFeatures of its feature service."""
+        return asks.lookup(self.address("features"), self._expected, rows)
+
+    def predict(self) -> Ask:
+        """Predict of its gateway, by entity key."""
+        return asks.predict_by_key(self.address("gateway"), self._expected)
+
+
+class EchoServer(OwnProcess):
+    """The echo on the Envoy host."""
+
+    async def start(self, model: Model) -> None:
+        """ServerFailedError."""
+        if missing := why_no_envoy():
+            raise ServerFailedError(f"the Envoy host cannot run here: {missing}")
+        self._address = f"127.0.0.1:{free_base_port(self.first_port)}"
+        environment = {
+            "TREADLE_LISTEN": self._address,
+            "TREADLE_TRACE_RATIO": "0",
+            "TREADLE_HOME": tempfile.gettempdir(),
+            "PYTHONPATH": str(ROOT),
+        }
+        await self.run([sys.executable, "-m", "benchmarks.echo"], environment, self.ask(model, 1), ROOT)
+
+    def ask(self, model: Model, rows: int) -> Ask:
+        """The request of the model; the answer is the same for all."""
+        return asks.infer_constant(self._address, model, PROBABILITY)
+
+
+async def _deployed(client: AsyncClient, name: str, package: Path) -> None:
+    await client.push_model(name, package)
+    await client.deploy(name, {f"{name}/1": 100})
+    await client.wait_until_ready(name)
+
+
+async def _with_features(client: AsyncClient, rows: models.Array) -> None:
+    """A view of 11 features that only pushes feed, filled, and the feature service that the model names."""
+    from datetime import UTC, datetime
+
+    from treadle.features import Entity, FeatureService, FeatureView, Field
+    from treadle.features.codec import service_to_proto, view_to_proto
+
+    names = models.chain_columns()
+    view = FeatureView(
+        models.VIEW, entities=[Entity("patient", "INT64")], fields=[Field(name, "FP32") for name in names], source=None
+    )
+    service = FeatureService(models.FEATURE_SERVICE, sets=[view[tuple(names)]])
+    await client.apply_features([view_to_proto(view)], [service_to_proto(service)])
+    columns: Mapping[str, models.Array] = {name: rows[:, number] for number, name in enumerate(names)}
+    await client.push_features(models.VIEW, {"patient": np.arange(len(rows)), **columns}, datetime.now(UTC))
