@@ -1,7 +1,6 @@
 """What the gateway takes in: how many requests at once, how many rows, in which form."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from treadle.gateway.asking import Ask
@@ -24,19 +23,22 @@ class Admission:
         self._limits = limits
         self.in_flight = 0
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """One of the places for requests in flight; Overloaded when all are taken."""
+    def enter(self) -> None:
+        """Takes one of the places for requests in flight; Overloaded when all are taken."""
         if self.in_flight >= self._limits.in_flight:
             raise Overloaded(f"the gateway has {self.in_flight} requests in flight, its limit; retry later")
         self.in_flight += 1
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
+
+    def leave(self) -> None:
+        """Gives the place back."""
+        self.in_flight -= 1
 
     def check(self, ask: Ask, deployment: Deployment) -> None:
         """InvalidInput, naming everything that is wrong with the request's form."""
+        if not _is_plain(ask, deployment) or ask.rows > self._limits.request_rows:
+            self._judge(ask, deployment)
+
+    def _judge(self, ask: Ask, deployment: Deployment) -> None:
         violations = [*_form(ask), *_entities(ask), *_unknown(ask, deployment)]
         if not violations and ask.rows == 0:
             violations.append(Violation("tensors" if ask.tensors else "entities", "hold no rows; send at least one"))
@@ -46,6 +48,17 @@ class Admission:
         if violations:
             text = "; ".join(f"{violation.field} {violation.description}" for violation in violations[:5])
             raise InvalidInput(f"the request is malformed: {text}", violations)
+
+
+def _is_plain(ask: Ask, deployment: Deployment) -> bool:
+    """Whether nothing can be wrong with a request: nearly all are like that, and one look tells."""
+    known = deployment.known_columns
+    if ask.tensors or ask.outputs or known is None or not ask.rows:
+        return False
+    for name, column in ask.entities.items():
+        if name not in known or name in ask.context or column.nulls is not None or column.values.shape != (ask.rows,):
+            return False
+    return all(name in known and column.rows == ask.rows for name, column in ask.context.items())
 
 
 def _form(ask: Ask) -> Iterator[Violation]:

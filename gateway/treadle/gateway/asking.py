@@ -28,13 +28,12 @@ class Ask:
     now_micros: int = 0
     """The moment that feature ages are counted from, microseconds since 1970 (UTC); 0: the feature service's clock."""
 
-    @property
-    def rows(self) -> int:
-        """N; 0 when there are no columns."""
-        for columns in (self.entities, self.context, self.tensors):
-            for column in columns.values():
-                return column.rows
-        return 0
+    rows: int = field(init=False)
+    """N; 0 when there are no columns."""
+
+    def __post_init__(self) -> None:
+        first = next(iter((self.entities or self.context or self.tensors).values()), None)
+        object.__setattr__(self, "rows", 0 if first is None else first.rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,8 @@ class Chain:
 
     async def predict(self, ask: Ask) -> Answer:
         """The answer, or a TreadleError: see `PredictionService.Predict` for which."""
-        with self._admission.place():
+        self._admission.enter()
+        try:
             started = self._clock()
             deployment = self.snapshot().deployment(ask.deployment)
             self._admission.check(ask, deployment)
@@ -99,6 +100,8 @@ class Chain:
             finally:
                 self._cast_shadows(work, chosen.ref)
             return answer
+        finally:
+            self._admission.leave()
 
     def _work(self, ask: Ask, deployment: Deployment, started: float) -> "Work":
         lookups = Lookups(ask, deployment, self._features)

@@ -34,10 +34,7 @@ class _Asked(NamedTuple):
 
     entities: Sequence[Column]
     context: Sequence[Column]
-
-    @property
-    def rows(self) -> int:
-        return next((column.rows for columns in self for column in columns), 0)
+    rows: int
 
 
 class _FeatureKey(NamedTuple):
@@ -61,7 +58,8 @@ class CoalescedFeatures:
         self, service: str, entities: Sequence[Column], context: Sequence[Column], now_micros: int, timeout: float
     ) -> Features:
         """See `FeatureLookup`."""
-        asked = _Asked(entities, context)
+        first = next(iter(entities or context), None)
+        asked = _Asked(entities, context, 0 if first is None else first.rows)
         key = _FeatureKey(service, _kinds(entities), _kinds(context), now_micros, _caller())
         return await self._coalescer.submit(key, asked, asked.rows, timeout)
 
@@ -71,7 +69,7 @@ class CoalescedFeatures:
         found = await self._hop.look_up(key.service, entities, context, key.now_micros, timeout)
         if len(requests) == 1:
             return [found]
-        return [found.part(start, stop) for start, stop in _ranges(request.rows for request in requests)]
+        return [found.part(start, stop) for start, stop in _ranges([request.rows for request in requests])]
 
 
 class _InferenceKey(NamedTuple):
@@ -93,7 +91,7 @@ class CoalescedInference:
     async def infer(self, ref: Ref, inputs: Tensors, outputs: Sequence[str], timeout: float) -> Tensors:
         """See `Inference`."""
         key = _InferenceKey(ref, tuple([_kind(*item) for item in inputs.items()]), tuple(outputs), _caller())
-        size = sum(array.nbytes for array in inputs.values()) // _ROW_BYTES
+        size = sum([array.nbytes for array in inputs.values()]) // _ROW_BYTES
         return await self._coalescer.submit(key, inputs, max(_rows(inputs), size), timeout)
 
     async def _call(self, key: _InferenceKey, requests: Sequence[Tensors], timeout: float) -> list[Tensors]:

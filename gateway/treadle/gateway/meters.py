@@ -1,7 +1,14 @@
 """What the gateway counts. Names are a contract with dashboards and alerts."""
 
+from collections.abc import Callable
+
 from treadle.gateway.asking import Answer
+from treadle.gateway.policies import Ref
 from treadle.observability.metrics import SIZE_BUCKETS, Meters
+
+_Kind = tuple[str, Ref, str, bool]
+"""Deployment, version, served by, degraded."""
+_Bound = tuple[Callable[[float], None], Callable[[float], None], Callable[[float], None]]
 
 
 class GatewayMeters:
@@ -25,20 +32,29 @@ class GatewayMeters:
         self._dropped = meters.counter(
             "treadle_gateway_records_dropped_total", "Prediction records (requests) that were not kept.", ["reason"]
         )
+        self._bound: dict[_Kind, _Bound] = {}
         self._spooled = meters.gauge("treadle_gateway_spool_bytes", "Bytes of records that wait to be sent.")
 
     def answered(self, deployment: str, answer: Answer, seconds: float) -> None:
         """One request's answer."""
-        self._answers.add(
-            1,
-            deployment=deployment,
-            model=answer.ref.model,
-            version=answer.ref.version,
-            served_by=answer.served_by,
-            degraded=bool(answer.degraded_reason),
+        kind = (deployment, answer.ref, answer.served_by, bool(answer.degraded_reason))
+        bound = self._bound.get(kind) or self._bind(kind)
+        count, observe_seconds, observe_rows = bound
+        count(1)
+        observe_seconds(seconds)
+        observe_rows(len(answer.prediction_ids))
+
+    def _bind(self, kind: _Kind) -> _Bound:
+        """The three metrics of one kind of answer. Kinds are as many as policies make them: a caller can't."""
+        deployment, ref, served_by, degraded = kind
+        version = {"deployment": deployment, "model": ref.model, "version": ref.version, "served_by": served_by}
+        bound = (
+            self._answers.bound(**version, degraded=degraded),
+            self._seconds.bound(deployment=deployment, served_by=served_by),
+            self._rows.bound(deployment=deployment),
         )
-        self._seconds.observe(seconds, deployment=deployment, served_by=answer.served_by)
-        self._rows.observe(len(answer.prediction_ids), deployment=deployment)
+        self._bound[kind] = bound
+        return bound
 
     def shadowed(self, version: str, outcome: str) -> None:
         """One shadow request's end: "ok", "error" or "dropped"."""

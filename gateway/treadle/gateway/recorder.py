@@ -1,17 +1,19 @@
 """An answered request as the ledger's record of it, written to the spool before the answer leaves."""
 
-from collections.abc import Callable
-
-from opentelemetry import trace
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 from treadle.gateway import row_messages
 from treadle.gateway.chain import Remembered
 from treadle.gateway.meters import GatewayMeters
+from treadle.gateway.policies import Ref
 from treadle.gateway.spool import Spool
-from treadle.observability.propagation import inject
-from treadle.rpc.columns import encode_all
+from treadle.rpc import tracing
+from treadle.rpc.columns import encoded
 from treadle.rpc.context import current
-from treadle.v1 import evaluation_pb2, types_pb2
+from treadle.rpc.wire import field
+from treadle.v1 import types_pb2
+from treadle.v1.evaluation_pb2 import PredictionBatch as Record
 
 
 class Recorder:
@@ -29,34 +31,42 @@ class Recorder:
         self._spool.append(self._record(done))
 
     def _record(self, done: Remembered) -> bytes:
-        """A `PredictionBatch`, serialised."""
+        """A `PredictionBatch`, serialised: its fields one behind the other, in any order."""
         answer, call = done.answer, current()
-        record = evaluation_pb2.PredictionBatch(
+        record = Record(
             prediction_ids=answer.prediction_ids,
-            deployment=done.deployment.name,
-            model=types_pb2.ModelRef(model=answer.ref.model, version=answer.ref.version),
-            served_by=answer.served_by,
-            degraded_reason=answer.degraded_reason,
             trace_id=call.trace_id,
-            tenant=call.tenant,
+            degraded_reason=answer.degraded_reason,
             at_micros=int(self._clock() * 1e6),
-            outputs=encode_all(answer.outputs),
             latency_seconds=done.latency_seconds,
-            traceparent=dict(inject(trace.get_current_span())).get("traceparent", ""),
-            shadow=done.shadow,
+            traceparent=tracing.traceparent(),
         )
-        sensitive = done.deployment.sensitive_columns
-        if sensitive is None:  # while it is not known which are sensitive, none is recorded
-            return record.SerializeToString()
-        shown = [column for column in done.ask.entities.values() if column.name not in sensitive]
-        record.entities.extend(encode_all(shown))
-        features = answer.features
-        if features.is_one_row:
-            rows = row_messages.with_values(features.batch, _FEATURES, sensitive)
-            return record.SerializeToString() + (rows[features.start] if rows else b"")
-        messages = [row_messages.to_message(each) for name, each in features.items() if name not in sensitive]
-        record.features.extend(messages)
-        return record.SerializeToString()
+        kind = _kind(done.deployment.name, answer.ref, answer.served_by, call.tenant, done.shadow)
+        outputs = [field(Record.OUTPUTS_FIELD_NUMBER, encoded(column)) for column in answer.outputs]
+        return b"".join((record.SerializeToString(), kind, *outputs, *_given(done)))
 
 
-_FEATURES = evaluation_pb2.PredictionBatch.FEATURES_FIELD_NUMBER
+def _given(done: Remembered) -> Iterator[bytes]:
+    """Entities and features without those that are sensitive; while it is not known which are, none."""
+    sensitive = done.deployment.sensitive_columns
+    if sensitive is None:
+        return
+    for name, column in done.ask.entities.items():
+        if name not in sensitive:
+            yield field(Record.ENTITIES_FIELD_NUMBER, encoded(column))
+    features = done.answer.features
+    if features.is_one_row:
+        rows = row_messages.with_values(features.batch, Record.FEATURES_FIELD_NUMBER, sensitive)
+        yield rows[features.start] if rows else b""
+        return
+    for name, feature in features.items():
+        if name not in sensitive:
+            yield field(Record.FEATURES_FIELD_NUMBER, row_messages.to_message(feature).SerializeToString())
+
+
+@lru_cache(maxsize=1024)
+def _kind(deployment: str, ref: Ref, served_by: str, tenant: str, shadow: bool) -> bytes:
+    """What many records have in common."""
+    model = types_pb2.ModelRef(model=ref.model, version=ref.version)
+    common = Record(deployment=deployment, model=model, served_by=served_by, tenant=tenant, shadow=shadow)
+    return common.SerializeToString()

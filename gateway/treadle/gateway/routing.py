@@ -26,6 +26,8 @@ def route(deployment: Deployment, *, pin: int | None, key: str, random: Callable
     """
     if pin is not None:
         return Route(pinned(deployment, pin), "pinned")
+    if len(deployment.traffic) == 1:
+        return Route(deployment.traffic[0].ref, "traffic")
     point = position(deployment.name, key) if key else random() * 100.0
     return Route(pick(deployment.traffic, point), "traffic")
 

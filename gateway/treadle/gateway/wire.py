@@ -5,17 +5,19 @@ from collections.abc import Mapping
 from treadle.gateway import row_messages
 from treadle.gateway.asking import Answer, Ask
 from treadle.gateway.routing import parse_pin
-from treadle.rpc.columns import decode_all, encode_all
-from treadle.v1 import prediction_pb2, types_pb2
+from treadle.rpc.columns import decode_all, encoded
+from treadle.rpc.wire import field
+from treadle.v1 import types_pb2
+from treadle.v1.prediction_pb2 import PredictRequest, PredictResponse
 
 
-def ask_from_proto(pb: prediction_pb2.PredictRequest, metadata: Mapping[str, str]) -> Ask:
+def ask_from_proto(pb: PredictRequest, metadata: Mapping[str, str]) -> Ask:
     """Raises InvalidInput for columns that can't be read and a malformed pin."""
     return Ask(
         deployment=pb.deployment,
-        entities=decode_all(pb.entities, "entities"),
-        context=decode_all(pb.context, "context"),
-        tensors=decode_all(pb.tensors, "tensors"),
+        entities=decode_all(pb.entities, "entities") if pb.entities else {},
+        context=decode_all(pb.context, "context") if pb.context else {},
+        tensors=decode_all(pb.tensors, "tensors") if pb.tensors else {},
         outputs=tuple(pb.outputs),
         request_id=pb.request_id,
         sticky_key=pb.sticky_key,
@@ -25,24 +27,22 @@ def ask_from_proto(pb: prediction_pb2.PredictRequest, metadata: Mapping[str, str
     )
 
 
-def answer_to_proto(answer: Answer, ask: Ask, trace_id: str) -> prediction_pb2.PredictResponse:
+def answer_to_proto(answer: Answer, ask: Ask, trace_id: str) -> PredictResponse:
     """Features without their values unless the request asked for them."""
-    response = prediction_pb2.PredictResponse(
+    ref, features = answer.ref, answer.features
+    response = PredictResponse(
         request_id=ask.request_id,
-        outputs=encode_all(answer.outputs),
-        model=types_pb2.ModelRef(model=answer.ref.model, version=answer.ref.version),
+        model=types_pb2.ModelRef(model=ref.model, version=ref.version),
         prediction_ids=answer.prediction_ids,
         served_by=answer.served_by,
         degraded_reason=answer.degraded_reason,
         trace_id=trace_id,
     )
-    features = answer.features
+    columns = [field(PredictResponse.OUTPUTS_FIELD_NUMBER, encoded(column)) for column in answer.outputs]
     if features.is_one_row and not ask.return_features:
-        response.MergeFromString(row_messages.bare(features.batch, _FEATURES)[features.start])
+        columns.append(row_messages.bare(features.batch, PredictResponse.FEATURES_FIELD_NUMBER)[features.start])
     else:
         shown = [row_messages.to_message(each, values=ask.return_features) for each in features.values()]
         response.features.extend(shown)
+    response.MergeFromString(b"".join(columns))
     return response
-
-
-_FEATURES = prediction_pb2.PredictResponse.FEATURES_FIELD_NUMBER

@@ -300,17 +300,23 @@ _TYPED_AT_MOST = 24
 
 
 def encoded(column: Column) -> bytes:
-    """The message of `encode` as bytes; for floats without nulls, without making it."""
+    """The message of `encode` as bytes; for plain text and floats without nulls, without making it."""
     values = column.values
-    if column.nulls is not None or values.dtype.kind != "f" or values.ndim > 1 or not values.size:
-        return encode(column).SerializeToString()
-    if values.size > _TYPED_AT_MOST:
-        return _head(column.name, column.dtype) + field(_RAW, np.ascontiguousarray(values).tobytes())
-    # Packed doubles are on the wire what numpy holds.
-    return _head(column.name, column.dtype) + field(_DOUBLES, field(1, values.astype("<f8").tobytes()))
+    if column.nulls is None and values.ndim == 1 and values.size:
+        head = _head(column.name, column.dtype)
+        if column.dtype == "STRING":
+            return head + field(_STRINGS, b"".join([field(1, text.encode()) for text in values.tolist()]))
+        if values.dtype.kind == "f":
+            if values.size > _TYPED_AT_MOST:
+                return head + field(_RAW, values.tobytes())
+            # Packed doubles are on the wire what numpy holds.
+            return head + field(_DOUBLES, field(1, values.astype("<f8", copy=False).tobytes()))
+    return encode(column).SerializeToString()
 
 
-_RAW, _DOUBLES = types_pb2.Column.RAW_FIELD_NUMBER, types_pb2.Column.DOUBLES_FIELD_NUMBER
+_RAW, _DOUBLES, _STRINGS = (
+    types_pb2.Column.DESCRIPTOR.fields_by_name[each].number for each in ("raw", "doubles", "strings")
+)
 
 
 @lru_cache(maxsize=4096)

@@ -8,10 +8,6 @@ def tag(number: int) -> bytes:
 
 def varint(number: int) -> bytes:
     """A whole number ≥ 0: seven bits a byte, the lowest first."""
-    return _SHORT[number] if number < len(_SHORT) else _varint(number)
-
-
-def _varint(number: int) -> bytes:
     parts = bytearray()
     while number > 0x7F:
         parts.append(number & 0x7F | 0x80)
@@ -20,9 +16,10 @@ def _varint(number: int) -> bytes:
     return bytes(parts)
 
 
+_SHORT = [varint(number) for number in range(1024)]
+
+
 def field(number: int, payload: bytes) -> bytes:
-    """A whole field that has a length."""
-    return tag(number) + varint(len(payload)) + payload
-
-
-_SHORT = [_varint(number) for number in range(1024)]
+    """A whole field that has a length; `number` is below 128."""
+    size = len(payload)
+    return _SHORT[number << 3 | 2] + (_SHORT[size] if size < 1024 else varint(size)) + payload
