@@ -14,11 +14,12 @@ from structlog.testing import CapturingLogger
 from treadle.inference.artifacts import Artifacts
 from treadle.inference.loader import Loader, Loading
 from treadle.inference.models import Registered
+from treadle.inference.service import Settings
 from treadle.inference.worker import Worker
 from treadle.plugins.checked import CheckedModel
 from treadle.plugins.manager import Plugins
 from treadle.plugins.packaging import read_package, save_model
-from treadle.rpc.errors import DataLoss, InvalidInput
+from treadle.rpc.errors import DataLoss, FailedPrecondition, InvalidInput
 from treadle.v1 import registry_pb2, types_pb2
 
 ROWS = np.random.default_rng(2).normal(size=(200, 3))
@@ -150,3 +151,9 @@ async def test_a_file_without_its_digest_is_refused_whichever_form_it_is_of(load
 async def test_a_compiled_form_outside_of_the_package_is_refused(loads: Loads, packaged: Path, where: str) -> None:
     with pytest.raises(InvalidInput, match="where it has no file"):
         await loads.load(packaged, folder=where)
+
+
+def test_threads_are_measured_unless_they_are_set() -> None:
+    assert Settings().threads_per_model == 0
+    with pytest.raises(FailedPrecondition, match="THREADS_PER_MODEL must be 1 or more, or 0 to measure"):
+        Settings(threads_per_model=-1)

@@ -26,6 +26,7 @@ async def push(session: Session, name: str, folder: Path) -> None:
     Pushing the same folder again changes nothing and answers with the version made before.
     """
     from treadle.cli.plain import plain
+    from treadle.cli.served import served
     from treadle.client.references import show
 
     async with session.client() as client:
@@ -35,7 +36,7 @@ async def push(session: Session, name: str, folder: Path) -> None:
             )
     size = sum(file.size_bytes for file in made.manifest.files)
     files = f"{len(made.manifest.files)} files, {size:,} bytes"
-    text = f"{show(made.ref)}  {made.manifest.backend}, {files}"
+    text = f"{show(made.ref)}  {files}; served by {served(made.manifest)}"
     session.out.show(plain(made), lambda: text)
 
 
