@@ -1,6 +1,6 @@
 """What becomes of requests when there are too many: `python -m benchmarks.overload`.
 
-Starts a mesh with a random forest large enough that one core answers only a hundred or two requests of 64 rows a second,
+Starts a mesh with a random forest so large that one core answers only a few hundred requests of 64 rows a second,
 measures that capacity with callers that wait for their answers, and then lets requests arrive at random moments at one,
 two and three times the rate, whether answered or not. Printed is how many were answered each second, how long those
 took, how many were refused and how long it took to tell them. `--json` prints the same for machines.
@@ -120,21 +120,27 @@ async def opened(
 async def measure(seconds: float) -> dict[str, Any]:
     """All figures; rates a second, times in milliseconds."""
     model, rows = forest(TREES)
-    async with mesh_with(lambda folder: save_model(model, folder, {"X": rows[:8]}) and None) as (mesh, _):
-        async with grpc.aio.insecure_channel(mesh.address("inference")) as channel:
-            stub = oip.GRPCInferenceServiceStub(channel)
-            request = oip.ModelInferRequest(model_name="forest")
-            encode_inputs(request, {"X": rows[:ROWS]})
-            await closed(stub, request, 8, 2)
-            lone = await closed(stub, request, 1, 2)
-            full = [len((await closed(stub, request, 16, seconds)).answered) / seconds for _ in range(3)]
-            capacity = statistics.median(full)
-            figures: dict[str, Any] = {"capacity": capacity, "lone_p99_ms": _ms(lone.answered, 99), "runs": []}
-            for times in TIMES:
-                await opened(stub, request, capacity * times, 2)  # the way there
-                tally, took = await opened(stub, request, capacity * times, seconds)
-                figures["runs"].append(_run(times, tally, took, capacity))
-    return figures
+
+    def package(folder: Path) -> None:
+        save_model(model, folder, {"X": rows[:8]})
+
+    async with (
+        mesh_with(package) as (mesh, _),
+        grpc.aio.insecure_channel(mesh.address("inference")) as channel,
+    ):
+        stub = oip.GRPCInferenceServiceStub(channel)
+        request = oip.ModelInferRequest(model_name="forest")
+        encode_inputs(request, {"X": rows[:ROWS]})
+        await closed(stub, request, 8, 2)
+        lone = await closed(stub, request, 1, 2)
+        full = [len((await closed(stub, request, 16, seconds)).answered) / seconds for _ in range(3)]
+        capacity = statistics.median(full)
+        runs = []
+        for times in TIMES:
+            await opened(stub, request, capacity * times, 2)  # the way there
+            tally, took = await opened(stub, request, capacity * times, seconds)
+            runs.append(_run(times, tally, took, capacity))
+        return {"capacity": capacity, "lone_p99_ms": _ms(lone.answered, 99), "runs": runs}
 
 
 def _run(times: float, tally: Tally, took: float, capacity: float) -> dict[str, Any]:
@@ -159,14 +165,14 @@ def _ms(seconds: list[float], percentile: float) -> float:
 def table(figures: dict[str, Any]) -> str:
     """For people."""
     lines = [
-        f"capacity {figures['capacity']:.0f} requests of {ROWS} rows a second; a lone one p99 {figures['lone_p99_ms']:.1f} ms",
-        f"{'asked':>6} {'goodput':>8} {'of cap.':>8} {'p50 ms':>8} {'p99 ms':>8} {'refused':>8} {'told in':>8}  failed",
+        f"capacity {figures['capacity']:.0f}/s, {ROWS} rows each; lone p99 {figures['lone_p99_ms']:.1f} ms",
+        f"{'asked':>6} {'goodput':>8} {'of cap.':>8} {'p50 ms':>8} {'p99 ms':>8} {'refused':>8} {'told ms':>8}  failed",
     ]
-    for run in figures["runs"]:
-        lines.append(
-            f"{run['times']:>5g}x {run['goodput']:>8.0f} {run['of_capacity']:>8.2f} {run['p50_ms']:>8.1f} "
-            f"{run['p99_ms']:>8.1f} {run['refused']:>8.0f} {run['refusal_p50_ms']:>8.1f}  {run['failed'] or 'none'}"
-        )
+    lines += [
+        f"{run['times']:>5g}x {run['goodput']:>8.0f} {run['of_capacity']:>8.2f} {run['p50_ms']:>8.1f} "
+        f"{run['p99_ms']:>8.1f} {run['refused']:>8.0f} {run['refusal_p50_ms']:>8.1f}  {run['failed'] or 'none'}"
+        for run in figures["runs"]
+    ]
     return "\n".join(lines)
 
 
