@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent / "importable"))
 
 from member import Answer, Member, opener
 
-__all__ = ["Answer", "Member", "Stubs", "echo", "opener", "over_a_network"]
+__all__ = ["Answer", "Member", "Stubs", "echo", "opener", "over_a_network", "spans_by_the_sdk"]
 
 
 class Stubs:
@@ -58,6 +58,8 @@ def host(request: pytest.FixtureRequest) -> str:
 
 over_a_network = pytest.mark.parametrize("host", ["grpcio", "envoy"], indirect=True)
 """For what only a network has: sizes, certificates, strangers."""
+spans_by_the_sdk = pytest.mark.parametrize("host", ["grpcio", "local"], indirect=True)
+"""For spans of the server that Python records. Envoy's are in test_envoy_tracing.py, and in the end-to-end tests."""
 
 
 @pytest.fixture

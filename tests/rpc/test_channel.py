@@ -8,13 +8,13 @@ import pytest
 from opentelemetry.trace import SpanKind
 
 from treadle.observability.telemetry import Telemetry
-from treadle.rpc import context, retries
+from treadle.rpc import context, contracts, retries
 from treadle.rpc.channel import Channel
 from treadle.rpc.context import Call, serving
 from treadle.rpc.errors import DeadlineExceeded, InvalidInput, Unavailable, Violation
 from treadle.v1 import features_pb2, prediction_pb2, types_pb2
 
-from .conftest import Stubs, echo, over_a_network
+from .conftest import Stubs, echo, over_a_network, spans_by_the_sdk
 
 
 async def test_the_callers_deadline_tenant_and_actor_go_to_the_next_hop(mesh):
@@ -36,6 +36,7 @@ async def test_a_call_whose_time_is_up_never_leaves(mesh):
         assert member.calls == []
 
 
+@spans_by_the_sdk
 async def test_a_server_span_is_the_child_of_the_client_span_of_the_same_trace(mesh, telemetry):
     async with mesh(echo) as (stubs, _):
         await stubs.predict()
@@ -46,6 +47,7 @@ async def test_a_server_span_is_the_child_of_the_client_span_of_the_same_trace(m
     assert server.attributes["rpc.method"] == client.attributes["rpc.method"] == "treadle.v1.PredictionService/Predict"
 
 
+@spans_by_the_sdk
 async def test_a_traced_stream_has_one_span_on_each_side(mesh, telemetry):
     async with mesh(echo) as (stubs, _):
         requests = (prediction_pb2.PredictRequest(deployment=name) for name in "abc")
@@ -77,7 +79,7 @@ async def test_a_peer_that_says_unavailable_is_asked_again(mesh):
 
 def test_only_calls_that_send_one_message_are_repeated():
     (repeated,) = json.loads(retries.service_config())["methodConfig"]
-    for service in retries._services():
+    for service in contracts.services():
         for method in service.methods:
             name = {"service": service.full_name, "method": method.name}
             assert (name in repeated["name"]) != method.client_streaming

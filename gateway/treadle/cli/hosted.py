@@ -3,6 +3,7 @@
 The environment says which services it holds (TREADLE_SERVING=gateway,features) and how they are configured.
 """
 
+import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
@@ -11,6 +12,7 @@ from treadle.cli.commands.serve import log_failure
 from treadle.cli.services import members
 from treadle.rpc.envoy.config import EnvoySettings
 from treadle.rpc.envoy.host import EnvoyProcess
+from treadle.rpc.envoy.tracing import FLUSH_SECONDS
 from treadle.rpc.serving import envoy_settings, serve
 
 APP = f"{__name__}:app"
@@ -47,6 +49,8 @@ async def _run(process: EnvoyProcess) -> None:
             make_host=process.host,
             started=process.started.set,
         )
+        if os.environ.get("TREADLE_OTLP_ENDPOINT"):
+            await asyncio.sleep(FLUSH_SECONDS)  # Envoy drops the spans that it has not sent when it ends
     except BaseException as error:
         log_failure(services[0], error)
         raise

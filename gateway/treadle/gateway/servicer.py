@@ -4,11 +4,11 @@ from collections.abc import AsyncIterator
 from typing import Any, TypeAlias
 
 import grpc.aio
-from opentelemetry import trace
 
 from treadle.gateway.asking import Answer
 from treadle.gateway.chain import Chain
 from treadle.gateway.wire import answer_to_proto, ask_from_proto
+from treadle.rpc import tracing
 from treadle.rpc.context import current
 from treadle.rpc.errors import InvalidInput, TreadleError
 from treadle.rpc.streams import answered
@@ -67,17 +67,19 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
 
 
 def annotate(deployment: str, answer: Answer) -> None:
-    """Says on the current server span what happened."""
-    span = trace.get_current_span()
-    if not span.is_recording():
+    """Says on the span of the present call what happened."""
+    if not tracing.is_recording():
         return
-    span.set_attribute("treadle.deployment", deployment)
-    span.set_attribute("treadle.model", answer.ref.model)
-    span.set_attribute("treadle.version", answer.ref.version)
-    span.set_attribute("treadle.rows", len(answer.prediction_ids))
-    span.set_attribute("treadle.served_by", answer.served_by)
+    said: dict[str, str | int] = {
+        "treadle.deployment": deployment,
+        "treadle.model": answer.ref.model,
+        "treadle.version": answer.ref.version,
+        "treadle.rows": len(answer.prediction_ids),
+        "treadle.served_by": answer.served_by,
+    }
     if answer.degraded_reason:
-        span.set_attribute("treadle.degraded_reason", answer.degraded_reason)
+        said["treadle.degraded_reason"] = answer.degraded_reason
+    tracing.annotate(said)
 
 
 def _check_id(request_id: str, taken: bool) -> None:

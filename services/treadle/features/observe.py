@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-from opentelemetry import trace
 
 from treadle.features.values import Feature, Status
 from treadle.observability.metrics import Meters
 from treadle.plugins.stores import WriteCount
+from treadle.rpc import tracing
 
 _WORDS: Final = {int(each): each.name.lower() for each in Status}
 
@@ -35,9 +35,8 @@ class FeatureMeters:
         for status, count in enumerate(counts):
             if count:
                 self._values.add(count, feature_service=service, status=_WORDS[status])
-        span = trace.get_current_span()
-        if span.is_recording():
-            span.set_attribute("treadle.rows", features[0].column.rows)
+        if tracing.is_recording():
+            tracing.annotate({"treadle.rows": features[0].column.rows})
 
     def pushed(self, view: str, count: WriteCount) -> None:
         """One message was written."""

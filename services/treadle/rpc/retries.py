@@ -7,12 +7,8 @@ fails is its caller's to send again.
 """
 
 import json
-from collections.abc import Iterator
 
-from google.protobuf.descriptor import ServiceDescriptor
-
-from treadle import oip
-from treadle.v1 import evaluation_pb2, features_pb2, prediction_pb2, registry_pb2, traces_pb2
+from treadle.rpc.contracts import services
 
 _POLICY = {
     "maxAttempts": 3,
@@ -23,17 +19,11 @@ _POLICY = {
 }
 
 
-def _services() -> Iterator[ServiceDescriptor]:
-    for contract in (evaluation_pb2, features_pb2, prediction_pb2, registry_pb2, traces_pb2):
-        yield from contract.DESCRIPTOR.services_by_name.values()
-    yield oip.POOL.FindServiceByName(oip.SERVICE)
-
-
 def service_config() -> str:
     """gRPC's service config, as JSON: retries inside the deadline, fewer when a peer fails most calls."""
     repeatable = [
         {"service": service.full_name, "method": method.name}
-        for service in _services()
+        for service in services()
         for method in service.methods
         if not method.client_streaming
     ]

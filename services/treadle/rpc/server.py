@@ -65,6 +65,11 @@ class Server(grpc.GenericRpcHandler):
         self.pools.append(pool)
 
     @property
+    def name(self) -> str:
+        """The bare name of the service, such as "gateway"."""
+        return self._telemetry.service
+
+    @property
     def service_names(self) -> list[str]:
         """Full names of the services added: "treadle.v1.FeatureService"."""
         return [h.service_name() for h in self._handlers if isinstance(h, grpc.ServiceRpcHandler)]

@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, Self, TypeVar, cast
@@ -15,7 +16,9 @@ import grpc.aio
 from treadle.observability.metrics import MetricsServer, serve_metrics
 from treadle.observability.telemetry import Telemetry, setup
 from treadle.rpc.channel import Channel, Tls
+from treadle.rpc.contracts import streaming_paths
 from treadle.rpc.envoy.config import EnvoySettings
+from treadle.rpc.envoy.tracing import Tracing, tracing
 from treadle.rpc.errors import FailedPrecondition
 from treadle.rpc.hosts.grpcio import GrpcioHost
 from treadle.rpc.hosts.listen import Listen
@@ -277,6 +280,19 @@ def envoy_settings(app: str, services: Sequence[str], environ: Mapping[str, str]
         app,
         [each.to_listen() for each in _each_process(process, services, environ)],
         [listen for listen in rest if listen],
+        tracing=_envoy_tracing(services[0], process),
+    )
+
+
+def _envoy_tracing(service: str, process: ProcessSettings) -> Tracing | None:
+    if not process.otlp_endpoint:
+        return None
+    return tracing(
+        service,
+        process.otlp_endpoint,
+        process.trace_ratio,
+        streams=streaming_paths(),
+        resource={"service.version": metadata.version("treadle"), "process.pid": str(os.getpid())},
     )
 
 

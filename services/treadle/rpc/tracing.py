@@ -10,6 +10,7 @@ from opentelemetry import trace
 from opentelemetry.trace import Span
 from opentelemetry.util.types import AttributeValue
 
+from treadle.observability.propagation import TRACEPARENT, inject
 from treadle.rpc import context as call_context
 
 
@@ -52,3 +53,8 @@ def annotate(attributes: Mapping[str, AttributeValue]) -> None:
         call = call_context.current()
         if call.sampled:
             call.attributes.update(attributes)
+
+
+def traceparent() -> str:
+    """The span of the present call as a W3C header; empty where there is none."""
+    return call_context.current().traceparent or dict(inject(trace.get_current_span())).get(TRACEPARENT, "")

@@ -45,7 +45,12 @@ class GrpcAdapter:
         self._flights: dict[EnvoyCall, None] = {}
         self._sweeping = False
         self._draining = False
+        self._said: dict[str, object] = {}
         self._landed = asyncio.Event()
+
+    def say_service(self) -> None:
+        """Names the service on each span: Envoy knows the process alone."""
+        self._said = {"treadle.service": self._server.name}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One call, from its headers to its status."""
@@ -55,6 +60,8 @@ class GrpcAdapter:
         if self._draining:
             await _end(call, Unavailable("this process is draining; try again"))
             return
+        if self._said and call.call.sampled:
+            call.call.attributes.update(self._said)
         call.task = asyncio.current_task()
         self._flights[call] = None
         if not self._sweeping:

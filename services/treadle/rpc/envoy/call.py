@@ -3,16 +3,17 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from random import getrandbits
 from typing import Any
 
 import grpc
 import grpc.aio
 
-from treadle.observability.propagation import TRACEPARENT, parse_traceparent
+from treadle.observability.propagation import TRACEPARENT
 from treadle.rpc import context
 from treadle.rpc.envoy import wire
+from treadle.rpc.envoy.tracing import SPAN_HEADER, attribute_header, context_of
 from treadle.rpc.errors import InvalidInput
 
 Event = dict[str, Any]
@@ -26,9 +27,7 @@ _TRANSPORT = frozenset({
     b"grpc-timeout", b"x-request-id", b"x-forwarded-proto", b"x-forwarded-for", b"x-envoy-internal",
     b"x-envoy-external-address", b"x-envoy-expected-rq-timeout-ms", b"x-envoy-original-path",
 })  # fmt: skip
-SPAN = b"treadle-span"
-"""Envoy's own span of the request, "00-<trace>-<span>-<flags>"; its configuration overwrites what callers send."""
-_SAMPLED = "01"
+SPAN = SPAN_HEADER.encode()
 
 
 class Gone(ConnectionError):
@@ -78,14 +77,14 @@ class EnvoyCall:
             elif name not in _TRANSPORT and not name.endswith(b"-bin"):
                 metadata[name.decode("latin-1")] = value.decode("latin-1")
         left = wire.seconds_of(timeout) if timeout else None
-        traceparent = span or _unrecorded(metadata.get(TRACEPARENT, ""))
+        traceparent = span or context_of("", metadata.get(TRACEPARENT, ""), getrandbits)
         self.call = context.Call(
             None if left is None else now + left,
             metadata.get(context.TENANT, ""),
             metadata,
             traceparent[3:35],
             traceparent,
-            span[-2:] == _SAMPLED,
+            bool(span),
         )
 
     def expire(self) -> None:
@@ -173,7 +172,8 @@ class EnvoyCall:
         if not self.opened:
             await self._start()
         await self._send({"type": "http.response.body", "body": data})
-        await self._send(_OK if self._code is None and not self._trailing else _trailers(self.status()))
+        plain = self._code is None and not self._trailing and not self.call.attributes
+        await self._send(_OK if plain else _trailers(self.status()))
 
     async def finish(self) -> None:
         """Ends the answer with its status."""
@@ -188,7 +188,8 @@ class EnvoyCall:
 
     def status(self) -> wire.Pairs:
         """The status as trailers; OK unless something else was said."""
-        return wire.status_trailers(self._code or grpc.StatusCode.OK, self._details, self._trailing)
+        said = [(attribute_header(name), str(value)) for name, value in self.call.attributes.items()]
+        return wire.status_trailers(self._code or grpc.StatusCode.OK, self._details, (*self._trailing, *said))
 
     async def _body(self, data: bytes) -> None:
         if not self.opened:
@@ -209,15 +210,7 @@ class EnvoyCall:
         extra = wire.headers_of(self._initial) if self._initial else []
         if self.encoding != "identity":
             extra.append((b"grpc-accept-encoding", wire.ACCEPTED_ENCODINGS))
-        if self.call.attributes:
-            extra.extend((b"treadle-attr-" + name.encode(), value.encode()) for name, value in self._attributes())
         return extra
-
-    def _attributes(self) -> Iterable[tuple[str, str]]:
-        """Attributes of Envoy's span: `treadle.batch.id` as "batch-id"."""
-        attributes: Mapping[str, object] = self.call.attributes
-        for name, value in attributes.items():
-            yield name.removeprefix("treadle.").replace(".", "-").replace("_", "-"), str(value)
 
 
 class Inbox:
@@ -265,13 +258,6 @@ class Inbox:
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while (message := await self.next()) is not grpc.aio.EOF:
             yield message
-
-
-def _unrecorded(traceparent: str) -> str:
-    """The caller's span, or a new one, where this process records none: ids are passed on all the same."""
-    if parse_traceparent(traceparent) is not None:
-        return traceparent
-    return f"00-{getrandbits(128) or 1:032x}-{getrandbits(64) or 1:016x}-00"
 
 
 def _pair(name: bytes, value: bytes) -> tuple[str, str | bytes]:

@@ -5,11 +5,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from treadle.rpc.envoy.tracing import Tracing
 from treadle.rpc.channel import Tls
+from treadle.rpc.envoy.tracing import Tracing, without_forged_spans
 from treadle.rpc.errors import FailedPrecondition
 from treadle.rpc.hosts.listen import Listen
 
@@ -33,7 +32,7 @@ class EnvoySettings:
     """host:port of REST doors."""
     admin: Path | None = None
     """Socket of Envoy's admin interface, reached by this process alone."""
-    tracing: "Tracing | None" = None
+    tracing: Tracing | None = None
 
 
 def envoy_config(settings: EnvoySettings) -> Json:
@@ -96,9 +95,12 @@ def _connections(settings: EnvoySettings) -> Json:
         "@type": f"{_TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "treadle",
         "codec_type": "AUTO",
-        "route_config": {"virtual_hosts": [{"name": "treadle", "domains": ["*"]}]},
+        "route_config": {
+            "virtual_hosts": [{"name": "treadle", "domains": ["*"], "routes": tracing.routes if tracing else []}]
+        },
+        "early_header_mutation_extensions": tracing.early if tracing else without_forged_spans(),
         "http_filters": [*(tracing.filters if tracing else ()), _python(settings.app)],
-        "generate_request_id": tracing is not None,
+        "generate_request_id": False,
         "server_header_transformation": "PASS_THROUGH",
         "skip_xff_append": True,
         "stream_idle_timeout": "0s",  # a watch may be silent for days

@@ -54,8 +54,10 @@ class EnvoyProcess:
         return EnvoyHost(self, server, health, listen)
 
     def serve(self, port: int, adapter: GrpcAdapter) -> None:
-        """Sends the gRPC calls of a port to `adapter`; the first one's also what comes in at doors of REST."""
+        """Sends the gRPC calls of a port to `adapter`."""
         self._adapters[port] = adapter
+        for each in self._adapters.values() if len(self._adapters) > 1 else ():
+            each.say_service()
 
     @asynccontextmanager
     async def http(self, app: Any) -> AsyncIterator[None]:
