@@ -97,3 +97,4 @@ class Started:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         await asyncio.to_thread(self._process.wait)
+        await asyncio.to_thread(psutil.wait_procs, everyone, _GRACE_SECONDS)

@@ -40,6 +40,7 @@ SECTIONS: tuple[Section, ...] = (
         "Ask and look",
         {
             "predict": (f"{_AT}.predict:predict", "Ask a deployment."),
+            "bench": (f"{_AT}.bench:bench", "Measure how fast a deployment answers here."),
             "trace": (f"{_AT}.trace:trace", "Show where requests spent their time."),
             "plugins": (f"{_AT}.plugins:plugins", "See, check and begin plugins."),
         },

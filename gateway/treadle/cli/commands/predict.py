@@ -38,7 +38,7 @@ async def predict(
     treadle predict flight-delay -e tail_number=N14228 -c distance=1400
     """
     async with session.client() as client:
-        given = _given(entities, context, tensors, rows)
+        given = given_rows(entities, context, tensors, rows)
         if given.get("tensors"):
             answer = await client.predict_tensors(
                 deployment, given["tensors"], outputs=outputs, sticky_key=sticky_key, pin_version=pin
@@ -58,9 +58,10 @@ async def predict(
     session.out.show(plain(answer), lambda: _picture(answer, with_features))
 
 
-def _given(
+def given_rows(
     entities: tuple[str, ...], context: tuple[str, ...], tensors: tuple[str, ...], rows: str | None
 ) -> Mapping[str, Mapping[str, Any]]:
+    """Columns by name under "entities", "context", "tensors", from options or a file. UsageError without any."""
     from treadle.cli.cells import columns_of, read_rows
 
     typed = {
