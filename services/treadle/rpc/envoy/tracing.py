@@ -20,7 +20,10 @@ from treadle.rpc.errors import FailedPrecondition
 
 Json = dict[str, Any]
 SPAN_HEADER: Final = "treadle-span"
-"""Envoy's span of a recorded request, "00-<trace>-<span>-01". What callers send under this name is dropped."""
+"""Envoy's span of a recorded request, "00-<trace>-<span>-01". What callers send under this name is dropped.
+
+Where the caller's own span makes no sense, Envoy records nothing and this is shorter: see `context_of`.
+"""
 FLUSH_SECONDS: Final = 0.5
 """Spans leave after this long at most. A process that ends waits as long, or it loses those of its last requests."""
 
@@ -32,6 +35,7 @@ _UNTRACED = ("/grpc.", "/opentelemetry.")
 # As strict as `parse_traceparent`. Of a header that comes twice, the tracer takes the first and a matcher any.
 _RECORDED_CALLER = "[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f][13579bdf]"
 _OTHER_CALLER = ".*[02468ace]"
+_WHOLE = 55
 _CONTEXT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 # Envoy samples nothing without a request id, and samples by it. Here the route decides, so any id will do.
 _REQUEST_ID = "00000000-0000-4000-8000-000000000000"
@@ -98,16 +102,16 @@ def without_forged_spans() -> list[Json]:
 
 def attribute_header(attribute: str) -> str:
     """The response header, or trailer, by which Python sets an attribute of the span: "treadle-attr-batch-id"."""
-    return "treadle-attr-" + re.sub(r"[._]", "-", attribute.removeprefix("treadle."))
+    return "treadle-attr-" + attribute.removeprefix("treadle.").replace(".", "-").replace("_", "-")
 
 
 def context_of(span: str, traceparent: str, bits: Callable[[int], int]) -> str:
     """The trace context, "00-<trace>-<span>-<flags>", of a request with this `SPAN_HEADER` and this `traceparent`.
 
-    Not recorded, it is the caller's with the flag taken off, or a new one of random `bits`: what is called from here
-    must know that nothing of this request is recorded.
+    It is `span` itself if, and only if, the request is recorded. Otherwise it is the caller's with the flag taken off,
+    or a new one of random `bits`: what is called from here must know that nothing of this request is recorded.
     """
-    if _CONTEXT.fullmatch(span):
+    if len(span) == _WHOLE:
         return span
     if _CONTEXT.fullmatch(traceparent):
         return f"{traceparent[:53]}00"
