@@ -10,7 +10,15 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from treadle.rpc import context
-from treadle.rpc.errors import DeadlineExceeded, InvalidInput, NotFound, StorageFull, Unavailable, Unimplemented
+from treadle.rpc.errors import (
+    DeadlineExceeded,
+    Internal,
+    InvalidInput,
+    NotFound,
+    StorageFull,
+    Unavailable,
+    Unimplemented,
+)
 from treadle.rpc.server import Server
 from treadle.v1 import evaluation_pb2, evaluation_pb2_grpc, features_pb2, prediction_pb2, registry_pb2
 
@@ -226,3 +234,14 @@ async def test_a_status_that_a_servicer_ends_its_call_with_is_passed_on_and_coun
         with pytest.raises(NotFound):
             await health_pb2_grpc.HealthStub(stubs.channel).Check(health_pb2.HealthCheckRequest(service="nonsense"))
         assert await counted(member, "grpc.health.v1.Health/Check", "NOT_FOUND") == 1
+
+
+@over_a_network
+async def test_an_answer_that_cannot_be_written_is_an_internal_error(mesh):
+    async def answer(name):
+        return name if name != "bad" else 5  # no text: protobuf refuses it
+
+    async with mesh(answer) as (stubs, _):
+        with pytest.raises(Internal, match="internal error"):
+            await stubs.predict("bad")
+        assert await stubs.predict("good") == "good"

@@ -50,7 +50,7 @@ async def _run(process: EnvoyProcess) -> None:
             started=process.started.set,
         )
         if os.environ.get("TREADLE_OTLP_ENDPOINT"):
-            await asyncio.sleep(FLUSH_SECONDS)  # Envoy drops the spans that it has not sent when it ends
+            await asyncio.sleep(2 * FLUSH_SECONDS)  # Envoy drops the spans that it has not sent when it ends
     except BaseException as error:
         log_failure(services[0], error)
         raise

@@ -64,6 +64,10 @@ class Server(grpc.GenericRpcHandler):
         """Lets reflection find the messages of a private pool."""
         self.pools.append(pool)
 
+    def unexpected(self, method: str, error: BaseException) -> Internal:
+        """The error of a call that failed outside of its handler, such as in writing its answer."""
+        return unexpected(self._telemetry, method, error)
+
     @property
     def name(self) -> str:
         """The bare name of the service, such as "gateway"."""
@@ -267,7 +271,11 @@ class _Observed:
         if isinstance(error, asyncio.CancelledError | GeneratorExit):
             late = self._call.deadline is not None and self._call.deadline <= time.monotonic()
             return DeadlineExceeded("the deadline passed") if late else Cancelled("the caller went away")
-        error_id = uuid.uuid4().hex[:12]
-        log = self._seam.telemetry.log
-        log.error("a call failed unexpectedly", method=self._seam.method, error_id=error_id, exc_info=error)
-        return Internal(f"internal error {error_id}: the server's log tells more under this id")
+        return unexpected(self._seam.telemetry, self._seam.method, error)
+
+
+def unexpected(telemetry: Telemetry, method: str, error: BaseException) -> Internal:
+    """What a caller is told of an error that nobody foresaw: where the log has more."""
+    error_id = uuid.uuid4().hex[:12]
+    telemetry.log.error("a call failed unexpectedly", method=method, error_id=error_id, exc_info=error)
+    return Internal(f"internal error {error_id}: the server's log tells more under this id")

@@ -79,6 +79,8 @@ class GrpcAdapter:
                 raise
             if call.late and not call.gone:
                 await _end(call, DeadlineExceeded("the deadline passed"))
+        except Exception as error:  # of ours, not of a servicer: Envoy would make an OK of it
+            await _end(call, self._server.unexpected(path, error))
         finally:
             self._land(call)
 

@@ -77,14 +77,14 @@ class EnvoyCall:
             elif name not in _TRANSPORT and not name.endswith(b"-bin"):
                 metadata[name.decode("latin-1")] = value.decode("latin-1")
         left = wire.seconds_of(timeout) if timeout else None
-        traceparent = span or context_of("", metadata.get(TRACEPARENT, ""), getrandbits)
+        traceparent = context_of(span, metadata.get(TRACEPARENT, ""), getrandbits)
         self.call = context.Call(
             None if left is None else now + left,
             metadata.get(context.TENANT, ""),
             metadata,
             traceparent[3:35],
             traceparent,
-            bool(span),
+            span is traceparent,  # which it is exactly where Envoy records it
         )
 
     def expire(self) -> None:

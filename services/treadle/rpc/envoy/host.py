@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from treadle.rpc.envoy import process, wire
@@ -15,6 +15,7 @@ from treadle.rpc.service import Health
 
 FAILED = 1
 """Exit status of a process that could not start."""
+_HTTP_GRACE_SECONDS = 5.0  # as uvicorn's on the other host
 _NOT_FOUND: tuple[Event, Event] = (
     {"type": "http.response.start", "status": 404, "headers": [(b"content-type", b"text/plain")]},
     {"type": "http.response.body", "body": b"this port speaks gRPC\n"},
@@ -29,6 +30,8 @@ class EnvoyProcess:
         self._run = run
         self._adapters: dict[int, GrpcAdapter] = {}
         self._http: Any = None
+        self._requests = 0
+        self._answered: asyncio.Event
         self.stopping: asyncio.Event
         self.started: asyncio.Event
 
@@ -47,7 +50,12 @@ class EnvoyProcess:
             for event in _NOT_FOUND:
                 await send(event)
             return
-        await self._http(_continued(scope), receive, send)
+        self._requests += 1
+        try:
+            await self._http(_continued(scope), receive, send)
+        finally:
+            self._requests -= 1
+            self._answered.set()
 
     def host(self, server: Server, health: Health, listen: Listen) -> "EnvoyHost":
         """The host of one service in this process."""
@@ -61,12 +69,17 @@ class EnvoyProcess:
 
     @asynccontextmanager
     async def http(self, app: Any) -> AsyncIterator[None]:
-        """Sends what is no gRPC to `app`."""
-        self._http = app
+        """Sends what is no gRPC to `app`. Leaving it waits a while for requests in flight."""
+        self._http, self._answered = app, asyncio.Event()
         try:
             yield
         finally:
             self._http = None
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_HTTP_GRACE_SECONDS):
+                    while self._requests:
+                        self._answered.clear()
+                        await self._answered.wait()
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()

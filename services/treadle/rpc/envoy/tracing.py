@@ -113,7 +113,7 @@ def context_of(span: str, traceparent: str, bits: Callable[[int], int]) -> str:
     """
     if len(span) == _WHOLE:
         return span
-    if _CONTEXT.fullmatch(traceparent):
+    if traceparent and _CONTEXT.fullmatch(traceparent):
         return f"{traceparent[:53]}00"
     return f"00-{bits(128):032x}-{bits(64):016x}-00"
 
