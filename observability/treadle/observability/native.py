@@ -23,6 +23,8 @@ _TIMEOUT, _FLAGS = "grpc.timeout", "response_flags"
 _READ = {_METHOD, _CODE, _STREAM, _TIMEOUT, _FLAGS, "rpc.system.name", *REQUEST_ATTRIBUTES}
 _UNKNOWN, _CALLER_LEFT = "UNKNOWN", "DR"
 _MAX_DIGITS = 24  # of a number that JSON and the store can hold
+_SLACK = 20e6
+"""Nanoseconds: a caller counts from before the request left, the span from when it arrived."""
 _UNITS = {"H": 3600e9, "M": 60e9, "S": 1e9, "m": 1e6, "u": 1e3, "n": 1.0}
 
 
@@ -74,5 +76,5 @@ def _typed(name: str, text: str) -> Value:
 def _left(timeout: str, nanos: int) -> str:
     """The status of a call whose caller left after `nanos`: at the deadline that `timeout` ("500m") set, or before."""
     number, unit = timeout[:-1], _UNITS.get(timeout[-1:])
-    late = unit is not None and number.isascii() and number.isdigit() and int(number[:8]) * unit <= nanos
+    late = unit is not None and number.isascii() and number.isdigit() and int(number[:8]) * unit <= nanos + _SLACK
     return "DEADLINE_EXCEEDED" if late else "CANCELLED"
