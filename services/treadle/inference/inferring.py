@@ -55,8 +55,8 @@ class Inferring:
         sampled = _sampled()
         known = wire.known(request)
         if known is not None and wire.layout is not None:
-            job = batcher.enqueue(known.raws, known.rows, wire.layout, deadline, sampled)
-            answer = await batcher.outcome(job)
+            raws, rows = known
+            answer = await batcher.outcome(batcher.enqueue(raws, rows, wire.layout, deadline, sampled))
             response = wire.respond(answer, selection, raw=True)
         else:
             self._check_rows(request)

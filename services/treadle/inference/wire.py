@@ -35,22 +35,14 @@ def refuse_unknown(parameters: Mapping[str, object], known: frozenset[str], wher
 
 
 @dataclass(slots=True)
-class Known:
-    """Inputs as bytes whose header is known."""
-
-    raws: Raws
-    rows: int
-
-
-@dataclass(slots=True)
 class Selection:
     """The outputs that a request asks for, in its order."""
 
     names: tuple[str, ...]
     row_bytes: tuple[int, ...] | None
     """Bytes of one row of each; None where they are not all of a fixed size."""
-    heads: dict[int, bytes] = field(default_factory=dict)
-    """What an answer begins with, by its rows: everything but the raw contents."""
+    heads: dict[int, list[bytes]] = field(default_factory=dict)
+    """By the rows of an answer: what it begins with, and what stands before the raw contents of each output."""
 
 
 class Wire:
@@ -69,21 +61,17 @@ class Wire:
         self._selections: dict[tuple[bytes, ...], Selection] = {}
         self._everything = _selection(tuple(self._outputs), self._outputs)
 
-    def known(self, request: oip.ModelInferRequest) -> Known | None:
-        """The inputs of a request all of whose headers are known."""
-        raws = request.raw_input_contents[:]
-        pbs = request.inputs
+    def known(self, request: oip.ModelInferRequest) -> tuple[Raws, int] | None:
+        """The inputs, as bytes, and their rows, of a request all of whose headers are known."""
+        raws, pbs, rows = request.raw_input_contents[:], request.inputs, 0
         if not raws or len(raws) != len(pbs):
             return None
-        rows = 0
-        for position, pb in enumerate(pbs):
-            found = self._headers.get(pb.SerializeToString())
-            if found is None or found[0] != position or len(raws[position]) != found[2]:
-                return None
-            if rows != found[1] and position:
+        for position, raw in enumerate(raws):
+            found = self._headers.get(pbs[position].SerializeToString())
+            if found is None or found[0] != position or found[2] != len(raw) or (found[1] != rows and position):
                 return None
             rows = found[1]
-        return Known(raws, rows)
+        return raws, rows
 
     def read(self, request: oip.ModelInferRequest) -> tuple[Tensors, int]:
         """The inputs as arrays, and their rows; checked. InvalidInput if they do not fit the signature."""
@@ -131,21 +119,21 @@ class Wire:
         """The answer with the outputs asked for, raw or typed; without the request's id."""
         if not raw or selection.row_bytes is None or answer.joined is not None:
             return self._response(answer.outputs, selection, raw=raw)
-        rows = answer.rows
-        head = selection.heads.get(rows) or self._head(answer, selection)
-        response = oip.ModelInferResponse.FromString(head)
-        response.raw_output_contents.extend(
-            [
-                _packed(answer, name)[answer.at * size : (answer.at + rows) * size]
-                for name, size in zip(selection.names, selection.row_bytes, strict=True)
-            ]
-        )
-        return response
+        rows, batch = answer.rows, answer.batch
+        head, *marks = selection.heads.get(rows) or self._head(answer, selection)
+        parts = [head]
+        for name, size, mark in zip(selection.names, selection.row_bytes, marks, strict=True):
+            packed = batch.packed.get(name)
+            if packed is None:  # made by the first answer that needs it, for all
+                packed = batch.packed[name] = raw_bytes(batch.outputs[name], name)
+            parts += (mark, packed[answer.at * size : (answer.at + rows) * size])
+        return oip.ModelInferResponse.FromString(b"".join(parts))
 
-    def _head(self, answer: Answer, selection: Selection) -> bytes:
+    def _head(self, answer: Answer, selection: Selection) -> list[bytes]:
         response = self._response(answer.outputs, selection, raw=True)
+        marks = [_mark(raw) for raw in response.raw_output_contents]
         del response.raw_output_contents[:]
-        head = selection.heads[answer.rows] = response.SerializeToString()
+        head = selection.heads[answer.rows] = [response.SerializeToString(), *marks]
         return head
 
     def _response(self, outputs: Mapping[str, Array], selection: Selection, *, raw: bool) -> oip.ModelInferResponse:
@@ -155,12 +143,10 @@ class Wire:
         return response
 
 
-def _packed(answer: Answer, name: str) -> bytes:
-    """One output of the whole batch; made by the first that needs it."""
-    packed = answer.batch.packed
-    if name not in packed:
-        packed[name] = raw_bytes(answer.batch.outputs[name], name)
-    return packed[name]
+def _mark(raw: bytes) -> bytes:
+    """What stands before raw contents of this length: their field and the length, as protobuf writes them."""
+    alone = oip.ModelInferResponse(raw_output_contents=[raw]).SerializeToString()
+    return alone[: len(alone) - len(raw)]
 
 
 def _selection(names: tuple[str, ...], outputs: Mapping[str, TensorSpec]) -> Selection:
