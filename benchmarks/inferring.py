@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from treadle import oip
-from treadle.inference.batcher import Limits
+from treadle.inference.admission import Limits
 from treadle.inference.inferring import Inferring
 from treadle.inference.models import ModelKey, Registered
 from treadle.inference.observe import ModelMeters, ModelObserver

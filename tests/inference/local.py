@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from treadle.inference.batcher import Limits
+from treadle.inference.admission import Limits
 from treadle.inference.inferring import Inferring
 from treadle.inference.models import ModelKey, Registered
 from treadle.inference.observe import ModelMeters, ModelObserver

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from treadle.inference.admission import Limits
 from treadle.inference.batch import Batch
-from treadle.inference.batcher import Batcher, Limits, Watching
+from treadle.inference.batcher import Batcher, Watching
 from treadle.inference.worker import Worker
 from treadle.plugins.tensors import Tensors
 from treadle.rpc.errors import DeadlineExceeded, Internal, Overloaded, Unavailable

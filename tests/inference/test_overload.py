@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from treadle.inference.batcher import Batcher, Limits, Watching
+from treadle.inference.admission import Limits
+from treadle.inference.batcher import Batcher, Watching
 from treadle.plugins.tensors import Tensors
 from treadle.rpc.errors import DeadlineExceeded, Overloaded
 

@@ -1,6 +1,8 @@
 """One version takes another's place while callers go on asking: none of them sees an error."""
 
 import asyncio
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -97,3 +99,18 @@ async def test_a_version_that_is_wanted_again_stays(registry: Any, serve: Any, o
         await inference.until("odd-model", second, "")
         assert await _answered(inference, 1) == first
         assert len(odd.loaded) == 2  # the first was not loaded again
+
+
+async def test_nothing_keeps_a_version_that_has_gone(registry: Any, inference: Any, odd: Any) -> None:
+    first, second = await registry.push_odd(), await registry.push_odd()
+    await registry.deploy("live", odd_model=first)
+    await inference.until("odd-model", first, "READY")
+    assert await _answered(inference, 1) == first
+    gone = weakref.ref(odd.loaded.pop())
+    gc.disable()  # not even a cycle, which would keep it for as long as the collector likes
+    try:
+        await registry.deploy("live", odd_model=second)
+        await inference.until("odd-model", first, "")
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -17,36 +17,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from math import inf
 
+from treadle.inference.admission import Admission, Limits
 from treadle.inference.batch import Answer, Batch, Job, Raws, bucket_of, cut, gathered, joined
 from treadle.inference.pace import Pace
 from treadle.inference.worker import Worker
 from treadle.plugins.errors import BackendFault
 from treadle.plugins.tensors import Tensors
-from treadle.rpc.errors import DeadlineExceeded, InvalidInput, Overloaded, TreadleError, Unavailable
-from treadle.rpc.limiter import AdaptiveLimit
+from treadle.rpc.errors import DeadlineExceeded, InvalidInput, TreadleError, Unavailable
 from treadle.rpc.tasks import notify
 
 Predict = Callable[[Tensors, int], Tensors]
 """Outputs for the inputs and their number of rows; checked: N rows each. Raises BackendFault if the model broke."""
-
-_MOST_TARGETS = 2
-"""What waits may take so many times the target: a bound until the adaptive limit, which looks back, is in its place."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one model version may hold."""
-
-    max_rows: int = 1024
-    """Rows in one batch."""
-    queue_rows: int = 16_384
-    """Rows that may be here; the request that reaches that may go past it."""
-    predict_seconds: float = 30.0
-    """A batch that takes longer means that the model hangs."""
-    target_seconds: float = 0.25
-    """Where requests take longer than that from door to door, and the model alone does not, fewer are let in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +66,11 @@ class Batcher:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._pace = Pace(bounded=bounded)
-        self._limit = AdaptiveLimit(
-            f"model {name}",
-            target_seconds=limits.target_seconds,
-            start=limits.queue_rows,
-            most=limits.queue_rows,
-            clock=clock,
-        )
+        self._admission = Admission(name, limits, self._pace, clock)
         self._ids = itertools.count(1)
         self._refusal = ""
         self._waiting: deque[Job] = deque()
         self._waiting_rows = 0
-        self._room = inf
-        """Rows that may wait, by the time that they take."""
         self._taken: Sequence[Job] = ()
         """Jobs of the batch that runs."""
         self._running: Batch | None = None
@@ -119,13 +93,7 @@ class Batcher:
         """
         if self._refusal:
             raise Unavailable(self._refusal)
-        limit = self._limit
-        if limit.used >= limit.limit:
-            raise limit.refusal()
-        if self._waiting_rows and self._waiting_rows >= self._room:
-            raise self._full()
-        if deadline is not None:
-            self._in_time(deadline)
+        self._admission.check(self._waiting_rows, self._running, deadline)
 
     async def submit(
         self, inputs: Tensors, rows: int, *, deadline: float | None = None, context: object = None
@@ -152,7 +120,7 @@ class Batcher:
     ) -> Job:
         """Queues what was admitted and fits one batch: arrays with their `bucket_of`, or bytes with their `Layout`."""
         job = Job(inputs, rows, bucket, deadline, context, self._clock(), self._loop.create_future())
-        self._limit.take(rows)
+        self._admission.limit.take(rows)
         self._waiting.append(job)
         self._waiting_rows += rows
         if not self._woken and not self._taken:
@@ -179,36 +147,8 @@ class Batcher:
         while self._waiting or self._taken:
             self._idle.clear()
             await self._idle.wait()
-
-    def _in_time(self, deadline: float) -> None:
-        now = self._clock()
-        if deadline <= now:
-            raise DeadlineExceeded("the deadline passed before the request was computed")
-        wait = self._expected_wait(now)
-        if now + wait > deadline:
-            raise Overloaded(
-                f"model {self._name} would begin with this in {wait:.3g} s, after its deadline; retry later",
-                retry_after_seconds=wait,
-            )
-
-    def _full(self) -> Overloaded:
-        wait = self._expected_wait(self._clock())
-        return Overloaded(
-            f"model {self._name} has {self._waiting_rows} rows waiting, for about {wait:.3g} s; retry later",
-            retry_after_seconds=max(wait - self._limit.target_seconds, 0.001),
-        )
-
-    def _expected_wait(self, now: float) -> float:
-        """Of a request that comes now: the rest of what runs, and the full batches that wait.
-
-        What it takes itself, and those that share its batch, is not counted: in doubt it is let in, and dropped if its
-        time comes too late.
-        """
-        running, most = self._running, self._limits.max_rows
-        if running is None:
-            return 0.0
-        left = running.started_at + self._pace.seconds(running.rows, most) - now
-        return max(0.0, left) + self._pace.seconds(self._waiting_rows // most * most, most)
+        if self._watch is not None:  # it would keep the model in memory
+            self._watch.cancel()
 
     def _forget(self, jobs: Sequence[Job]) -> None:
         """Takes requests whose caller has gone out of the queue, so that they hold no place in it."""
@@ -223,7 +163,7 @@ class Batcher:
         """`_next` passes over it: looking for it in the queue would cost more."""
         job.waits = False
         self._waiting_rows -= job.rows
-        self._limit.abandon(job.rows)
+        self._admission.limit.abandon(job.rows)
 
     def _next(self) -> None:
         """Begins with the next batch, if anything waits."""
@@ -323,10 +263,9 @@ class Batcher:
                 job.future.set_result(Answer(batch, at, job.rows, batch.started_at - job.queued_at))
             at += job.rows
         if error is not None:
-            self._limit.abandon(batch.rows)
+            self._admission.limit.abandon(batch.rows)
             return
-        self._limit.leave(batch.rows, time_here / batch.rows)
-        self._room = self._pace.rows_within(_MOST_TARGETS * self._limit.target_seconds, self._limits.max_rows)
+        self._admission.answered(batch.rows, time_here / batch.rows)
         # The callers, whom the futures have woken, come first.
         self._loop.call_soon(self._watching.answered, batch, now)
 

@@ -1,8 +1,8 @@
 """Metadata, configuration and statistics of a model version in the messages of the protocol."""
 
 from treadle import oip
+from treadle.inference.entry import Served
 from treadle.inference.observe import Statistics, Total
-from treadle.inference.repository import Served
 from treadle.plugins.specs import TensorSpec
 from treadle.rpc.tensors import wire_dtype
 

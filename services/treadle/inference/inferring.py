@@ -11,7 +11,8 @@ from opentelemetry.trace import SpanContext
 
 from treadle import oip
 from treadle.inference.batch import Answer
-from treadle.inference.repository import Repository, Served
+from treadle.inference.entry import Served
+from treadle.inference.repository import Repository
 from treadle.inference.wire import refuse_unknown
 from treadle.rpc import context as call_context
 from treadle.rpc import tracing

@@ -15,13 +15,15 @@ READY, and some seconds more, for callers learn of the change at moments of thei
 import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 from typing import Any
 
 from structlog.typing import FilteringBoundLogger
 
-from treadle.inference.batcher import Batcher, Limits, Watching
+from treadle.inference.admission import Limits
+from treadle.inference.batcher import Batcher, Watching
+from treadle.inference.entry import Entry, Served, State
+from treadle.inference.memory import give_back
 from treadle.inference.models import ModelKey, Registered
 from treadle.inference.observe import ModelObserver
 from treadle.inference.wire import Wire
@@ -35,50 +37,6 @@ Load = Callable[[Registered, Worker], Awaitable[CheckedModel]]
 FIRST_RETRY_SECONDS = 0.5
 LAST_RETRY_SECONDS = 30.0
 CLOSE_SECONDS = 5.0
-
-
-class State(StrEnum):
-    """The names are those of the protocol."""
-
-    LOADING = "LOADING"
-    READY = "READY"
-    UNLOADING = "UNLOADING"
-    UNAVAILABLE = "UNAVAILABLE"
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """A version in memory."""
-
-    registered: Registered
-    model: CheckedModel
-    batcher: Batcher
-    observer: ModelObserver
-    worker: Worker
-    wire: Wire
-
-
-@dataclass(slots=True, eq=False)
-class Entry:
-    """One version and its state."""
-
-    key: ModelKey
-    state: State = State.LOADING
-    error: TreadleError | None = None
-    """What the last attempt to load, or to serve, failed of."""
-    registered: Registered | None = None
-    """Once it is known; its files may lie on disk from then on."""
-    served: Served | None = None
-    task: "asyncio.Task[None] | None" = None
-    lingering: "asyncio.Task[None] | None" = None
-    """Until it is let go of in the end."""
-    settled: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set once the first attempt to load has ended."""
-
-    @property
-    def reason(self) -> str:
-        """The text of `error`; empty without one."""
-        return self.error.message if self.error else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +278,8 @@ class Repository:
             await self._free(served)
         if entry.registered is not None:  # also where it failed to load, or hung
             await self._tools.discard(entry.registered)
-        entry.served = None
+        entry.served = served = None
+        await asyncio.to_thread(give_back)
         entry.settled.set()
         del self._entries[entry.key]
         await self._announce(entry.key)

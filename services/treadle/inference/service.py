@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from treadle import oip
+from treadle.inference.admission import Limits
 from treadle.inference.artifacts import Artifacts
-from treadle.inference.batcher import Limits
 from treadle.inference.catalogue import Catalogue
 from treadle.inference.desired import Desired
 from treadle.inference.inferring import Inferring

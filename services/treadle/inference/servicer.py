@@ -6,9 +6,10 @@ from importlib.metadata import version as installed_version
 from treadle import oip
 from treadle.inference import describe
 from treadle.inference.catalogue import Catalogue
+from treadle.inference.entry import State
 from treadle.inference.inferring import Inferring
 from treadle.inference.models import ModelKey
-from treadle.inference.repository import Repository, State
+from treadle.inference.repository import Repository
 from treadle.inference.wire import refuse_unknown
 from treadle.oip.service import Context
 from treadle.rpc import context as call_context
