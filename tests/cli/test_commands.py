@@ -243,10 +243,11 @@ def test_trace(as_json: AsJson, on_mesh: Treadle, deployed: str) -> None:
 
 
 def _eventually(run: Callable[[], Result]) -> Any:
-    """Spans are sent once a second: asks until those of both hops are there."""
+    """Spans are sent once a second, by each hop and by each of the two that record them: asks until all are there."""
     for _ in range(2000):
         done = run()
         found = json.loads(done.stdout)
-        if done.exit_code == 0 and {span["service"] for span in found["spans"]} >= {"gateway", "inference"}:
+        shown = {(span["service"], span["name"].rpartition("/")[2]) for span in found.get("spans", ())}
+        if done.exit_code == 0 and shown >= {("gateway", "Predict"), ("inference", "ModelInfer")}:
             return found
     pytest.fail("the trace did not arrive")

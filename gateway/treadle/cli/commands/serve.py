@@ -36,9 +36,9 @@ _READ_BY_COMMANDS = frozenset({
 def serve(
     session: Session, services: tuple[str, ...], host: str | None, workers: int, print_envoy_config: bool
 ) -> None:
-    """Run one service in this process, or several: those call one another without a socket.
+    """Run one service in this process.
 
-    They are configured by the environment: TREADLE_LISTEN, TREADLE_HOME, TREADLE_PEER_REGISTRY=HOST:PORT, …,
+    Or several: those call one another without a socket. They are configured by the environment: TREADLE_LISTEN, TREADLE_HOME, TREADLE_PEER_REGISTRY=HOST:PORT, …,
     TREADLE_OTLP_ENDPOINT, and their own settings TREADLE_<SERVICE>_<SETTING>. Of several services the first listens on
     TREADLE_LISTEN, the others on TREADLE_LISTEN_<SERVICE>.
     """
