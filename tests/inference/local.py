@@ -49,7 +49,7 @@ async def served(
     catalogue: Any = None  # asked only for models to load
     try:
         yield InferenceServicer(
-            Inferring(repository, 100_000), catalogue, save_pins=lambda: None, max_batch_rows=1024, stream_in_flight=64
+            Inferring(repository, 100_000), catalogue, save_pins=nothing, max_batch_rows=1024, stream_in_flight=64
         )
     finally:
         await repository.close()

@@ -7,6 +7,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterable, Awaitable, Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from structlog.typing import FilteringBoundLogger
@@ -16,6 +17,7 @@ from treadle.inference.repository import Repository
 from treadle.rpc.channel import Channel
 from treadle.rpc.errors import InvalidInput, OutOfRange, TreadleError
 from treadle.rpc.files import read_if_there, write_atomically
+from treadle.rpc.tasks import in_thread
 from treadle.v1 import registry_pb2, types_pb2
 from treadle.v1.registry_pb2_grpc import RegistryServiceStub
 
@@ -53,6 +55,7 @@ class Desired:
         self._known = Remembered()
         self._snapshot: dict[str, list[str]] | None = None
         """Deployments seen since a watch began without a cursor; they replace the known ones when it has caught up."""
+        self._saving = asyncio.Lock()
 
     def restore(self) -> None:
         """Starts with what was desired when this process last ran."""
@@ -70,10 +73,10 @@ class Desired:
         else:
             self._repository.pin(pinned)
 
-    def save_pins(self) -> None:
+    async def save_pins(self) -> None:
         """Remembers what is pinned now."""
         self._known.pinned = [str(key) for key in sorted(self._repository.pinned)]
-        self._save()
+        await self._save()
 
     async def follow(self) -> None:
         """Watches for ever; comes back by itself when the registry does."""
@@ -81,7 +84,7 @@ class Desired:
         while True:
             try:
                 async for event in self._watch():
-                    self._apply(event)
+                    await self._apply(event)
                     delay = FIRST_RETRY_SECONDS
             except OutOfRange:
                 self._log.warning("the registry has another history; starting again from its present state")
@@ -99,7 +102,7 @@ class Desired:
         request = registry_pb2.WatchDeploymentsRequest(cursor=self._known.cursor)
         return RegistryServiceStub(self._channel).WatchDeployments(request)
 
-    def _apply(self, event: registry_pb2.DeploymentEvent) -> None:
+    async def _apply(self, event: registry_pb2.DeploymentEvent) -> None:
         target = self._known.deployments if self._snapshot is None else self._snapshot
         match event.WhichOneof("change"):
             case "applied":
@@ -111,7 +114,7 @@ class Desired:
         if self._snapshot is None:
             self._known.cursor = event.cursor or self._known.cursor
             self._tell()
-            self._save()
+            await self._save()
 
     def _wanted(self, deployment: registry_pb2.Deployment) -> set[ModelKey]:
         wanted: set[ModelKey] = set()
@@ -129,14 +132,20 @@ class Desired:
             ModelKey.parse(text) for wanted in self._known.deployments.values() for text in wanted
         )
 
-    def _save(self) -> None:
-        content = json.dumps(asdict(self._known), indent=1).encode()
-        try:
-            if read_if_there(self._path) != content:  # a watch that begins anew mostly tells what is known
-                write_atomically(self._path, content)
-        except OSError as error:
-            # Serving goes on; only a restart without the registry would miss it.
-            self._log.error("the desired state cannot be remembered", path=str(self._path), error=str(error))
+    async def _save(self) -> None:
+        """On a thread: requests must not wait for the disk."""
+        async with self._saving:
+            content = json.dumps(asdict(self._known), indent=1).encode()
+            try:
+                await in_thread(partial(_write, self._path, content))
+            except OSError as error:
+                # Serving goes on; only a restart without the registry would miss it.
+                self._log.error("the desired state cannot be remembered", path=str(self._path), error=str(error))
+
+
+def _write(path: Path, content: bytes) -> None:
+    if read_if_there(path) != content:  # a watch that begins anew mostly tells what is known
+        write_atomically(path, content)
 
 
 def _refs(deployment: registry_pb2.Deployment) -> list[types_pb2.ModelRef]:

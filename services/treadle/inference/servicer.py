@@ -1,6 +1,6 @@
 """`inference.GRPCInferenceService` over a repository: decode, call, encode."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from importlib.metadata import version as installed_version
 
 from treadle import oip
@@ -36,7 +36,7 @@ class InferenceServicer(oip.GRPCInferenceServiceServicer):
         inferring: Inferring,
         catalogue: Catalogue,
         *,
-        save_pins: Callable[[], None],
+        save_pins: Callable[[], Awaitable[None]],
         max_batch_rows: int,
         stream_in_flight: int,
     ) -> None:
@@ -156,7 +156,7 @@ class InferenceServicer(oip.GRPCInferenceServiceServicer):
             if new:  # what never loaded is not kept; it stays only if a deployment asks for it
                 self._repository.unpin([key])
             raise
-        self._save_pins()
+        await self._save_pins()
         return oip.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(
@@ -174,7 +174,7 @@ class InferenceServicer(oip.GRPCInferenceServiceServicer):
         if needed:
             raise FailedPrecondition(f"deployments need {', '.join(needed)}; change them first")
         self._repository.unpin(keys)
-        self._save_pins()
+        await self._save_pins()
         await self._repository.gone(keys)
         return oip.RepositoryModelUnloadResponse()
 
