@@ -17,6 +17,7 @@ import numpy as np
 from benchmarks.asks import Ask, WrongAnswerError
 
 _TIMEOUT_SECONDS = 20.0
+_ONCE_SECONDS = 5.0
 _OK = 200
 _GRPC_OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1))
 Send = Callable[[], bytes]
@@ -24,7 +25,7 @@ Send = Callable[[], bytes]
 
 def once(ask: Ask) -> bytes:
     """Asks once and checks the answer; OSError or grpc.RpcError when there is none."""
-    with connected(ask) as send:
+    with connected(ask, _ONCE_SECONDS) as send:
         answer = send()
     ask.check(answer)
     return answer
@@ -109,15 +110,15 @@ class _HttpPool:
 
 
 @contextmanager
-def connected(ask: Ask) -> Iterator[Send]:
+def connected(ask: Ask, timeout_seconds: float = _TIMEOUT_SECONDS) -> Iterator[Send]:
     """A function that asks once over a connection that is kept."""
     if ask.grpc:
         with grpc.insecure_channel(ask.address, options=_GRPC_OPTIONS) as channel:
             call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(ask.path)
-            yield lambda: call(ask.body, timeout=_TIMEOUT_SECONDS)
+            yield lambda: call(ask.body, timeout=timeout_seconds)
     else:
         host, _, port = ask.address.rpartition(":")
-        with socket.create_connection((host, int(port)), _TIMEOUT_SECONDS) as connection:
+        with socket.create_connection((host, int(port)), timeout_seconds) as connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             request = _http_request(ask)
 

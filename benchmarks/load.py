@@ -81,7 +81,10 @@ async def closed(
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-        return parse(told.decode(errors="replace"), durations(log), ask.answer_bytes)
+        done = parse(told.decode(errors="replace"), durations(log), ask.answer_bytes)
+        if done.failed >= done.requests:
+            raise LoadError(f"none of {done.requests} requests in {seconds:g} s was answered")
+        return done
 
 
 def _clients(ask: Ask, concurrency: int) -> int:

@@ -79,13 +79,14 @@ async def _measure(servers: Sequence[Server], model: Model, effort: Effort, figu
         ]
 
     targets = subjects(*_TARGET_CELL)
+    # First: BentoML, which tunes itself to what came before, keeps a lone caller waiting after load.
+    await measure.lone(targets, effort.lone_requests, effort.lone_seconds, figures)
     await measure.loaded(targets, effort.seconds, effort.repeats, figures)
     if _BATCH_CELL not in effort.matrix:  # then only where a target needs it
         wide = [subject for subject in subjects(*_BATCH_CELL) if subject.key.server == ENVOY]
         await measure.loaded(wide, effort.seconds, effort.repeats, figures)
     for rows, in_flight in effort.matrix:
         await measure.loaded(subjects(rows, in_flight), effort.matrix_seconds, 1, figures)
-    await measure.lone(targets, effort.lone_requests, effort.lone_seconds, figures)
     if effort.rate and model.name in _RATE_MODELS:
         await measure.at_rate(targets, effort.rate, effort.rate_seconds, figures)
 

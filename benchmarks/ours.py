@@ -61,15 +61,19 @@ async def chain(folder: Path, effort: Effort, figures: Figures) -> None:
     async with _open(servers, figures, "chain", folder) as running:
         subjects = [_on_the_way(server, "chain") for server in running]
         subjects += [_on_the_way(server, "direct") for server in running if not server.name.endswith("colocated")]
-        await measure.loaded(subjects, effort.seconds, effort.repeats, figures)
         await measure.lone(subjects, effort.lone_requests, effort.lone_seconds, figures)
-        for rows, in_flight in effort.matrix:
-            looking = [_looking(server, rows, in_flight) for server in running if not server.name.endswith("colocated")]
-            await measure.loaded(looking, effort.matrix_seconds, 1, figures)
-        looking = [_looking(server, 1, 64) for server in running if not server.name.endswith("colocated")]
+        await measure.loaded(subjects, effort.seconds, effort.repeats, figures)
         if effort.matrix:
-            await measure.loaded(looking, effort.seconds, 1, figures)
-            await measure.lone(looking, effort.lone_requests, effort.lone_seconds, figures)
+            await _lookups([server for server in running if not server.name.endswith("colocated")], effort, figures)
+
+
+async def _lookups(servers: Sequence[ChainServer], effort: Effort, figures: Figures) -> None:
+    widest = [_looking(server, 1, 64) for server in servers]
+    await measure.lone(widest, effort.lone_requests, effort.lone_seconds, figures)
+    await measure.loaded(widest, effort.matrix_seconds, 1, figures)
+    for rows, in_flight in effort.matrix:
+        looking = [_looking(server, rows, in_flight) for server in servers]
+        await measure.loaded(looking, effort.matrix_seconds, 1, figures)
 
 
 def _on_the_way(server: ChainServer, task: str) -> Subject:
@@ -94,9 +98,7 @@ async def tracing(model: Model, effort: Effort, figures: Figures) -> None:
     }
     async with _open(list(servers.values()), figures, "tracing", model) as running:
         subjects = [
-            Subject(
-                Key(ENVOY, f"traced {percent} %"), server.ask(model, 1), server, _pids(server, "inference", "traces")
-            )
+            Subject(_traced_key(percent), server.ask(model, 1), server, _pids(server, "inference", "traces"))
             for percent, server in servers.items()
             if server in running
         ]

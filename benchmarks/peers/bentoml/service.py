@@ -10,6 +10,7 @@ class Service:
     def __init__(self) -> None:
         self._predict = shared_model.load()
 
-    @bentoml.api(batchable=True, batch_dim=0, max_batch_size=1024, max_latency_ms=100, route="/predict")
+    # A limit of latency that load reaches makes it refuse requests; a minute is never reached.
+    @bentoml.api(batchable=True, batch_dim=0, max_batch_size=64, max_latency_ms=60_000, route="/predict")
     def predict(self, features: np.ndarray) -> np.ndarray:
         return self._predict(np.asarray(features, dtype=np.float32))
