@@ -232,7 +232,7 @@ def main() -> None:
     parser.add_argument(
         "--rows", type=int, default=256, help="most rows of a combined call; 1: each request on its own"
     )
-    parser.add_argument("--calls", type=int, default=2, help="combined calls that may be out")
+    parser.add_argument("--calls", type=int, default=1, help="combined calls that may be out")
     parser.add_argument("--seconds", type=float, default=0.4)
     parser.add_argument("--repeat", type=int, default=8)
     parser.add_argument("--profile", action="store_true", help="print where the time goes, by function")

@@ -37,6 +37,18 @@ async def test_what_is_recorded_is_read_back_exactly(evaluation: Any, batch: Mak
     assert np.isnan(found[1])
 
 
+async def test_batches_that_travel_in_one_message_are_batches_like_any_other(
+    evaluation: Any, batch: Make, tmp_path: Path
+) -> None:
+    many = batch(["a"])
+    many.others.extend([batch(["b", "c"]), batch(["d"])])
+    many.others[1].others.append(batch(["a"]))
+    answer = await evaluation.RecordPredictions([many, batch(["e"])])
+    assert (answer.rows_recorded, answer.rows_duplicate) == (5, 1)
+    rows = Ledger(tmp_path / "evaluation").rows("d")
+    assert sorted(rows.table["prediction_id"].to_pylist()) == list("abcde")
+
+
 async def test_sending_twice_counts_once(evaluation: Any, batch: Make, tmp_path: Path) -> None:
     await evaluation.RecordPredictions([batch(["a", "b"])])
     answer = await evaluation.RecordPredictions([batch(["b", "c"]), batch(["c"])])

@@ -76,7 +76,11 @@ class Ledger(evaluation_pb2_grpc.EvaluationServiceServicer):
     async def RecordPredictions(
         self, request_iterator: AsyncIterator[evaluation_pb2.PredictionBatch], context: Any
     ) -> evaluation_pb2.RecordResponse:
-        batches = [batch async for batch in request_iterator]
+        batches: list[evaluation_pb2.PredictionBatch] = []
+        async for message in request_iterator:
+            others = list(message.others)
+            message.ClearField("others")
+            batches += [message, *others]
         if any(self.refuse(batch) for batch in batches):
             raise InvalidInput("the ledger was told to refuse this")
         seen = {id_ for batch in self.batches for id_ in batch.prediction_ids}

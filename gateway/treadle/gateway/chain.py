@@ -1,7 +1,7 @@
 """One request: route, features, inference, fallbacks, record. The order of `Chain.predict` is the order of the work."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -85,10 +85,11 @@ class Chain:
 
     async def predict(self, ask: Ask) -> Answer:
         """The answer, or a TreadleError: see `PredictionService.Predict` for which."""
-        self._admission.enter()
+        started = self._clock()
+        deployment = self.snapshot().deployment(ask.deployment)
+        limit = self._admission.enter(deployment.name)
+        took: float | None = None
         try:
-            started = self._clock()
-            deployment = self.snapshot().deployment(ask.deployment)
             self._admission.check(ask, deployment)
             key = sticky_key(ask.sticky_key, ask.request_id, ask.entities, deployment.sticky_entity)
             chosen = route(deployment, pin=ask.pin, key=key, random=self._random)
@@ -96,12 +97,14 @@ class Chain:
             try:
                 outcome, ref, served_by = await work.answer(chosen.ref, chosen.served_by)
                 answer = self._answer(ask, outcome, ref, served_by)
-                self._remember(Remembered(ask, deployment, answer, self._clock() - started))
+                seconds = self._clock() - started
+                self._remember(Remembered(ask, deployment, answer, seconds))
             finally:
                 self._cast_shadows(work, chosen.ref)
+            took = None if answer.degraded_reason else seconds
             return answer
         finally:
-            self._admission.leave()
+            self._admission.leave(limit, took)
 
     def _work(self, ask: Ask, deployment: Deployment, started: float) -> "Work":
         lookups = Lookups(ask, deployment, self._features)
@@ -203,7 +206,8 @@ class Work:
     async def by(self, ref: Ref, budget: Budget) -> Outcome:
         """The outcome of one version. Messages begin with the hop that failed."""
         version = self.deployment.version(ref)
-        _check_outputs(self.ask.outputs, tuple(spec.name for spec in version.signature.outputs))
+        if self.ask.outputs:
+            _check_outputs(self.ask.outputs, [spec.name for spec in version.signature.outputs])
         features = Features.none()
         if self.ask.tensors:
             assembled = assembly.from_tensors(version, self.ask)
@@ -245,7 +249,7 @@ def _exhausted(failures: list[str], last: TreadleError | None) -> TreadleError:
     return Unavailable(f"nothing in the fallback chain could answer: {'; '.join(failures)}")
 
 
-def _check_outputs(wanted: tuple[str, ...], there: tuple[str, ...]) -> None:
+def _check_outputs(wanted: Sequence[str], there: Sequence[str]) -> None:
     unknown = [name for name in wanted if name not in there]
     if unknown:
         what = f"is no output; there are {', '.join(there)}"
@@ -256,15 +260,19 @@ def _check_outputs(wanted: tuple[str, ...], there: tuple[str, ...]) -> None:
 
 
 def _outputs(version: ServedVersion, ask: Ask, found: Tensors) -> tuple[Column, ...]:
-    specs = [spec for spec in version.signature.outputs if not ask.outputs or spec.name in ask.outputs]
-    for spec in specs:
-        if spec.name not in found or len(found[spec.name]) != ask.rows:
+    columns = []
+    for spec in version.signature.outputs:
+        if ask.outputs and spec.name not in ask.outputs:
+            continue
+        values = found.get(spec.name)
+        if values is None or len(values) != ask.rows:
             raise Unavailable(f"{version.ref}: output {spec.name!r} is missing or has not {ask.rows} rows")
-    return tuple(Column(spec.name, spec.dtype, found[spec.name]) for spec in specs)
+        columns.append(Column(spec.name, spec.dtype, values))
+    return tuple(columns)
 
 
 def _constant(row: tuple[Column, ...], ask: Ask) -> tuple[Column, ...]:
     """The default answer's one row, as often as there are rows."""
-    _check_outputs(ask.outputs, tuple(column.name for column in row))
+    _check_outputs(ask.outputs, [column.name for column in row])
     index = np.zeros(ask.rows, dtype=np.int64)
     return tuple(column.take(index) for column in row if not ask.outputs or column.name in ask.outputs)

@@ -17,6 +17,7 @@ from treadle.rpc.errors import DeadlineExceeded, TreadleError, Unavailable
 
 RequestT = TypeVar("RequestT")
 AnswerT = TypeVar("AnswerT")
+_LINGER_SECONDS = 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +26,9 @@ class CoalesceLimits:
 
     rows: int = 256
     """Rows of one call; a request that has more goes alone."""
-    calls: int = 2
-    """Calls of one key that may be out before requests wait: one is prepared here while another is worked on there."""
-    patience_seconds: float = 0.05
+    calls: int = 1
+    """Calls of one key that may be out before requests wait."""
+    patience_seconds: float = 0.02
     """A call that takes longer holds no place any more: one that hangs must not hold up those behind it."""
 
 
@@ -113,20 +114,21 @@ class Lane(Generic[RequestT, AnswerT]):
         return out
 
     def end(self, out: Out[RequestT, AnswerT]) -> None:
-        """It has come back."""
+        """It has come back. What waits leaves behind whatever else arrives in this turn of the loop."""
         self._out.remove(out)
-        self._depart()
+        if self._waiting:
+            self._leave_soon()
+        elif not self._out:
+            self._linger(len(out.waiters) > 1)
 
     def wait(self, waiter: Waiter[RequestT, AnswerT]) -> None:
         """A request comes to wait; it leaves as soon as there is a place."""
         self._waiting.append(waiter)
         self._ring(waiter.deadline)
-        if not self._has_place():
+        if self._has_place():
+            self._leave_soon()
+        else:
             self._ring(self._patience_ends())
-        elif not self._leaving:
-            # Behind whatever else arrives in this turn of the loop, which so goes with it.
-            self._leaving = True
-            asyncio.get_running_loop().call_soon(self._leave)
 
     def desert(self, waiter: Waiter[RequestT, AnswerT]) -> None:
         """The caller is gone."""
@@ -140,19 +142,30 @@ class Lane(Generic[RequestT, AnswerT]):
     def _has_place(self) -> bool:
         return sum([out.holds_place for out in self._out]) < self._limits.calls
 
-    def _leave(self) -> None:
-        self._leaving = False
-        self._depart()
+    def _leave_soon(self) -> None:
+        """At the end of this turn of the loop, so that all that arrives in it goes together."""
+        if not self._leaving:
+            self._leaving = True
+            asyncio.get_running_loop().call_soon(self._leave)
 
-    def _depart(self) -> None:
+    def _leave(self) -> None:
         """What waits leaves, as far as there are places."""
+        self._leaving = False
         while self._waiting and self._has_place():
             waiters = self._next()
             if waiters:
                 self._start(waiters)
-        if not self._out and not self._waiting and not self._leaving:
-            if self._timer is not None:
-                self._timer.cancel()
+        if not self._out and not self._waiting:
+            self._linger(False)
+
+    def _linger(self, crowded: bool) -> None:
+        """Nothing is about. Where there has just been a crowd, what comes next waits for those beside it."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._rings_at = None, inf
+        if crowded:
+            self._ring(self._clock() + _LINGER_SECONDS)
+        elif not self._leaving:
             self._closed()
 
     def _next(self) -> list[Waiter[RequestT, AnswerT]]:
@@ -198,7 +211,7 @@ class Lane(Generic[RequestT, AnswerT]):
         for out in self._out:
             out.holds_place = out.holds_place and now < out.started + self._limits.patience_seconds
             out.end_if_deserted()
-        self._depart()
+        self._leave()
         moments += [waiter.deadline for waiter in self._waiting]
         if self._waiting:
             moments.append(self._patience_ends())

@@ -8,7 +8,7 @@ from treadle.observability.metrics import SIZE_BUCKETS, Meters
 
 _Kind = tuple[str, Ref, str, bool]
 """Deployment, version, served by, degraded."""
-_Bound = tuple[Callable[[float], None], Callable[[float], None], Callable[[float], None]]
+_Bound = tuple[Callable[[float], None], Callable[[float, str], None], Callable[[float, str], None]]
 
 
 class GatewayMeters:
@@ -38,11 +38,10 @@ class GatewayMeters:
     def answered(self, deployment: str, answer: Answer, seconds: float) -> None:
         """One request's answer."""
         kind = (deployment, answer.ref, answer.served_by, bool(answer.degraded_reason))
-        bound = self._bound.get(kind) or self._bind(kind)
-        count, observe_seconds, observe_rows = bound
+        count, observe_seconds, observe_rows = self._bound.get(kind) or self._bind(kind)
         count(1)
-        observe_seconds(seconds)
-        observe_rows(len(answer.prediction_ids))
+        observe_seconds(seconds, "")
+        observe_rows(len(answer.prediction_ids), "")
 
     def _bind(self, kind: _Kind) -> _Bound:
         """The three metrics of one kind of answer. Kinds are as many as policies make them: a caller can't."""

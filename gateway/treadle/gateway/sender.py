@@ -23,6 +23,7 @@ from treadle.v1 import evaluation_pb2, evaluation_pb2_grpc
 _POLL_SECONDS = 0.25
 _MOST_SECONDS = 5.0
 _SEND_SECONDS = 30.0
+_MESSAGE_BYTES = 128 << 10
 REFUSED = "refused"
 
 
@@ -120,5 +121,16 @@ class Sender:
 
 
 async def _stream(batches: Sequence[evaluation_pb2.PredictionBatch]) -> AsyncIterator[evaluation_pb2.PredictionBatch]:
+    """Several in a message: on a stream, a message costs more than a small batch in it."""
+    message, size = evaluation_pb2.PredictionBatch(), 0
     for batch in batches:
-        yield batch
+        own = batch.ByteSize()
+        if size and size + own > _MESSAGE_BYTES:
+            yield message
+            message, size = evaluation_pb2.PredictionBatch(), 0
+        if size:
+            message.others.append(batch)
+        else:
+            message.CopyFrom(batch)
+        size += own
+    yield message

@@ -44,12 +44,15 @@ class Settings:
     """Most rows of one request."""
     max_in_flight: int = 1_024
     """Most predictions in work at once; more are refused with RESOURCE_EXHAUSTED."""
+    target_seconds: float = 0.5
+    """Of each deployment, no more predictions at once than are answered in this time on average; 16 at least."""
     stream_in_flight: int = 64
     """Most unanswered requests of one stream; no more are read until some are answered."""
     coalesce_rows: int = 256
     """Most rows that concurrent requests send together in one call to features or inference; 1: each sends its own."""
-    coalesce_calls: int = 2
-    """Calls of one kind that may be out before requests wait for each other, to be sent together."""
+    coalesce_calls: int = 1
+    """Calls of one kind that may be out before requests wait for each other, to be sent together. What takes over 20 ms
+    no longer counts. More than 1 helps where several quick replicas stand behind an address."""
     shadow_in_flight: int = 16
     """Most shadow requests at once; more are dropped."""
     spool_max_bytes: int = 1 << 30
@@ -135,7 +138,7 @@ def _chain(
     rng = random.SystemRandom()
     return Chain(
         watch.snapshot,
-        Admission(Limits(settings.max_request_rows, settings.max_in_flight)),
+        Admission(Limits(settings.max_request_rows, settings.max_in_flight, settings.target_seconds)),
         *_hops(settings, runtime),
         shadows,
         PredictionIds(time.time, random.Random(rng.getrandbits(128)).getrandbits),  # noqa: S311  # unique, not secret

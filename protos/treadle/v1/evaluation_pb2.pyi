@@ -571,6 +571,7 @@ class PredictionBatch(_message.Message):
     LATENCY_SECONDS_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     SHADOW_FIELD_NUMBER: _builtins.int
+    OTHERS_FIELD_NUMBER: _builtins.int
     deployment: _builtins.str
     """Name of the deployment asked."""
     served_by: _builtins.str
@@ -609,6 +610,12 @@ class PredictionBatch(_message.Message):
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Column]:
         """What was answered, N rows."""
 
+    @_builtins.property
+    def others(self) -> _containers.RepeatedCompositeFieldContainer[Global___PredictionBatch]:
+        """More batches in the same message, each as if it were a message of its own: thousands of small messages a second
+        would cost more than what is in them.
+        """
+
     def __init__(
         self,
         *,
@@ -626,10 +633,11 @@ class PredictionBatch(_message.Message):
         latency_seconds: _builtins.float = ...,
         traceparent: _builtins.str = ...,
         shadow: _builtins.bool = ...,
+        others: _abc.Iterable[Global___PredictionBatch] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_micros", b"at_micros", "degraded_reason", b"degraded_reason", "deployment", b"deployment", "entities", b"entities", "features", b"features", "latency_seconds", b"latency_seconds", "model", b"model", "outputs", b"outputs", "prediction_ids", b"prediction_ids", "served_by", b"served_by", "shadow", b"shadow", "tenant", b"tenant", "trace_id", b"trace_id", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_micros", b"at_micros", "degraded_reason", b"degraded_reason", "deployment", b"deployment", "entities", b"entities", "features", b"features", "latency_seconds", b"latency_seconds", "model", b"model", "others", b"others", "outputs", b"outputs", "prediction_ids", b"prediction_ids", "served_by", b"served_by", "shadow", b"shadow", "tenant", b"tenant", "trace_id", b"trace_id", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,7 +1,7 @@
 """The contract's RPCs: decode, call the core, encode."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +63,7 @@ class Servicer(evaluation_pb2_grpc.EvaluationServiceServicer):
         self, request_iterator: AsyncIterator[pb.PredictionBatch], context: Any
     ) -> pb.RecordResponse:
         """Stores predictions; what came before a bad batch is stored."""
-        return await self._record("predictions", request_iterator, predictions_of)
+        return await self._record("predictions", _each(request_iterator), predictions_of)
 
     async def RecordLabels(self, request_iterator: AsyncIterator[pb.LabelBatch], context: Any) -> pb.RecordResponse:
         """Stores labels; what came before a bad batch is stored."""
@@ -130,6 +130,21 @@ class Servicer(evaluation_pb2_grpc.EvaluationServiceServicer):
         self._rows.add(recorded.rows, kind=kind, outcome="recorded")
         self._rows.add(recorded.duplicates, kind=kind, outcome="duplicate")
         return recorded
+
+
+async def _each(messages: AsyncIterator[pb.PredictionBatch]) -> AsyncIterator[pb.PredictionBatch]:
+    """The batches, also those that travel in the message of another."""
+    async for message in messages:
+        for batch in _unpacked(message):
+            yield batch
+
+
+def _unpacked(message: pb.PredictionBatch) -> Iterator[pb.PredictionBatch]:
+    others = list(message.others)
+    message.ClearField("others")
+    yield message
+    for other in others:
+        yield from _unpacked(other)
 
 
 @dataclass(frozen=True)
