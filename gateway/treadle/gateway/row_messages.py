@@ -55,12 +55,18 @@ def _encoded(features: Sequence[FeatureValues], number: int, *, values: bool) ->
     if not features:
         return []
     fixed = [each for each in features if not values or _has_fixed_width(each)]
-    template, record = _template(
-        tuple([(each.column.name, each.column.dtype if values else "") for each in fixed]), number
-    )
-    rows = len(features[0].statuses)
-    records = np.frombuffer(bytearray(template * rows), record)
-    for position, each in enumerate(fixed):
+    encoded = _filled_in(fixed, number, values=values) if fixed else [b""] * len(features[0].statuses)
+    for each in features:
+        if values and not _has_fixed_width(each):
+            encoded = [head + field(number, _of_one_row(each, row)) for row, head in enumerate(encoded)]
+    return encoded
+
+
+def _filled_in(features: Sequence[FeatureValues], number: int, *, values: bool) -> list[bytes]:
+    kinds = [(each.column.name, each.column.dtype if values else "") for each in features]
+    template, record = _template(tuple(kinds), number)
+    records = np.frombuffer(bytearray(template * len(features[0].statuses)), record)
+    for position, each in enumerate(features):
         records[f"status{position}"] = each.statuses
         records[f"age{position}"] = each.ages_seconds
         if values:
@@ -68,11 +74,7 @@ def _encoded(features: Sequence[FeatureValues], number: int, *, values: bool) ->
             if each.column.nulls is not None:
                 records[f"null{position}"] = np.where(each.column.nulls, _NULL, _NOT_NULL)
     raw, size = records.tobytes(), len(template)
-    encoded = [raw[start : start + size] for start in range(0, len(raw), size)] if size else [b""] * rows
-    for each in features:
-        if values and not _has_fixed_width(each):
-            encoded = [head + field(number, _of_one_row(each, row)) for row, head in enumerate(encoded)]
-    return encoded
+    return [raw[start : start + size] for start in range(0, len(raw), size)]
 
 
 def _has_fixed_width(feature: FeatureValues) -> bool:
