@@ -180,13 +180,11 @@ class Work:
                 if self.budget.left() <= 0:
                     raise DeadlineExceeded(f"the deadline passed: {'; '.join(failures)}") from error
             else:
+                if position == 0:
+                    return outcome, chosen, served_by
                 reason = "; ".join(filter(None, [*failures, outcome.degraded]))
                 answered = Outcome(outcome.outputs, outcome.features, reason)
-                return (
-                    answered,
-                    step.ref or Ref(chosen.model, 0),
-                    served_by if position == 0 else f"fallback:{step.name}",
-                )
+                return answered, step.ref or Ref(chosen.model, 0), f"fallback:{step.name}"
         raise _exhausted(failures, last)
 
     def _attempts(self, chosen: Ref, served_by: str) -> Iterator[Step]:
@@ -208,8 +206,8 @@ class Work:
         version = self.deployment.version(ref)
         if self.ask.outputs:
             _check_outputs(self.ask.outputs, [spec.name for spec in version.signature.outputs])
-        features = Features.none()
         if self.ask.tensors:
+            features = Features.none()
             assembled = assembly.from_tensors(version, self.ask)
         else:
             features = await self._features(version, budget)

@@ -25,8 +25,7 @@ Caller = tuple[str | None, ...]
 def _caller() -> Caller:
     """What of a caller travels on with a call: only calls for the same one go together."""
     call = current()
-    metadata = call.metadata
-    return (call.tenant, *[metadata.get(key) for key in FORWARDED])
+    return (call.tenant, *map(call.metadata.get, FORWARDED))
 
 
 class _Asked(NamedTuple):

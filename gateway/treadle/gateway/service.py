@@ -77,6 +77,7 @@ async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[No
         watch = PolicyWatch(
             registry_pb2_grpc.RegistryServiceStub(runtime.connect("registry")),
             features_pb2_grpc.FeatureServiceStub(runtime.connect("features")),
+            oip.GRPCInferenceServiceStub(runtime.connect("inference")),
             runtime.home,
             runtime.telemetry.log,
             settings.feature_refresh_seconds,
@@ -87,6 +88,7 @@ async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[No
             chain, oip.GRPCInferenceServiceStub(runtime.connect("inference")), settings.stream_in_flight
         )
         _register(settings, runtime, chain, oip_servicer)
+        stack.push_async_callback(watch.close)
         await watch.start()
         sender = Sender(
             spool,

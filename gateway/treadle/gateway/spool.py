@@ -53,12 +53,13 @@ class Spool:
         self._clock = clock
         self._dropped = dropped
         folder.mkdir(parents=True, exist_ok=True)
-        # Segments of an earlier process are closed: nobody writes to them any more.
+        # Closed segments; those of an earlier process are: nobody writes to them any more.
         self._sizes = {path: path.stat().st_size for path in sorted(folder.glob(f"*{_SUFFIX}"))}
         self._next = 1 + max((int(path.stem) for path in self._sizes), default=0)
         self.bytes_held = sum(self._sizes.values())
         """Bytes of all segments. Kept, not summed: after a day without the ledger there are thousands of them."""
         self._open: Path | None = None
+        self._open_bytes = 0
         self._fd = -1
         self._opened_at = 0.0
 
@@ -76,8 +77,7 @@ class Spool:
         return True
 
     def _write(self, frame: bytes) -> None:
-        segment = self._segment()
-        before = self._sizes[segment]
+        self._ensure_open()
         try:
             written = os.write(self._fd, frame)
             while written < len(frame):  # only a disk that is nearly full cuts a write short
@@ -85,35 +85,35 @@ class Spool:
         except OSError:
             # What was written of the frame goes; should even that fail, nothing may follow it in this segment.
             with suppress(OSError):
-                os.ftruncate(self._fd, before)
+                os.ftruncate(self._fd, self._open_bytes)
             self.rotate()
             raise
-        self._sizes[segment] = before + len(frame)
+        self._open_bytes += len(frame)
         self.bytes_held += len(frame)
-        if self._sizes[segment] >= self._limits.segment_bytes:
+        if self._open_bytes >= self._limits.segment_bytes:
             self.rotate()
 
-    def _segment(self) -> Path:
+    def _ensure_open(self) -> None:
         if self._open is None:
             path = self._folder / f"{self._next:012d}{_SUFFIX}"
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
             self._next += 1
             self._open = path
+            self._open_bytes = 0
             self._opened_at = self._clock()
-            self._sizes[path] = 0
-        return self._open
 
     def rotate(self) -> None:
         """Closes the open segment, if there is one."""
         if self._open is not None:
             os.close(self._fd)
+            self._sizes[self._open] = self._open_bytes
             self._open = None
 
     def due(self) -> list[Path]:
         """Closed segments, oldest first, after closing the open one if its time is up."""
         if self._open is not None and self._clock() - self._opened_at >= self._limits.segment_seconds:
             self.rotate()
-        return [path for path in self._sizes if path != self._open]
+        return list(self._sizes)
 
     def forget(self, segment: Path) -> None:
         """Deletes a closed segment: its records are safe elsewhere."""

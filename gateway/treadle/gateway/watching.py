@@ -8,8 +8,10 @@ from typing import Any
 
 from structlog.typing import FilteringBoundLogger
 
+from treadle import oip
 from treadle.gateway.catalog import Catalog
 from treadle.gateway.policies import Ref, Snapshot
+from treadle.gateway.switching import Switch
 from treadle.rpc.errors import NotFound, OutOfRange, TreadleError
 from treadle.rpc.files import read_if_there, write_atomically
 from treadle.v1 import features_pb2, features_pb2_grpc, registry_pb2, registry_pb2_grpc
@@ -30,6 +32,7 @@ class PolicyWatch:
         self,
         registry: "registry_pb2_grpc.RegistryServiceAsyncStub",
         features: "features_pb2_grpc.FeatureServiceAsyncStub",
+        inference: oip.GRPCInferenceServiceStub,
         home: Path,
         log: FilteringBoundLogger,
         refresh_seconds: float,
@@ -43,6 +46,7 @@ class PolicyWatch:
         self._hide = hide
         self._catalog = Catalog()
         self._snapshot = Snapshot()
+        self._switch = Switch(inference, self._publish)
         self._unheard: set[str] = set()
         self._live = False
         self._saving = asyncio.Lock()
@@ -69,6 +73,10 @@ class PolicyWatch:
             broken = self._path.with_suffix(".broken")
             self._path.replace(broken)
             self._log.error("the copy of the policies is broken; set aside", path=str(broken), error=error.message)
+
+    async def close(self) -> None:
+        """Ends what waits for versions to become READY."""
+        await self._switch.close()
 
     async def run(self) -> None:
         """Follows the registry, through its absences."""
@@ -152,8 +160,9 @@ class PolicyWatch:
             self._log.warning("cannot be asked for now; asking again later", what=what, error=error.message)
 
     def _publish(self) -> None:
-        self._snapshot = self._catalog.snapshot(self._refused)
-        for deployment in self._snapshot.deployments.values():
+        wanted = self._catalog.snapshot(self._refused).deployments
+        self._snapshot = Snapshot(self._switch.chosen(self._snapshot.deployments, wanted))
+        for deployment in wanted.values():
             self._hide(deployment.sensitive_columns or frozenset())
 
     def _refused(self, what: str, error: TreadleError) -> None:
