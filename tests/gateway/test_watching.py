@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from treadle import oip
 from treadle.gateway import watching
 from treadle.observability.telemetry import Telemetry
 from treadle.rpc.errors import NotFound
@@ -92,7 +93,8 @@ async def test_no_write_outlives_the_watch(shared: Any, tmp_path: Path, monkeypa
     monkeypatch.setattr(watching, "write_atomically", write_slowly)
     registry = registry_pb2_grpc.RegistryServiceStub(shared.connect("registry"))
     features = features_pb2_grpc.FeatureServiceStub(shared.connect("features"))
-    watch = watching.PolicyWatch(registry, features, tmp_path, Telemetry.off().log, 60.0)
+    inference = oip.GRPCInferenceServiceStub(shared.connect("inference"))
+    watch = watching.PolicyWatch(registry, features, inference, tmp_path, Telemetry.off().log, 60.0)
     following = asyncio.create_task(watch.run())
     await asyncio.to_thread(begun.wait, 20)
     ending = asyncio.create_task(end(following))

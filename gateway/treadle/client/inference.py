@@ -77,18 +77,23 @@ class Inference(Versions):
         await self.wait_until_loaded(*map(show, refs), timeout_seconds=timeout_seconds)
         try:
             async with asyncio.timeout(timeout_seconds):
-                while not await self._gateway_knows(deployment):  # noqa: ASYNC110  # another process: no event to wait for
+                while not await self._gateway_serves(policy):  # noqa: ASYNC110  # another process: no event to wait for
                     await asyncio.sleep(_FIRST_PAUSE_SECONDS)
         except TimeoutError:
             raise DeadlineExceeded(
                 f"the gateway does not know {deployment!r} after {timeout_seconds:g} s: can it reach the registry?"
             ) from None
 
-    async def _gateway_knows(self, deployment: str) -> bool:
+    async def _gateway_serves(self, policy: registry_pb2.Deployment) -> bool:
+        """Whether it has taken this policy up: it goes on with the one before while versions of this one load."""
         try:
-            return (await self._oip.ModelReady(oip.ModelReadyRequest(name=deployment))).ready
+            if not (await self._oip.ModelReady(oip.ModelReadyRequest(name=policy.name))).ready:
+                return False
+            known = await self._oip.ModelMetadata(oip.ModelMetadataRequest(name=policy.name))
         except NotFound:
             return False
+        largest = max(policy.traffic, key=lambda share: (share.weight, share.ref.version)).ref
+        return str(largest.version) in known.versions
 
 
 def _not_ready(wanted: list[types_pb2.ModelRef], known: list[LoadedModel]) -> list[str]:

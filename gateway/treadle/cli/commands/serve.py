@@ -38,9 +38,10 @@ def serve(
 ) -> None:
     """Run one service in this process.
 
-    Or several: those call one another without a socket. They are configured by the environment: TREADLE_LISTEN, TREADLE_HOME, TREADLE_PEER_REGISTRY=HOST:PORT, …,
-    TREADLE_OTLP_ENDPOINT, and their own settings TREADLE_<SERVICE>_<SETTING>. Of several services the first listens on
-    TREADLE_LISTEN, the others on TREADLE_LISTEN_<SERVICE>.
+    Or several: those call one another without a socket. They are configured by the environment: TREADLE_LISTEN,
+    TREADLE_HOME, TREADLE_PEER_REGISTRY=HOST:PORT, …, TREADLE_OTLP_ENDPOINT, and their own settings
+    TREADLE_<SERVICE>_<SETTING>. Of several services the first listens on TREADLE_LISTEN, the others on
+    TREADLE_LISTEN_<SERVICE>.
     """
     for service in services:
         if service not in SERVICES:
