@@ -8,6 +8,8 @@ naming each target that is missed.
 import argparse
 import asyncio
 import dataclasses
+import fcntl
+import os
 import signal
 import sys
 from collections.abc import Coroutine, Sequence
@@ -35,6 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     unavailable = _prepared(_names(effort, options.only))
     isolation.enter(arguments)
     load.require_h2load()
+    alone()
     figures = Figures(
         about(effort.name, " ".join(["make bench", *arguments])), matrix.titles(), unavailable=unavailable
     )
@@ -45,6 +48,16 @@ def main(arguments: Sequence[str]) -> int:
     report.write_page(figures, folder)
     sys.stdout.write(f"\n{report.terminal(figures)}\nwritten to {folder}\n")
     return 0
+
+
+def alone() -> None:
+    """Keeps a lock for as long as this process lives: two benchmarks at once would measure each other."""
+    WORK.mkdir(exist_ok=True)
+    lock = os.open(WORK / "lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit("another benchmark runs in this checkout; two at once would measure each other")
 
 
 def check(file: Path) -> int:

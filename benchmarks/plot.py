@@ -12,7 +12,7 @@ _OURS, _PEER, _ECHO, _INK, _SOFT = "#0b6e4f", "#9aa5b1", "#d9c48f", "#1f2933", "
 
 
 def draw(figures: Figures, file: Path) -> None:
-    """Writes the picture; bars are on a logarithmic scale, each with its number."""
+    """Writes the picture; each bar has its number."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -36,7 +36,7 @@ def draw(figures: Figures, file: Path) -> None:
             f"One row a request, one server process, {hardware['cores']} cores shared with the load generator",
             x=0.01, ha="left", fontsize=12, fontweight="bold",
         )  # fmt: skip
-        figure.tight_layout(rect=(0, 0, 1, 0.985), h_pad=1.2, w_pad=2.0)
+        figure.tight_layout(rect=(0, 0, 1, 0.99), h_pad=1.2, w_pad=2.0)
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, dpi=130)
         pyplot.close(figure)
@@ -59,12 +59,12 @@ def _panel(figures: Figures, servers: list[str], model: str, rates: Any, lone: A
 def _bars(axis: Any, names: list[str], values: list[float], form: str) -> None:
     colours = [_OURS if name.startswith("treadle") else _ECHO if name == ECHO else _PEER for name in names]
     axis.barh(range(len(names)), values, color=colours, height=0.72)
-    axis.set_xscale("log")
-    low, high = axis.get_xlim()
-    axis.set_xlim(low, max(high, 2.2 * max(values, default=1.0)))
+    widest = max(values, default=1.0) or 1.0
+    axis.set_xlim(0, max(axis.get_xlim()[1], 1.13 * widest))
     for place, value in enumerate(values):
         if value:
-            axis.text(value * 1.06, place, form.format(value), va="center", fontsize=8)
+            axis.annotate(form.format(value), (value, place), (4, 0), textcoords="offset points", va="center", size=8)
+    axis.xaxis.set_major_formatter("{x:,g}")
     for side in ("top", "right", "left"):
         axis.spines[side].set_visible(False)
     axis.tick_params(axis="y", length=0)
