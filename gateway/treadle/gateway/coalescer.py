@@ -1,10 +1,10 @@
 """Requests of one kind are asked together: while a call is out, those that come wait, and leave as one call.
 
-There is no timer that holds anything back. A request that finds no call of its kind out leaves at once, in its caller's
-own task; when a call comes back, whatever waits leaves. Laws (tested): what a caller gets does not depend on its
-neighbours; a call holds requests of one key, in the order in which they came, and at most so many rows; a caller whose
-time is over hears so at once, and rows that nobody waits for are not asked; a call that fails for what may be one
-request's fault is halved until only that request fails.
+There is no timer that holds anything back. A request that finds no call of its kind out leaves at the end of this turn
+of the loop, with those that arrived in it, or alone in its caller's own task; when a call comes back, whatever waits
+leaves. Laws (tested): what a caller gets does not depend on its neighbours; a call holds requests of one key, in the
+order in which they came, and at most so many rows; a caller whose time is over hears so at once, and rows that nobody
+waits for are not asked; a call that fails for what may be one request's fault is halved until only that request fails.
 """
 
 import asyncio
@@ -71,8 +71,23 @@ class Coalescer(Generic[KeyT, RequestT, AnswerT]):
     async def submit(self, key: KeyT, request: RequestT, rows: int, timeout: float) -> AnswerT:
         """The answer; what the call raised for this request; or DeadlineExceeded after `timeout` seconds."""
         lane = self._lanes.get(key)
-        if lane is None:
-            return await self._alone(key, request, timeout)
+        if lane is not None:
+            return await self._among_others(lane, request, rows, timeout, first=False)
+        lane = Lane(self._limits, self._clock, partial(self._answer, key), partial(self._close, key))
+        self._lanes[key] = lane
+        out = lane.begin()
+        try:
+            await asyncio.sleep(0)  # whatever else arrives in this turn of the loop comes along
+            if not lane.is_waited_for:  # it is alone, and needs neither a task nor a future
+                (found,) = await self._call(key, (request,), timeout)
+                return found
+        finally:
+            lane.end(out)
+        return await self._among_others(lane, request, rows, timeout, first=True)
+
+    async def _among_others(
+        self, lane: Lane[RequestT, AnswerT], request: RequestT, rows: int, timeout: float, *, first: bool
+    ) -> AnswerT:
         waiter: Waiter[RequestT, AnswerT] = Waiter(
             request,
             rows,
@@ -81,23 +96,12 @@ class Coalescer(Generic[KeyT, RequestT, AnswerT]):
             contextvars.copy_context(),
             trace.get_current_span().get_span_context(),
         )
-        lane.wait(waiter)
+        lane.wait(waiter, first=first)
         try:
             return await waiter.future
         except asyncio.CancelledError:
             lane.desert(waiter)
             raise
-
-    async def _alone(self, key: KeyT, request: RequestT, timeout: float) -> AnswerT:
-        """Nothing of its kind is about, so it needs neither a task nor a future."""
-        lane = Lane(self._limits, self._clock, partial(self._answer, key), partial(self._close, key))
-        self._lanes[key] = lane
-        out = lane.begin()
-        try:
-            (found,) = await self._call(key, (request,), timeout)
-            return found
-        finally:
-            lane.end(out)
 
     def _close(self, key: KeyT) -> None:
         del self._lanes[key]

@@ -121,9 +121,17 @@ class Lane(Generic[RequestT, AnswerT]):
         elif not self._out:
             self._linger(len(out.waiters) > 1)
 
-    def wait(self, waiter: Waiter[RequestT, AnswerT]) -> None:
-        """A request comes to wait; it leaves as soon as there is a place."""
-        self._waiting.append(waiter)
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether requests wait."""
+        return bool(self._waiting)
+
+    def wait(self, waiter: Waiter[RequestT, AnswerT], *, first: bool = False) -> None:
+        """A request comes to wait; it leaves as soon as there is a place. `first`: it was here before the others."""
+        if first:
+            self._waiting.appendleft(waiter)
+        else:
+            self._waiting.append(waiter)
         self._ring(waiter.deadline)
         if self._has_place():
             self._leave_soon()
