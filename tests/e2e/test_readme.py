@@ -14,7 +14,12 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 # Run by CI as they stand, or what this very test does.
-ELSEWHERE = {"make demo": "tests/e2e/test_demo.py", "make test": "this suite", "treadle up": "the live mesh"}
+ELSEWHERE = {
+    "make demo": "tests/e2e/test_demo.py",
+    "make test": "this suite",
+    "treadle up": "the live mesh",
+    "treadle up --colocate": "the live mesh, together",
+}
 
 
 def shell_commands():
