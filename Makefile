@@ -20,7 +20,7 @@ up: .venv/demo ## start the mesh here and leave it running in the foreground
 	@$(BIN)/treadle up $(ARGS)
 
 test: .venv/dev ## every test (ARGS="-m 'not slow'" for the quick ones)
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest -n 2 $(ARGS)
 
 check: .venv/dev ## formatting, lint, types, layers
 	@$(BIN)/ruff format --check .
