@@ -15,6 +15,7 @@ from benchmarks import clients, load, processes
 from benchmarks.asks import Ask, WrongAnswerError
 from benchmarks.figures import Cell, Figures, Key, Latency
 from benchmarks.load import Load, LoadError
+from benchmarks.servers import ROOT
 
 # What can go wrong with one measurement without ending the others.
 MEASURING_ERRORS = (LoadError, WrongAnswerError, grpc.RpcError, OSError)
@@ -154,7 +155,7 @@ def note_failure(figures: Figures, key: Key, error: Exception) -> None:
     """Something was not measured: that is in the figures too."""
     place = f"{key.server}: {key.task}, {key.rows} rows, {key.concurrency} in flight"
     text = " ".join(f"{type(error).__name__}: {error}".split())
-    figures.unavailable[place] = text[:300]
+    figures.unavailable[place] = text.replace(f"{ROOT}/", "")[:300]
     sys.stderr.write(f"  {place}: {figures.unavailable[place]}\n")
 
 
