@@ -8,7 +8,7 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import grpc
 import grpc.aio
@@ -18,7 +18,9 @@ from benchmarks.asks import Ask, WrongAnswerError
 
 _TIMEOUT_SECONDS = 20.0
 _ONCE_SECONDS = 5.0
+_WARM_UP = 10
 _OK = 200
+_FAILURES = (grpc.aio.AioRpcError, OSError, WrongAnswerError, asyncio.IncompleteReadError)
 _GRPC_OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1))
 Send = Callable[[], bytes]
 
@@ -51,13 +53,16 @@ async def at_rate(ask: Ask, requests_per_second: float, seconds: float, seed: in
     gaps = np.random.default_rng(seed).exponential(1 / requests_per_second, int(requests_per_second * seconds))
     loop = asyncio.get_running_loop()
     async with _connected_async(ask) as send:
+        for _ in range(_WARM_UP):
+            with suppress(*_FAILURES):
+                await send()
         begins = loop.time()
 
         async def one(due: float) -> float | None:
             await asyncio.sleep(max(0.0, due - loop.time()))
             try:
                 await send()
-            except (grpc.aio.AioRpcError, OSError, WrongAnswerError, asyncio.IncompleteReadError):
+            except _FAILURES:
                 return None
             return loop.time() - due
 

@@ -92,7 +92,7 @@ def make_mlp() -> Any:
 def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
-    return {name: version(name) for name in ("scikit-learn", "torch", "numpy", "joblib")} | {"format": "2"}
+    return {name: version(name) for name in ("scikit-learn", "torch", "numpy", "joblib")} | {"format": "3"}
 
 
 def _train_all(folder: Path) -> None:
@@ -119,9 +119,17 @@ def _standardized(rows: Array) -> Array:
 def _save_sklearn(folder: Path, name: str, model: Any, asked: Array) -> None:
     import joblib  # type: ignore[import-untyped]  # it ships no types
 
+    _forget_randomness(model)
     joblib.dump(model, folder / f"{name}.joblib")
     answers = {"label": model.predict(asked), "probability": model.predict_proba(asked)}
     np.savez(folder / f"{name}.npz", rows=asked, **answers)
+
+
+def _forget_randomness(model: Any) -> None:
+    """Gradient boosting keeps what it drew random numbers from: nothing asks it any more, and numpy 1 can't read it."""
+    if vars(model).pop("_rng", None) is not None:
+        for tree in model.estimators_.ravel():
+            tree.random_state = None
 
 
 def _save_torch(folder: Path, rows: Array, classes: Array, asked: Array) -> None:

@@ -5,6 +5,7 @@ BENCH_MODEL lr, rf, gb or mlp; BENCH_FILE its file; BENCH_PORT the first of ten 
 """
 
 import os
+import sys
 
 import numpy as np
 
@@ -23,6 +24,8 @@ def load():
 def _sklearn():
     import joblib
 
+    if np.__version__.startswith("1."):  # it reads what numpy 2 wrote, but for the name of this module
+        sys.modules.setdefault("numpy._core.numeric", np.core.numeric)
     return joblib.load(FILE).predict
 
 
