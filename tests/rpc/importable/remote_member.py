@@ -9,6 +9,7 @@ import itertools
 import os
 import pickle
 import sys
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,13 +35,14 @@ class Told:
 
 
 async def send(writer: asyncio.StreamWriter, *message: Any) -> None:
-    data = pickle.dumps(message)
+    data = zlib.compress(pickle.dumps(message), 1)  # answers of megabytes would fill the socket
     writer.write(len(data).to_bytes(8, "big") + data)
     await writer.drain()
 
 
 async def receive(reader: asyncio.StreamReader) -> Any:
-    return pickle.loads(await reader.readexactly(int.from_bytes(await reader.readexactly(8), "big")))
+    size = int.from_bytes(await reader.readexactly(8), "big")
+    return pickle.loads(zlib.decompress(await reader.readexactly(size)))
 
 
 class Remote:
