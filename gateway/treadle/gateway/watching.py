@@ -1,10 +1,9 @@
 """Keeps the snapshot true: watches deployments, asks for what they name, and saves the last good copy."""
 
 import asyncio
-from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterable, Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from structlog.typing import FilteringBoundLogger
 
@@ -14,6 +13,7 @@ from treadle.gateway.policies import Ref, Snapshot
 from treadle.gateway.switching import Switch
 from treadle.rpc.errors import NotFound, OutOfRange, TreadleError
 from treadle.rpc.files import read_if_there, write_atomically
+from treadle.rpc.tasks import in_thread
 from treadle.v1 import features_pb2, features_pb2_grpc, registry_pb2, registry_pb2_grpc
 
 FILE = "policies.json"
@@ -174,19 +174,8 @@ class PolicyWatch:
             if text == self._saved:
                 return
             try:
-                await _to_the_end(asyncio.to_thread(write_atomically, self._path, text.encode()))
+                await in_thread(partial(write_atomically, self._path, text.encode()))
             except OSError as error:
                 self._log.error("the copy of the policies cannot be written", path=str(self._path), error=str(error))
             else:
                 self._saved = text
-
-
-async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Waits for `work` even when cancelled: a thread can't be stopped, and what outlives its service would overwrite
-    what the next one finds."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise

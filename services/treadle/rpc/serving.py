@@ -215,7 +215,7 @@ async def serve(
 ) -> None:
     """Services in this process, configured by the environment, until `stopping`; then they drain, in their order.
 
-    The first listens on TREADLE_LISTEN, others on TREADLE_FEATURES_LISTEN and the like. TREADLE_PEER_REGISTRY and the
+    The first listens on TREADLE_LISTEN, others on TREADLE_LISTEN_FEATURES and the like. TREADLE_PEER_REGISTRY and the
     like say where the other services are; those in this process are called directly.
     """
     process = settings_from(ProcessSettings, environ, "")

@@ -89,6 +89,7 @@ class EnvoyProcess:
         started = asyncio.ensure_future(self.started.wait())
         await asyncio.wait((life, started), return_when=asyncio.FIRST_COMPLETED)
         if life.done():
+            process.clean_up()
             # The log has said why. Envoy would add a page of its own, and end with another status.
             os._exit(FAILED)
         await send({"type": "lifespan.startup.complete"})
@@ -99,6 +100,7 @@ class EnvoyProcess:
             await ended
         self.stopping.set()
         await life
+        process.clean_up()
         await send({"type": "lifespan.shutdown.complete"})
 
 

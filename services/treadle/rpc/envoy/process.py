@@ -3,15 +3,17 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import NoReturn
 
-from treadle.rpc.envoy.config import EnvoySettings, Json, envoy_config
+from treadle.rpc.envoy.config import EnvoySettings, envoy_config
 from treadle.rpc.hosts.choice import libpython
 
 # Handled by a thread of ours, not by Envoy, which would end at once and cut off the calls in flight.
@@ -29,7 +31,7 @@ def become_envoy(settings: EnvoySettings, environ: Mapping[str, str], *, drain_s
     folder = Path(mkdtemp(prefix="treadle-"))  # for this user alone
     admin = folder / "admin.sock"
     config = folder / "envoy.json"
-    config.write_text(json.dumps(_with_admin(settings, admin)))
+    config.write_text(json.dumps(envoy_config(replace(settings, admin=admin))))
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     arguments = [
         "--config-path", str(config), "--concurrency", "1", "--disable-hot-restart", "--drain-strategy", "immediate",
@@ -39,12 +41,6 @@ def become_envoy(settings: EnvoySettings, environ: Mapping[str, str], *, drain_s
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(path, ["envoy", *arguments], {**environ, **environment(), _ADMIN: str(admin)})  # noqa: S606  # itself
-
-
-def _with_admin(settings: EnvoySettings, admin: Path) -> Json:
-    from dataclasses import replace
-
-    return envoy_config(replace(settings, admin=admin))
 
 
 def environment() -> dict[str, str]:
@@ -68,6 +64,11 @@ def on_signal(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None
     threading.Thread(target=wait, name="signals", daemon=True).start()
 
 
+def clean_up() -> None:
+    """Removes what `become_envoy` wrote."""
+    shutil.rmtree(Path(os.environ[_ADMIN]).parent, ignore_errors=True)
+
+
 def end() -> None:
     """Tells Envoy to end now."""
 
@@ -79,7 +80,7 @@ def end() -> None:
 
 
 async def stop_listening() -> None:
-    """Takes no new connections, and tells those that are open to go elsewhere (GOAWAY)."""
+    """Tells connections to go elsewhere (GOAWAY), and closes the listener when the time to drain is over."""
     try:
         reader, writer = await asyncio.open_unix_connection(os.environ[_ADMIN])
     except OSError:  # it is ending already
