@@ -18,6 +18,7 @@ from treadle.rpc.channel import Channel
 from treadle.rpc.ending import Outgoing
 from treadle.rpc.errors import DeadlineExceeded
 from treadle.rpc.server import Server
+from treadle.rpc.status import CallStatus
 from treadle.rpc.tasks import end
 
 Metadata = tuple[tuple[str, str | bytes], ...]
@@ -83,7 +84,7 @@ class _LocalCall:
         self._handler: Any = handler
         self._serialize, self._deserialize = codecs
         self._typed = server.is_typed(method)
-        self._timeout = timeout
+        self.timeout = timeout
         self.context = LocalContext(metadata, timeout)
 
     async def one(self, request: Any) -> Any:
@@ -107,10 +108,6 @@ class _LocalCall:
                     await write(answer)
             finally:
                 await answers.aclose()
-
-    def ending(self) -> Any:
-        """The time that the call may take."""
-        return asyncio.timeout(self._timeout)
 
     def _sent(self, request: Any) -> Any:
         convert = None if self._typed else self._serialize
@@ -137,7 +134,7 @@ class _Ended:
     def __init__(self, call: _LocalCall, request: Any) -> None:
         self._call = call
         self._request = request
-        self._time = call.ending()
+        self._time = asyncio.timeout(call.timeout)
 
     async def __aenter__(self) -> None:
         await self._time.__aenter__()
@@ -155,15 +152,13 @@ class _Ended:
             raise _status(context.code() or grpc.StatusCode.UNKNOWN, context.details(), context.trailing_metadata())
 
 
-class LocalContext:
+class LocalContext(CallStatus):
     """The `ServicerContext` of a local call."""
 
     def __init__(self, metadata: Metadata, timeout: float | None) -> None:
+        super().__init__()
         self._metadata = metadata
         self._deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
-        self._code: grpc.StatusCode | None = None
-        self._details = ""
-        self._trailing: Metadata = ()
 
     def invocation_metadata(self) -> Metadata:
         """What the client seam sent along."""
@@ -182,42 +177,12 @@ class LocalContext:
         """Whether the servicer chose a status other than OK."""
         return self._code not in (None, grpc.StatusCode.OK)
 
-    def set_code(self, code: grpc.StatusCode) -> None:
-        """As grpc.aio's."""
-        self._code = code
-
-    def set_details(self, details: str) -> None:
-        """As grpc.aio's."""
-        self._details = details
-
-    def set_trailing_metadata(self, trailing_metadata: Any) -> None:
-        """As grpc.aio's."""
-        self._trailing = tuple(trailing_metadata)
-
-    def code(self) -> grpc.StatusCode | None:
-        """As grpc.aio's."""
-        return self._code
-
-    def details(self) -> str:
-        """As grpc.aio's."""
-        return self._details
-
-    def trailing_metadata(self) -> Metadata:
-        """As grpc.aio's."""
-        return self._trailing
-
     async def send_initial_metadata(self, initial_metadata: Any) -> None:
         """The client seam offers no way to read it."""
 
     async def write(self, message: Any) -> None:
         """Replaced for calls that stream their answers."""
         raise RuntimeError("this method answers with one message")
-
-    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()) -> None:
-        """Ends the call with this status; raises `grpc.aio.AbortError`."""
-        self._code, self._details = code, details
-        self._trailing = tuple(trailing_metadata) or self._trailing
-        raise grpc.aio.AbortError
 
 
 class _Answers:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from treadle.cli.command import Session, command
-from treadle.cli.commands.predict import given_rows
+from treadle.cli.commands.predict import given_rows, row_options
 
 if TYPE_CHECKING:
     from treadle.client import AsyncClient
@@ -48,10 +48,7 @@ class _Load:
 
 @command(on_mesh=True)
 @click.argument("deployment")
-@click.option("-e", "--entity", "entities", multiple=True, metavar="NAME=VALUE", help="A key; again for another row.")
-@click.option("-c", "--context", multiple=True, metavar="NAME[:DTYPE]=VALUE", help="What only you know now.")
-@click.option("-t", "--tensor", "tensors", multiple=True, metavar="NAME[:DTYPE]=JSON", help="One row of an input.")
-@click.option("--rows", metavar="FILE", help='JSON {"entities": {"name": [...]}, "context": {...}}; - for stdin.')
+@row_options
 @click.option(
     "--in-flight", multiple=True, type=click.IntRange(1, 1024), default=(1, 16, 64), show_default=True,
     help="Requests kept in flight; may be repeated.",

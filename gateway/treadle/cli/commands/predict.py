@@ -1,7 +1,7 @@
 """`treadle predict`: asks a deployment, by entity keys or by tensors."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -10,13 +10,27 @@ from treadle.cli.command import Session, command
 if TYPE_CHECKING:
     from treadle.client import Feature, Prediction
 
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+_ROW_OPTIONS = (
+    click.option(
+        "-e", "--entity", "entities", multiple=True, metavar="NAME=VALUE", help="A key; again for another row."
+    ),
+    click.option("-c", "--context", multiple=True, metavar="NAME[:DTYPE]=VALUE", help="What only you know now."),
+    click.option("-t", "--tensor", "tensors", multiple=True, metavar="NAME[:DTYPE]=JSON", help="One row of an input."),
+    click.option("--rows", metavar="FILE", help='JSON {"entities": {"name": [...]}, "context": {...}}; - for stdin.'),
+)
+
+
+def row_options(run: FunctionT) -> FunctionT:
+    """The options by which people give rows; `given_rows` reads them."""
+    for option in reversed(_ROW_OPTIONS):
+        run = option(run)
+    return run
+
 
 @command(on_mesh=True)
 @click.argument("deployment")
-@click.option("-e", "--entity", "entities", multiple=True, metavar="NAME=VALUE", help="A key; again for another row.")
-@click.option("-c", "--context", multiple=True, metavar="NAME[:DTYPE]=VALUE", help="What only you know now.")
-@click.option("-t", "--tensor", "tensors", multiple=True, metavar="NAME[:DTYPE]=JSON", help="One row of an input.")
-@click.option("--rows", metavar="FILE", help='JSON {"entities": {"name": [...]}, "context": {...}}; - for stdin.')
+@row_options
 @click.option("-o", "--output", "outputs", multiple=True, metavar="NAME", help="Only this output; may be repeated.")
 @click.option("--features", "with_features", is_flag=True, help="Also the feature values used, with status and age.")
 @click.option("--sticky-key", default="", help="Requests with equal keys go to the same version.")

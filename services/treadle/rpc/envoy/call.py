@@ -15,6 +15,7 @@ from treadle.rpc import context
 from treadle.rpc.envoy import wire
 from treadle.rpc.envoy.tracing import SPAN_HEADER, attribute_header, context_of
 from treadle.rpc.errors import InvalidInput
+from treadle.rpc.status import CallStatus, Metadata
 
 Event = dict[str, Any]
 Receive = Callable[[], Awaitable[Event]]
@@ -34,17 +35,18 @@ class Gone(ConnectionError):
     """The caller has left: nobody reads the answer."""
 
 
-class EnvoyCall:
+class EnvoyCall(CallStatus):
     """The `ServicerContext` of one call. Lives on the event loop of its task."""
 
     __slots__ = (
-        "_code", "_details", "_headers", "_initial", "_send", "_trailing", "call", "encoding", "gone", "inbox", "late",
-        "opened", "receive", "serialize", "since", "task", "timer",
+        "_headers", "_initial", "_send", "call", "encoding", "gone", "inbox", "late", "opened", "receive", "serialize",
+        "since", "task", "timer",
     )  # fmt: skip
 
     def __init__(
         self, headers: Headers, receive: Receive, send: Send, serialize: Callable[[Any], bytes], now: float
     ) -> None:
+        super().__init__()
         self._headers = headers
         self._send = send
         self.receive = receive
@@ -60,10 +62,7 @@ class EnvoyCall:
         """Whether the caller has left."""
         self.opened = False
         """Whether the answer has begun."""
-        self._initial: wire.Metadata = ()
-        self._trailing: wire.Metadata = ()
-        self._code: grpc.StatusCode | None = None
-        self._details = ""
+        self._initial: Metadata = ()
         metadata: dict[str, str] = {}
         timeout = span = ""
         self.encoding = "identity"
@@ -116,46 +115,15 @@ class EnvoyCall:
         """Envoy ends the connection: who called is in its access log."""
         return "envoy"
 
-    def set_code(self, code: grpc.StatusCode) -> None:
-        """As grpc.aio's."""
-        self._code = code
-
-    def set_details(self, details: str) -> None:
-        """As grpc.aio's."""
-        self._details = details
-
-    def code(self) -> grpc.StatusCode | None:
-        """As grpc.aio's."""
-        return self._code
-
-    def details(self) -> str:
-        """As grpc.aio's."""
-        return self._details
-
-    def set_trailing_metadata(self, trailing_metadata: wire.Metadata) -> None:
-        """As grpc.aio's."""
-        self._trailing = tuple(trailing_metadata)
-
-    def trailing_metadata(self) -> wire.Metadata:
-        """As grpc.aio's."""
-        return self._trailing
-
     def cancelled(self) -> bool:
         """Whether nobody waits for the answer any more."""
         return self.gone or self.late
-
-    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: wire.Metadata = ()) -> None:
-        """Ends the call with this status; raises `grpc.aio.AbortError`."""
-        self._code, self._details = code, details
-        if trailing_metadata:
-            self._trailing = tuple(trailing_metadata)
-        raise grpc.aio.AbortError
 
     async def abort_with_status(self, status: Any) -> None:
         """As `abort`, with a status made by `grpc_status`."""
         await self.abort(status.code, status.details, status.trailing_metadata or ())
 
-    async def send_initial_metadata(self, initial_metadata: wire.Metadata) -> None:
+    async def send_initial_metadata(self, initial_metadata: Metadata) -> None:
         """Begins the answer."""
         self._initial = tuple(initial_metadata)
         await self._body(b"")

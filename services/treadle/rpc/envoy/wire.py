@@ -3,15 +3,15 @@
 import binascii
 import zlib
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from urllib.parse import quote_from_bytes
 
 import grpc
 
 from treadle.rpc.errors import InvalidInput, StorageFull, Unimplemented
+from treadle.rpc.status import Metadata
 
 Pairs = list[tuple[bytes, bytes]]
-Metadata = Iterable[tuple[str, str | bytes]]
 
 CONTENT_TYPE = b"application/grpc"
 HEAD = 5
