@@ -95,7 +95,7 @@ async def in_envoy(
         try:
             await asyncio.wait((bridge.address, died), return_when=asyncio.FIRST_COMPLETED)
             assert bridge.address.done(), f"the Envoy ended with status {process.returncode}"
-            await _listening(bridge.address.result())
+            await _listening(bridge.address.result(), process)
             bridge.member.address, bridge.member.sample = bridge.address.result(), bridge.sample
             yield bridge.member
         finally:
@@ -105,7 +105,8 @@ async def in_envoy(
         assert process.returncode == 0
 
 
-async def _listening(address: str) -> None:
+async def _listening(address: str, process: asyncio.subprocess.Process) -> None:
     """Envoy opens its port once its application has started."""
     while not await listens(address):
+        assert process.returncode is None, f"the Envoy ended with status {process.returncode}"
         await asyncio.sleep(0.01)

@@ -201,7 +201,8 @@ async def test_a_stream_that_is_abandoned_while_it_is_being_sent_ends_in_order(m
         return name * (4 << 20)
 
     async with mesh(large) as (stubs, member):
-        stream = stubs.predictions.PredictStream(names(*"abcdefgh"), timeout=timeout)
+        more_than_buffers_hold = 40  # an Envoy takes some 30 MiB that nobody reads, and then waits
+        stream = stubs.predictions.PredictStream(names(*"a" * more_than_buffers_hold), timeout=timeout)
         assert (await anext(stream)).request_id[0] == "a"
         if timeout is None:
             await stream.aclose()
