@@ -43,6 +43,7 @@ from treadle.gateway.rpc_hops import RpcFeatures, RpcInference
 from treadle.gateway.servicer import PredictionServicer
 from treadle.gateway.shadows import Shadows
 from treadle.gateway.spool import Spool, SpoolLimits
+from treadle.gateway.together import Together
 from treadle.observability.metrics import Meters
 from treadle.plugins.specs import TensorSpec
 from treadle.plugins.tensors import Signature
@@ -96,7 +97,10 @@ def made(home: Path, options: argparse.Namespace) -> Bench:
         features_pb2.GetOnlineFeaturesResponse,
     )
     model = Wire(infer, oip.ModelInferRequest, oip.ModelInferResponse)
-    return Bench(PredictionServicer(chain(home, features, model, options), 64), features, model, close)
+    whole, recorder = chain(home, features, model, options)
+    limits = CoalesceLimits(options.rows, options.calls)
+    together = None if options.rows <= 1 else Together(whole, recorder.remember_rows, limits, NoOpTracer())
+    return Bench(PredictionServicer(whole, together, 64), features, model, close)
 
 
 def feature_service(home: Path) -> tuple[FeatureServicer, Callable[[], None]]:
@@ -143,7 +147,7 @@ class InferenceStub:
     ModelInfer: Wire
 
 
-def chain(home: Path, features: Wire, model: Wire, options: argparse.Namespace) -> Chain:
+def chain(home: Path, features: Wire, model: Wire, options: argparse.Namespace) -> tuple[Chain, Recorder]:
     """As the gateway's composition root makes it."""
     names = tuple(f"aircraft__f{n}" for n in range(FEATURES))
     signature = Signature((TensorSpec("x", "FP64", (-1, FEATURES), names),), (TensorSpec("score", "FP64", (-1,)),))
@@ -159,15 +163,17 @@ def chain(home: Path, features: Wire, model: Wire, options: argparse.Namespace) 
     rng = random.Random(1)
     look_up: Any = RpcFeatures(FeatureStub(features))  # type: ignore[arg-type]  # all that it calls of a stub
     run: Any = RpcInference(InferenceStub(model))  # type: ignore[arg-type]  # as above
-    return Chain(
+    recorder = Recorder(spool, meters, time.time)
+    made = Chain(
         lambda: snapshot,
         Admission(Limits(10_000, 1_024)),
         *hops(look_up, run, options),
         Shadows(1, lambda _, __: None, lambda _, __: None),
         PredictionIds(time.time, rng.getrandbits),
-        Recorder(spool, meters, time.time).remember,
+        recorder.remember,
         rng.random,
     )
+    return made, recorder
 
 
 def hops(look_up: Any, run: Any, options: argparse.Namespace) -> tuple[FeatureLookup, Inference]:

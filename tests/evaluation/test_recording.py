@@ -49,6 +49,18 @@ async def test_batches_that_travel_in_one_message_are_batches_like_any_other(
     assert sorted(rows.table["prediction_id"].to_pylist()) == list("abcde")
 
 
+async def test_rows_of_several_requests_keep_a_trace_and_a_time_each(
+    evaluation: Any, batch: Make, tmp_path: Path
+) -> None:
+    several = batch(["a", "b", "c"], trace_ids=["t", "", "v"], latencies_seconds=[0.1, 0.2, 0.3])
+    one, traced = batch(["d"], trace_id="w"), batch(["e", "f"], trace_id="x")
+    await evaluation.RecordPredictions([several, one, batch(["b"]), traced])
+    table = Ledger(tmp_path / "evaluation").rows("d").table
+    wanted = {"a": ("t", 0.1), "b": ("", 0.2), "c": ("v", 0.3), "d": ("w", 0.01), "e": ("x", 0.01), "f": ("x", 0.01)}
+    found = zip(*(table[name].to_pylist() for name in ("prediction_id", "trace_id", "latency_seconds")), strict=True)
+    assert {name: (trace, seconds) for name, trace, seconds in found} == wanted
+
+
 async def test_sending_twice_counts_once(evaluation: Any, batch: Make, tmp_path: Path) -> None:
     await evaluation.RecordPredictions([batch(["a", "b"])])
     answer = await evaluation.RecordPredictions([batch(["b", "c"]), batch(["c"])])
@@ -77,6 +89,8 @@ async def test_labels_come_before_or_after_and_the_last_known_counts(
         ({"latency_seconds": float("nan")}, "latency_seconds"),
         ({"prediction_ids": [""]}, "prediction_ids"),
         ({"at_micros": -1}, "at_micros"),
+        ({"trace_ids": ["t", "u"]}, "trace_ids has 2 elements, 1 or none"),
+        ({"latencies_seconds": [-1.0]}, "latencies_seconds"),
     ],
 )
 async def test_a_bad_batch_is_refused_and_harms_no_other(

@@ -39,6 +39,13 @@ def test_numbers_survive_the_wire_bit_for_bit(column):
     assert_same(column, columns.decode(wire))
 
 
+@given(numeric_columns() | st.lists(st.text(), max_size=5).map(lambda values: Column.of("c", values, dtype="STRING")))
+def test_rows_on_their_own_are_what_each_would_be_alone(column):
+    rows = [column.take(slice(row, row + 1)) for row in range(column.rows)]
+    wires = [types_pb2.Column.FromString(wire) for wire in columns.encoded_rows(column)]
+    assert [str(wire) for wire in wires] == [str(columns.encode(row)) for row in rows]
+
+
 @given(st.lists(st.none() | st.text(), max_size=30))
 def test_text_survives_the_wire(values):
     column = Column.of("c", values, dtype="STRING")

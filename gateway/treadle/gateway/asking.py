@@ -1,7 +1,7 @@
 """The request and its answer as the core sees them, whatever door they came through."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,13 @@ class Ask:
 
     rows: int = field(init=False)
     """N; 0 when there are no columns."""
+
+    def take(self, rows: Sequence[int]) -> "Ask":
+        """The same for some of its rows."""
+        at = np.array(rows, dtype=np.int64)
+        entities = {name: column.take(at) for name, column in self.entities.items()}
+        context = {name: column.take(at) for name, column in self.context.items()}
+        return replace(self, entities=entities, context=context)
 
     def __post_init__(self) -> None:
         first = next(iter((self.entities or self.context or self.tensors).values()), None)

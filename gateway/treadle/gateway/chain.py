@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -56,6 +57,25 @@ class Outcome:
     outputs: tuple[Column, ...]
     features: Features = field(default_factory=Features.none)
     degraded: str = ""
+    stale: tuple[str, ...] = ()
+    """Features that were stale in some row."""
+
+    def with_stale(self, stale: tuple[str, ...]) -> "Outcome":
+        """The same where these features were stale."""
+        return Outcome(self.outputs, self.features, f"features: stale: {', '.join(stale)}" if stale else "", stale)
+
+    def take(self, rows: Sequence[int]) -> "Outcome":
+        """The same for some of its rows."""
+        at = np.array(rows, dtype=np.int64)
+        outputs = tuple(column.take(at) for column in self.outputs)
+        return replace(self, outputs=outputs, features=self.features.take(rows))
+
+
+class Tried(NamedTuple):
+    """What the first step of a request's chain came to, and when the request arrived."""
+
+    error: TreadleError
+    since: float
 
 
 class Chain:
@@ -74,50 +94,52 @@ class Chain:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.snapshot = snapshot
-        self._admission = admission
+        self.admission = admission
+        self.ids = ids
+        self.random = random
+        self.clock = clock
         self._features = features
         self._inference = inference
         self._shadows = shadows
-        self._ids = ids
         self._remember = remember
-        self._random = random
-        self._clock = clock
 
-    async def predict(self, ask: Ask) -> Answer:
-        """The answer, or a TreadleError: see `PredictionService.Predict` for which."""
-        started = self._clock()
+    async def predict(self, ask: Ask, tried: Tried | None = None) -> Answer:
+        """The answer, or a TreadleError: see `PredictionService.Predict` for which. What was `tried` is not again."""
+        started = tried.since if tried else self.clock()
         deployment = self.snapshot().deployment(ask.deployment)
-        limit = self._admission.enter(deployment.name)
+        limit = self.admission.enter(deployment.name)
         took: float | None = None
         try:
-            self._admission.check(ask, deployment)
+            self.admission.check(ask, deployment)
             key = sticky_key(ask.sticky_key, ask.request_id, ask.entities, deployment.sticky_entity)
-            chosen = route(deployment, pin=ask.pin, key=key, random=self._random)
-            work = self._work(ask, deployment, started)
+            chosen = route(deployment, pin=ask.pin, key=key, random=self.random)
+            work = self._work(ask, deployment, self._budget(deployment, started))
             try:
-                outcome, ref, served_by = await work.answer(chosen.ref, chosen.served_by)
+                outcome, ref, served_by = await work.answer(chosen.ref, chosen.served_by, tried and tried.error)
                 answer = self._answer(ask, outcome, ref, served_by)
-                seconds = self._clock() - started
+                seconds = self.clock() - started
                 self._remember(Remembered(ask, deployment, answer, seconds))
             finally:
                 self._cast_shadows(work, chosen.ref)
             took = None if answer.degraded_reason else seconds
             return answer
         finally:
-            self._admission.leave(limit, took)
+            self.admission.leave(limit, took)
 
-    def _work(self, ask: Ask, deployment: Deployment, started: float) -> "Work":
-        lookups = Lookups(ask, deployment, self._features)
-        return Work(ask, deployment, lookups, self._inference, self._budget(deployment, started))
+    async def first_step(self, ask: Ask, deployment: Deployment, ref: Ref, seconds: float) -> Outcome:
+        """What one version makes of a request; TreadleError."""
+        budget = Budget(self.clock() + seconds, self.clock)
+        return await self._work(ask, deployment, budget).by(ref, budget)
+
+    def _work(self, ask: Ask, deployment: Deployment, budget: "Budget") -> "Work":
+        return Work(ask, deployment, Lookups(ask, deployment, self._features), self._inference, budget)
 
     def _budget(self, deployment: Deployment, started: float) -> "Budget":
-        """What the caller gives, or without a deadline what the deployment does."""
         left = remaining()
-        seconds = (deployment.timeout_seconds or DEFAULT_TIMEOUT_SECONDS) if left is None else left
-        return Budget(started + seconds, self._clock)
+        return Budget(started + _seconds(deployment) if left is None else self.clock() + left, self.clock)
 
     def _answer(self, ask: Ask, outcome: Outcome, ref: Ref, served_by: str) -> Answer:
-        ids = tuple(self._ids.take(ask.rows))
+        ids = tuple(self.ids.take(ask.rows))
         return Answer(outcome.outputs, ref, ids, outcome.features, served_by, outcome.degraded)
 
     def _cast_shadows(self, work: "Work", chosen: Ref) -> None:
@@ -127,11 +149,11 @@ class Chain:
 
     async def _shadow(self, work: "Work", ref: Ref) -> None:
         """The same request to a version whose answer only the ledger sees, with time of its own."""
-        started = self._clock()
+        started = self.clock()
         shadow = replace(work, budget=self._budget(work.deployment, started))
         outcome = await shadow.by(ref, shadow.budget)
         answer = self._answer(work.ask, outcome, ref, "shadow")
-        self._remember(Remembered(work.ask, work.deployment, answer, self._clock() - started, shadow=True))
+        self._remember(Remembered(work.ask, work.deployment, answer, self.clock() - started, shadow=True))
 
 
 class Budget:
@@ -160,9 +182,10 @@ class Work:
     inference: Inference
     budget: Budget
 
-    async def answer(self, chosen: Ref, served_by: str) -> tuple[Outcome, Ref, str]:
+    async def answer(self, chosen: Ref, served_by: str, tried: TreadleError | None = None) -> tuple[Outcome, Ref, str]:
         """The first outcome of the chosen version and the fallbacks behind it, who gave it, and as what.
 
+        `tried` is what the chosen version came to, if it has been asked already.
         Raises the caller's fault at once; DeadlineExceeded when the time is over; Unavailable when no step could
         answer.
         """
@@ -171,6 +194,8 @@ class Work:
         last: TreadleError | None = None
         for position, step in enumerate(attempts):
             try:
+                if tried is not None and position == 0:
+                    raise tried
                 outcome = await self._attempt(step, has_net=position + 1 < len(attempts))
             except TreadleError as error:
                 if isinstance(error, CALLERS_FAULT) and position == 0:
@@ -214,8 +239,7 @@ class Work:
             assembled = assembly.from_columns(version, self.ask, features, strict=self.deployment.strict)
         with _named(str(ref)):
             found = await self.inference.infer(ref, assembled.inputs, self.ask.outputs, budget.left())
-        degraded = f"features: stale: {', '.join(assembled.stale)}" if assembled.stale else ""
-        return Outcome(_outputs(version, self.ask, found), features, degraded)
+        return Outcome(_outputs(version, self.ask, found), features).with_stale(assembled.stale)
 
     async def _features(self, version: ServedVersion, budget: Budget) -> Features:
         if not version.feature_service or assembly.covered(version, self.ask):
@@ -238,6 +262,16 @@ class _named:  # noqa: N801  # reads as the statement it is
         if isinstance(error, TreadleError) and not isinstance(error, CALLERS_FAULT):
             text = f"{self._hop}: {error.code.name}: {error.message}"
             raise type(error)(text, error.violations, error.retry_after_seconds) from error
+
+
+def seconds_for(deployment: Deployment) -> float:
+    """What the present caller gives, or without a deadline what the deployment does."""
+    left = remaining()
+    return _seconds(deployment) if left is None else left
+
+
+def _seconds(deployment: Deployment) -> float:
+    return deployment.timeout_seconds or DEFAULT_TIMEOUT_SECONDS
 
 
 def _exhausted(failures: list[str], last: TreadleError | None) -> TreadleError:

@@ -22,7 +22,7 @@ _ROW_BYTES = 4096
 Caller = tuple[str | None, ...]
 
 
-def _caller() -> Caller:
+def caller() -> Caller:
     """What of a caller travels on with a call: only calls for the same one go together."""
     call = current()
     return (call.tenant, *map(call.metadata.get, FORWARDED))
@@ -59,7 +59,7 @@ class CoalescedFeatures:
         """See `FeatureLookup`."""
         first = next(iter(entities or context), None)
         asked = _Asked(entities, context, 0 if first is None else first.rows)
-        key = _FeatureKey(service, _kinds(entities), _kinds(context), now_micros, _caller())
+        key = _FeatureKey(service, _kinds(entities), _kinds(context), now_micros, caller())
         return await self._coalescer.submit(key, asked, asked.rows, timeout)
 
     async def _call(self, key: _FeatureKey, requests: Sequence[_Asked], timeout: float) -> list[Features]:
@@ -89,7 +89,7 @@ class CoalescedInference:
 
     async def infer(self, ref: Ref, inputs: Tensors, outputs: Sequence[str], timeout: float) -> Tensors:
         """See `Inference`."""
-        key = _InferenceKey(ref, tuple([_kind(*item) for item in inputs.items()]), tuple(outputs), _caller())
+        key = _InferenceKey(ref, tuple([_kind(*item) for item in inputs.items()]), tuple(outputs), caller())
         size = sum([array.nbytes for array in inputs.values()]) // _ROW_BYTES
         return await self._coalescer.submit(key, inputs, max(_rows(inputs), size), timeout)
 

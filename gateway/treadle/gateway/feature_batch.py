@@ -4,7 +4,7 @@ What is made of features (model inputs, messages) is made once for the batch, in
 for eleven features of one row, numpy's own overhead would cost more than all else that is done to a request.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -79,6 +79,15 @@ class Features(Mapping[str, FeatureValues]):
     def is_one_row(self) -> bool:
         """Whether it is one row of some features: what `row_messages` is for."""
         return self.stop - self.start == 1 and bool(self.batch.features)
+
+    def take(self, rows: Sequence[int]) -> Self:
+        """Some rows, as a batch of their own."""
+        at = np.array(rows, dtype=np.int64)
+        found = {
+            name: FeatureValues(each.column.take(at), each.statuses[at], each.ages_seconds[at])
+            for name, each in self.items()
+        }
+        return type(self).of(found, rows=len(rows))
 
     def part(self, start: int, stop: int) -> Self:
         """Some of these rows, counted from the first of them."""

@@ -1,6 +1,6 @@
 """What the gateway counts. Names are a contract with dashboards and alerts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from treadle.gateway.asking import Answer
 from treadle.gateway.policies import Ref
@@ -42,6 +42,15 @@ class GatewayMeters:
         count(1)
         observe_seconds(seconds, "")
         observe_rows(len(answer.prediction_ids), "")
+
+    def answered_rows(
+        self, deployment: str, ref: Ref, served_by: str, seconds: Sequence[float], *, degraded: bool
+    ) -> None:
+        """The answers to several requests of one row each."""
+        version = {"deployment": deployment, "model": ref.model, "version": ref.version, "served_by": served_by}
+        self._answers.add(len(seconds), **version, degraded=degraded)
+        self._seconds.observe_many(seconds, deployment=deployment, served_by=served_by)
+        self._rows.observe_many([1.0] * len(seconds), deployment=deployment)
 
     def _bind(self, kind: _Kind) -> _Bound:
         """The three metrics of one kind of answer. Kinds are as many as policies make them: a caller can't."""

@@ -2,11 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from statistics import fmean
 
 from treadle.gateway import row_messages
+from treadle.gateway.asking import Ask
 from treadle.gateway.chain import Remembered
+from treadle.gateway.feature_batch import Features
 from treadle.gateway.meters import GatewayMeters
-from treadle.gateway.policies import Ref
+from treadle.gateway.policies import Deployment, Ref
+from treadle.gateway.rows import SERVED_BY, AnsweredRows
 from treadle.gateway.spool import Spool
 from treadle.rpc import tracing
 from treadle.rpc.columns import encoded
@@ -30,6 +34,27 @@ class Recorder:
             self._meters.answered(done.deployment.name, done.answer, done.latency_seconds)
         self._spool.append(self._record(done))
 
+    def remember_rows(self, done: AnsweredRows) -> None:
+        """The same for the rows of several requests, as one record."""
+        deployment, outcome = done.deployment, done.outcome
+        degraded = bool(outcome.degraded)
+        self._meters.answered_rows(deployment.name, done.ref, SERVED_BY, done.latencies, degraded=degraded)
+        record = Record(
+            prediction_ids=done.prediction_ids,
+            latency_seconds=fmean(done.latencies),
+            degraded_reason=outcome.degraded,
+            at_micros=int(self._clock() * 1e6),
+        )
+        if len(done.prediction_ids) == 1:
+            record.trace_id = done.trace_ids[0]
+        else:
+            record.trace_ids.extend(done.trace_ids)
+            record.latencies_seconds.extend(done.latencies)
+        kind = _kind(deployment.name, done.ref, SERVED_BY, current().tenant, False)
+        outputs = [field(Record.OUTPUTS_FIELD_NUMBER, encoded(column)) for column in outcome.outputs]
+        given = _given(deployment, done.ask, outcome.features)
+        self._spool.append(b"".join((record.SerializeToString(), kind, *outputs, *given)))
+
     def _record(self, done: Remembered) -> bytes:
         """A `PredictionBatch`, serialised: its fields one behind the other, in any order."""
         answer, call = done.answer, current()
@@ -43,18 +68,19 @@ class Recorder:
         )
         kind = _kind(done.deployment.name, answer.ref, answer.served_by, call.tenant, done.shadow)
         outputs = [field(Record.OUTPUTS_FIELD_NUMBER, encoded(column)) for column in answer.outputs]
-        return b"".join((record.SerializeToString(), kind, *outputs, *_given(done)))
+        return b"".join(
+            (record.SerializeToString(), kind, *outputs, *_given(done.deployment, done.ask, answer.features))
+        )
 
 
-def _given(done: Remembered) -> Iterator[bytes]:
+def _given(deployment: Deployment, ask: Ask, features: Features) -> Iterator[bytes]:
     """Entities and features without those that are sensitive; while it is not known which are, none."""
-    sensitive = done.deployment.sensitive_columns
+    sensitive = deployment.sensitive_columns
     if sensitive is None:
         return
-    for name, column in done.ask.entities.items():
+    for name, column in ask.entities.items():
         if name not in sensitive:
             yield field(Record.ENTITIES_FIELD_NUMBER, encoded(column))
-    features = done.answer.features
     if features.is_one_row:
         rows = row_messages.with_values(features.batch, Record.FEATURES_FIELD_NUMBER, sensitive)
         yield rows[features.start] if rows else b""

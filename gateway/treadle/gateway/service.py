@@ -25,6 +25,7 @@ from treadle.gateway.sender import Sender
 from treadle.gateway.servicer import PredictionServicer
 from treadle.gateway.shadows import Shadows
 from treadle.gateway.spool import Spool, SpoolLimits
+from treadle.gateway.together import Together
 from treadle.gateway.watching import PolicyWatch
 from treadle.rpc.service import Runtime
 from treadle.rpc.tasks import end
@@ -83,11 +84,13 @@ async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[No
             settings.feature_refresh_seconds,
             lambda names: runtime.telemetry.redactor.add(*names),
         )
-        chain = _chain(settings, runtime, meters, watch, Recorder(spool, meters, time.time), stack)
+        recorder = Recorder(spool, meters, time.time)
+        chain = _chain(settings, runtime, meters, watch, recorder, stack)
         oip_servicer = OipServicer(
             chain, oip.GRPCInferenceServiceStub(runtime.connect("inference")), settings.stream_in_flight
         )
-        _register(settings, runtime, chain, oip_servicer)
+        together = _together(settings, runtime, chain, recorder)
+        _register(settings, runtime, chain, together, oip_servicer)
         stack.push_async_callback(watch.close)
         await watch.start()
         sender = Sender(
@@ -154,15 +157,26 @@ def _hops(settings: Settings, runtime: Runtime) -> tuple[FeatureLookup, Inferenc
     inference = RpcInference(oip.GRPCInferenceServiceStub(runtime.connect("inference")))
     if settings.coalesce_rows <= 1:
         return features, inference
-    limits = CoalesceLimits(settings.coalesce_rows, settings.coalesce_calls)
-    tracer = runtime.telemetry.tracer
+    limits, tracer = _limits(settings), runtime.telemetry.tracer
     return CoalescedFeatures(features, limits, tracer), CoalescedInference(inference, limits, tracer)
 
 
-def _register(settings: Settings, runtime: Runtime, chain: Chain, oip_servicer: OipServicer) -> None:
+def _limits(settings: Settings) -> CoalesceLimits:
+    return CoalesceLimits(settings.coalesce_rows, settings.coalesce_calls)
+
+
+def _together(settings: Settings, runtime: Runtime, chain: Chain, recorder: Recorder) -> Together | None:
+    if settings.coalesce_rows <= 1:
+        return None
+    return Together(chain, recorder.remember_rows, _limits(settings), runtime.telemetry.tracer)
+
+
+def _register(
+    settings: Settings, runtime: Runtime, chain: Chain, together: Together | None, oip_servicer: OipServicer
+) -> None:
     server = runtime.server
     prediction_pb2_grpc.add_PredictionServiceServicer_to_server(
-        PredictionServicer(chain, settings.stream_in_flight), server
+        PredictionServicer(chain, together, settings.stream_in_flight), server
     )
     oip.add_GRPCInferenceServiceServicer_to_server(oip_servicer, server)
     runtime.reflect(oip.POOL)

@@ -7,6 +7,7 @@ import grpc.aio
 
 from treadle.gateway.asking import Answer
 from treadle.gateway.chain import Chain
+from treadle.gateway.together import Together
 from treadle.gateway.wire import answer_to_proto, ask_from_proto
 from treadle.rpc import tracing
 from treadle.rpc.context import current
@@ -21,8 +22,10 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
     """Answers over gRPC."""
 
-    def __init__(self, chain: Chain, stream_in_flight: int) -> None:
+    def __init__(self, chain: Chain, together: Together | None, stream_in_flight: int) -> None:
+        """`together` answers the plain requests; None: each is answered alone."""
         self._chain = chain
+        self._together = together
         self._stream_in_flight = stream_in_flight
 
     async def Predict(self, request: prediction_pb2.PredictRequest, context: Context) -> prediction_pb2.PredictResponse:
@@ -60,8 +63,11 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
 
     async def _predict(self, request: prediction_pb2.PredictRequest) -> prediction_pb2.PredictResponse:
         call = current()
+        tried = await self._together.predict(request, call) if self._together else None
+        if isinstance(tried, prediction_pb2.PredictResponse):
+            return tried
         ask = ask_from_proto(request, call.metadata)
-        answer = await self._chain.predict(ask)
+        answer = await self._chain.predict(ask, tried)
         annotate(ask.deployment, answer)
         return answer_to_proto(answer, ask, call.trace_id)
 

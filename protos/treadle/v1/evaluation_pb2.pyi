@@ -572,6 +572,8 @@ class PredictionBatch(_message.Message):
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     SHADOW_FIELD_NUMBER: _builtins.int
     OTHERS_FIELD_NUMBER: _builtins.int
+    TRACE_IDS_FIELD_NUMBER: _builtins.int
+    LATENCIES_SECONDS_FIELD_NUMBER: _builtins.int
     deployment: _builtins.str
     """Name of the deployment asked."""
     served_by: _builtins.str
@@ -616,6 +618,14 @@ class PredictionBatch(_message.Message):
         would cost more than what is in them.
         """
 
+    @_builtins.property
+    def trace_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where the rows are of requests of their own: the trace of each, N elements; `trace_id` is empty then."""
+
+    @_builtins.property
+    def latencies_seconds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """And the time of each, N elements; `latency_seconds` is their mean then."""
+
     def __init__(
         self,
         *,
@@ -634,10 +644,12 @@ class PredictionBatch(_message.Message):
         traceparent: _builtins.str = ...,
         shadow: _builtins.bool = ...,
         others: _abc.Iterable[Global___PredictionBatch] | None = ...,
+        trace_ids: _abc.Iterable[_builtins.str] | None = ...,
+        latencies_seconds: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_micros", b"at_micros", "degraded_reason", b"degraded_reason", "deployment", b"deployment", "entities", b"entities", "features", b"features", "latency_seconds", b"latency_seconds", "model", b"model", "others", b"others", "outputs", b"outputs", "prediction_ids", b"prediction_ids", "served_by", b"served_by", "shadow", b"shadow", "tenant", b"tenant", "trace_id", b"trace_id", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_micros", b"at_micros", "degraded_reason", b"degraded_reason", "deployment", b"deployment", "entities", b"entities", "features", b"features", "latencies_seconds", b"latencies_seconds", "latency_seconds", b"latency_seconds", "model", b"model", "others", b"others", "outputs", b"outputs", "prediction_ids", b"prediction_ids", "served_by", b"served_by", "shadow", b"shadow", "tenant", b"tenant", "trace_id", b"trace_id", "trace_ids", b"trace_ids", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,7 +1,7 @@
 """Questions to the ledger, answered by DuckDB over its Parquet files with bounded memory."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -69,6 +69,22 @@ class Rows:
         kept, message = np.unique(self._message[rows], return_inverse=True)
         messages = [self._messages[index] for index in kept.tolist()]
         return Rows(self.table.take(rows), messages, self._counts[kept], message, self._position[rows])
+
+    def of_requests(self) -> "Rows":
+        """The same, where rows of a batch are of requests of their own each with its trace and its time."""
+        import pyarrow as pa
+
+        several = np.flatnonzero(self._counts > 1).tolist()
+        batches = {index: evaluation_pb2.PredictionBatch.FromString(self._messages[index]) for index in several}
+        table = self.table
+        for column, part in (("trace_id", "trace_ids"), ("latency_seconds", "latencies_seconds")):
+            own = {index: each for index, batch in batches.items() if len(each := list(getattr(batch, part)))}
+            if own:
+                places = zip(table[column].to_pylist(), self._message.tolist(), self._position.tolist(), strict=True)
+                values = [own[message][place] if message in own else shared for shared, message, place in places]
+                at = table.schema.get_field_index(column)
+                table = table.set_column(at, column, pa.array(values, table.schema.field(column).type))
+        return replace(self, table=table)
 
     def entities(self) -> dict[str, Column]:
         """Keys asked for, by name."""
@@ -151,7 +167,7 @@ class Reader:
     def rows(self, question: Question, ids: Sequence[str] | None = None) -> Rows:
         """Predictions by time with all that was recorded; `ids`: these only."""
         self._find(question, ids)
-        return self._rows("SELECT * FROM answers ORDER BY at_micros, prediction_id", [], "message")
+        return self._rows("SELECT * FROM answers ORDER BY at_micros, prediction_id", [], "message").of_requests()
 
     def live(self, question: Question, newest: int) -> Live:
         """Counts of each version, and outputs of its newest labelled rows."""

@@ -26,6 +26,7 @@ def predictions_of(batch: evaluation_pb2.PredictionBatch, where: str) -> list[Ba
         raise InvalidInput.at(f"{where}.at_micros", "must be set: microseconds since 1970")
     if not math.isfinite(batch.latency_seconds) or batch.latency_seconds < 0:
         raise InvalidInput.at(f"{where}.latency_seconds", "must be 0 or more")
+    _check_requests(batch, where, rows)
     if not rows:
         raise InvalidInput.at(f"{where}.prediction_ids", "must hold one id a row; there is none")
     check_columns(batch.entities, f"{where}.entities", rows)
@@ -59,6 +60,15 @@ def labels_of(batch: evaluation_pb2.LabelBatch, where: str) -> list[Label]:
     if not all(map(math.isfinite, values)):
         raise InvalidInput.at(f"{where}.labels", "must be finite")
     return [Label(*row) for row in zip(batch.prediction_ids, values, batch.at_micros, strict=True)]
+
+
+def _check_requests(batch: evaluation_pb2.PredictionBatch, where: str, rows: int) -> None:
+    """Rows of requests of their own have a trace and a time each."""
+    for name in ("trace_ids", "latencies_seconds"):
+        if (count := len(getattr(batch, name))) not in (0, rows):
+            raise InvalidInput.at(f"{where}.{name}", f"has {count} elements, {rows} or none are wanted")
+    if not all(math.isfinite(each) and each >= 0 for each in batch.latencies_seconds):
+        raise InvalidInput.at(f"{where}.latencies_seconds", "must be 0 or more")
 
 
 def _check_features(batch: evaluation_pb2.PredictionBatch, where: str, rows: int) -> None:

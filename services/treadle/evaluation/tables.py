@@ -15,7 +15,7 @@ SCALARS = (
     ("latency_seconds", "float64"),
     ("shadow", "bool"),
 )
-"""What all predictions of a batch share."""
+"""What all predictions of a batch share. Where they are of several requests, see `Rows.of_requests`."""
 KEYS = {BATCHES: "prediction_ids", LABELS: "key"}
 """The column with what makes a row (or each of its predictions) the same when sent again."""
 ARRIVED = "recorded_micros"

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from treadle.rpc.errors import InvalidInput
-from treadle.rpc.wire import field
+from treadle.rpc.wire import field, varint
 from treadle.v1 import types_pb2
 
 Array = NDArray[Any]
@@ -314,6 +314,28 @@ def encoded(column: Column) -> bytes:
     return encode(column).SerializeToString()
 
 
+def encoded_rows(column: Column) -> list[bytes]:
+    """Of each row, the message of `encode` for that row alone."""
+    values, kind = column.values, column.values.dtype.kind
+    if column.nulls is not None or values.ndim != 1 or not (kind in "iuf" or column.dtype == "STRING"):
+        return [encode(column.take(slice(row, row + 1))).SerializeToString() for row in range(column.rows)]
+    head = _head(column.name, column.dtype)
+    if column.dtype == "STRING":
+        return [head + field(_STRINGS, field(1, text.encode())) for text in values.tolist()]
+    if kind == "f":
+        raw = values.astype("<f8", copy=False).tobytes()
+        head += field(_DOUBLES, field(1, bytes(8)))[:-8]  # of the same length in every row
+        return [head + raw[start : start + 8] for start in range(0, len(raw), 8)]
+    number, zigzag = (_INT64S, _zigzag) if kind == "i" else (_UINT64S, int)
+    return [head + field(number, field(1, varint(zigzag(value)))) for value in values.tolist()]
+
+
+def _zigzag(value: int) -> int:
+    """Protobuf's sint64: small numbers of either sign take few bytes."""
+    return value << 1 if value >= 0 else (-value << 1) - 1
+
+
+_INT64S, _UINT64S = (types_pb2.Column.DESCRIPTOR.fields_by_name[each].number for each in ("int64s", "uint64s"))
 _RAW, _DOUBLES, _STRINGS = (
     types_pb2.Column.DESCRIPTOR.fields_by_name[each].number for each in ("raw", "doubles", "strings")
 )
