@@ -50,7 +50,8 @@ class Settings:
     stream_in_flight: int = 64
     """Most unanswered requests of one stream; no more are read until some are answered."""
     coalesce_rows: int = 256
-    """Most rows that concurrent requests send together in one call to features or inference; 1: each sends its own."""
+    """Most rows of concurrent requests that are answered together, in one call to features and one to inference; 1:
+    each goes alone."""
     coalesce_calls: int = 1
     """Calls of one kind that may be out before requests wait for each other, to be sent together. What takes over 20 ms
     no longer counts. More than 1 helps where several quick replicas stand behind an address."""
