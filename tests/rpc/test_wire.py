@@ -1,6 +1,7 @@
 """What strangers see of a host: plain grpcio clients, metadata, compression, sizes, and a caller that does not read."""
 
 import asyncio
+from contextlib import asynccontextmanager
 
 import grpc
 import pytest
@@ -68,6 +69,40 @@ async def test_a_large_message_goes_through_both_ways(mesh):
     async with mesh(echo) as (stubs, _):
         name = "x" * (20 << 20)
         assert await stubs.predict(name) == name
+
+
+async def test_a_message_that_arrives_slowly_arrives_whole(mesh):
+    """Longer under way than the host leaves between two looks at whether the caller is still there."""
+    name = "".join(chr(ord("a") + number % 26) * 1000 for number in range(2_000))
+    async with (
+        mesh(echo) as (stubs, _),
+        slow_way(stubs.channel.address) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        stub = prediction_pb2_grpc.PredictionServiceStub(channel)
+        assert (await stub.Predict(prediction_pb2.PredictRequest(deployment=name))).request_id == name
+
+
+@asynccontextmanager
+async def slow_way(address):
+    """Another address of a server, on the way to which bytes take their time."""
+    host, _, port = address.rpartition(":")
+
+    async def pass_on(reader, writer, seconds):
+        while data := await reader.read(64 << 10):
+            writer.write(data)
+            await writer.drain()
+            await asyncio.sleep(seconds)
+        writer.close()
+
+    async def connected(reader, writer):
+        there, here = await asyncio.open_connection(host, port)
+        async with asyncio.TaskGroup() as ways:
+            ways.create_task(pass_on(reader, here, 0.02))
+            ways.create_task(pass_on(there, writer, 0))
+
+    async with await asyncio.start_server(connected, "127.0.0.1", 0) as server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
 async def test_a_stream_goes_on_after_its_caller_has_said_all(mesh):

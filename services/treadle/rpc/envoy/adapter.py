@@ -110,7 +110,7 @@ class GrpcAdapter:
 
     async def _unary(self, method: _Method, call: EnvoyCall) -> None:
         try:
-            request = self._inbox(call) if method.many_in else await self._message(call)
+            request = Inbox(call, self._max_bytes) if method.many_in else await self._message(call)
             response = await method.behaviour(request, call)
         except grpc.aio.AbortError:
             await call.finish()
@@ -121,7 +121,7 @@ class GrpcAdapter:
 
     async def _stream(self, method: _Method, call: EnvoyCall) -> None:
         try:
-            request = self._inbox(call) if method.many_in else await self._message(call)
+            request = Inbox(call, self._max_bytes) if method.many_in else await self._message(call)
             answers = method.behaviour(request, call)
             if hasattr(answers, "__aiter__"):
                 await self._written(answers, call)
@@ -141,10 +141,6 @@ class GrpcAdapter:
         finally:
             await answers.aclose()
 
-    def _inbox(self, call: EnvoyCall) -> Inbox:
-        call.inbox = Inbox(call, self._max_bytes)
-        return call.inbox
-
     async def _message(self, call: EnvoyCall) -> bytes:
         """The one message of the request."""
         event = await call.receive()
@@ -157,6 +153,7 @@ class GrpcAdapter:
                 chunks.append(_chunk(event))
                 total += len(chunks[-1])
                 wire.check_size(total - wire.HEAD, self._max_bytes)
+        call.whole = True
         return wire.unary_of(chunks, call.encoding, self._max_bytes)
 
     def _land(self, call: EnvoyCall) -> None:
@@ -183,8 +180,8 @@ class GrpcAdapter:
             asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
 
     def _look(self, call: EnvoyCall) -> None:
-        """Whether the caller is still there. An inbox that waits for more hears of it by itself."""
-        if call.inbox is None or call.inbox.ended:
+        """Whether the caller is still there. Who waits for more of the request hears of it by itself."""
+        if call.whole:
             asyncio.ensure_future(call.receive()).add_done_callback(lambda told: _heard(call, told))
 
 

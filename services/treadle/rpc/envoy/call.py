@@ -39,8 +39,8 @@ class EnvoyCall(CallStatus):
     """The `ServicerContext` of one call. Lives on the event loop of its task."""
 
     __slots__ = (
-        "_headers", "_initial", "_send", "call", "encoding", "gone", "inbox", "late", "opened", "receive", "serialize",
-        "since", "task", "timer",
+        "_headers", "_initial", "_send", "call", "encoding", "gone", "late", "opened", "receive", "serialize",
+        "since", "task", "timer", "whole",
     )  # fmt: skip
 
     def __init__(
@@ -54,8 +54,8 @@ class EnvoyCall(CallStatus):
         self.since = now
         self.task: asyncio.Task[Any] | None = None
         self.timer: asyncio.TimerHandle | None = None
-        self.inbox: Inbox | None = None
-        """For calls that stream their requests."""
+        self.whole = False
+        """Whether all of the request has been received: from then on, there is no event but the caller's leaving."""
         self.late = False
         """Whether the deadline passed while it ran."""
         self.gone = False
@@ -188,13 +188,7 @@ class Inbox:
         self._call = call
         self._unframer = wire.Unframer(call.encoding, max_bytes)
         self._messages: deque[bytes] = deque()
-        self._ended = False
         self._ahead = self._look_ahead()
-
-    @property
-    def ended(self) -> bool:
-        """Whether everything has been received."""
-        return self._ended
 
     def _look_ahead(self) -> "asyncio.Future[Event]":
         ahead = asyncio.ensure_future(self._call.receive())
@@ -208,7 +202,7 @@ class Inbox:
     async def next(self) -> Any:
         """The next message, or `grpc.aio.EOF`. Raises as `wire.Unframer`, InvalidInput for a torn end."""
         while not self._messages:
-            if self._ended:
+            if self._call.whole:
                 if self._unframer.in_the_middle:
                     raise InvalidInput("the stream of requests ends inside a message")
                 return grpc.aio.EOF
@@ -217,8 +211,8 @@ class Inbox:
                 self._call.leave()
                 await asyncio.sleep(0)
                 raise Gone
-            self._ended = not event.get("more_body", False)
-            if not self._ended:
+            self._call.whole = not event.get("more_body", False)
+            if not self._call.whole:
                 self._ahead = self._look_ahead()
             self._messages.extend(self._unframer.feed(event.get("body", b"")))
         return self._messages.popleft()
