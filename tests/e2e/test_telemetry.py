@@ -121,8 +121,10 @@ async def test_each_process_has_metrics_by_model_and_method(shop):
         await client.predict("purchase", shop.entities(1), shop.context(30))
     async with httpx.AsyncClient() as http:
         for service in FIVE:
-            text = (await http.get(f"http://{shop.mesh.mesh.plan.metrics_address(service)}/metrics")).text
-            assert "rpc_server_call_duration_seconds_bucket" in text
+            url, text = f"http://{shop.mesh.mesh.plan.metrics_address(service)}/metrics", ""
+            while "rpc_server_call_duration_seconds_bucket" not in text:  # the ledger is called in a moment
+                await asyncio.sleep(0.05)
+                text = (await http.get(url)).text
             if service == "inference":
                 assert 'model="purchase",version="1"' in text
 

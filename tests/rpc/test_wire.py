@@ -85,8 +85,9 @@ async def test_a_message_that_arrives_slowly_arrives_whole(mesh):
 
 @asynccontextmanager
 async def slow_way(address):
-    """Another address of a server, on the way to which bytes take their time."""
+    """Another address of a server, on the way to which bytes take their time. For one connection."""
     host, _, port = address.rpartition(":")
+    done = asyncio.Event()
 
     async def pass_on(reader, writer, seconds):
         while data := await reader.read(64 << 10):
@@ -94,15 +95,16 @@ async def slow_way(address):
             await writer.drain()
             await asyncio.sleep(seconds)
         writer.close()
+        await writer.wait_closed()
 
     async def connected(reader, writer):
         there, here = await asyncio.open_connection(host, port)
-        async with asyncio.TaskGroup() as ways:
-            ways.create_task(pass_on(reader, here, 0.02))
-            ways.create_task(pass_on(there, writer, 0))
+        await asyncio.gather(pass_on(reader, here, 0.02), pass_on(there, writer, 0), return_exceptions=True)
+        done.set()
 
     async with await asyncio.start_server(connected, "127.0.0.1", 0) as server:
         yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        await done.wait()
 
 
 async def test_a_stream_goes_on_after_its_caller_has_said_all(mesh):
