@@ -16,7 +16,7 @@ from treadle.gateway.hops import FeatureLookup, Inference
 from treadle.gateway.ids import PredictionIds
 from treadle.gateway.lookups import Lookups
 from treadle.gateway.policies import Deployment, Ref, ServedVersion, Snapshot, Step
-from treadle.gateway.routing import route, sticky_key
+from treadle.gateway.routing import Route, route, sticky_key
 from treadle.gateway.shadows import Shadows
 from treadle.rpc.columns import Column
 from treadle.rpc.context import remaining
@@ -72,10 +72,14 @@ class Outcome:
 
 
 class Tried(NamedTuple):
-    """What the first step of a request's chain came to, and when the request arrived."""
+    """What became of a request so far."""
 
-    error: TreadleError
     since: float
+    """When it arrived."""
+    ref: Ref | None = None
+    """The version that was chosen for it, if one was."""
+    error: TreadleError | None = None
+    """What the first step of its chain came to, if it was asked."""
 
 
 class Chain:
@@ -111,8 +115,7 @@ class Chain:
         took: float | None = None
         try:
             self.admission.check(ask, deployment)
-            key = sticky_key(ask.sticky_key, ask.request_id, ask.entities, deployment.sticky_entity)
-            chosen = route(deployment, pin=ask.pin, key=key, random=self.random)
+            chosen = self._chosen(ask, deployment, tried)
             work = self._work(ask, deployment, self._budget(deployment, started))
             try:
                 outcome, ref, served_by = await work.answer(chosen.ref, chosen.served_by, tried and tried.error)
@@ -125,6 +128,12 @@ class Chain:
             return answer
         finally:
             self.admission.leave(limit, took)
+
+    def _chosen(self, ask: Ask, deployment: Deployment, tried: Tried | None) -> Route:
+        if tried is not None and tried.ref and tried.ref in deployment.versions:
+            return Route(tried.ref, "traffic")
+        key = sticky_key(ask.sticky_key, ask.request_id, ask.entities, deployment.sticky_entity)
+        return route(deployment, pin=ask.pin, key=key, random=self.random)
 
     async def first_step(self, ask: Ask, deployment: Deployment, ref: Ref, seconds: float) -> Outcome:
         """What one version makes of a request; TreadleError."""

@@ -32,7 +32,7 @@ from treadle.rpc.errors import InvalidInput, TreadleError
 from treadle.v1.prediction_pb2 import PredictRequest, PredictResponse
 
 Result = PredictResponse | Tried | None
-"""An answer; what the first step of the chain came to; None: nothing has been tried."""
+"""An answer; what has been tried, for the request to go on alone from there; None: nothing has."""
 _PATIENCE_SECONDS = 0.005
 """A unit that takes longer waits for others, and the next goes out beside it: one's features are looked up while
 another's inference runs. Of quick ones, one at a time is cheaper, for it is larger."""
@@ -85,7 +85,7 @@ class Together:
             result = await self._coalescer.submit(_Key(found.form, caller()), member, 1, seconds)
             return result
         except TreadleError as error:  # its own time is over
-            return Tried(error, since)
+            return Tried(since, None, error)
         finally:
             member.gone = result is None
             plainly = isinstance(result, PredictResponse) and not result.degraded_reason
@@ -131,12 +131,9 @@ class Together:
         """What one version makes of its rows."""
         try:
             outcome = await self._chain.first_step(ask, deployment, ref, timeout)
-        except CannotAnswer:  # for want of a value in some row
-            return [None] * len(members)
-        except EVERYONES as error:
-            return [Tried(error, member.since) for member in members]
-        except TreadleError:
-            return [None] * len(members)
+        except TreadleError as error:
+            everyones = isinstance(error, EVERYONES) and not isinstance(error, CannotAnswer)  # that is one row's lack
+            return [Tried(member.since, ref, error if everyones else None) for member in members]
         results: list[Result] = [None] * len(members)
         for stale, rows in _by_stale(outcome, [row for row, member in enumerate(members) if not member.gone]).items():
             some = (ask, outcome) if len(rows) == ask.rows else (ask.take(rows), outcome.take(rows))
