@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -280,6 +281,16 @@ async def test_the_time_of_one_does_not_end_the_others() -> None:
         answers = [await asked[0], hasty, await asked[2]]
         assert lookup.rows == [3]
     assert [answer.served_by for answer in answers] == ["traffic", "fallback:rule", "traffic"]
+
+
+async def test_who_goes_on_alone_stays_with_the_version_that_was_chosen() -> None:
+    async with door(deployment(sticky_entity=""), Lookup(), together=True) as made:
+        asked = [request(number, 1, REFUSED - 1.0) for number in range(20)]
+        answers = await asyncio.gather(*map(made.ask, asked))
+        together, alone = dict(made.models.calls[:2]), Counter(ref for ref, _ in made.models.calls[2:])
+    assert all(answer.startswith("INVALID_ARGUMENT") for answer in answers)
+    assert together == dict(alone)
+    assert sorted(together) == [OLD, NEW]
 
 
 async def test_tenants_are_never_mixed() -> None:
