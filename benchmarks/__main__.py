@@ -44,6 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     asyncio.run(_interruptible(_measure(options, effort, figures)))
     folder = Path(options.out or (DOCS if _is_whole(options) else WORK / "results"))
     figures.write(folder / LATEST)
+    figures = Figures.read(folder / LATEST)  # rounded: the page must say what the file does
     plot.draw(figures, folder / plot.FILE)
     report.write_page(figures, folder)
     sys.stdout.write(f"\n{report.terminal(figures)}\nwritten to {folder}\n")
