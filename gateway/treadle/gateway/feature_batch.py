@@ -26,6 +26,10 @@ class FeatureValues:
     statuses: NDArray[np.uint8]
     ages_seconds: NDArray[np.float64]
 
+    def take(self, rows: slice | NDArray[np.int64]) -> "FeatureValues":
+        """The same for some of its rows."""
+        return FeatureValues(self.column.take(rows), self.statuses[rows], self.ages_seconds[rows])
+
 
 class FeatureBatch:
     """What one lookup found, and the entity and context columns that it was asked with; all have `rows` rows."""
@@ -66,8 +70,7 @@ class Features(Mapping[str, FeatureValues]):
         found = self.batch.features[name]
         if self.stop - self.start == self.batch.rows:
             return found
-        rows = slice(self.start, self.stop)
-        return FeatureValues(found.column.take(rows), found.statuses[rows], found.ages_seconds[rows])
+        return found.take(slice(self.start, self.stop))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.batch.features)
@@ -83,11 +86,7 @@ class Features(Mapping[str, FeatureValues]):
     def take(self, rows: Sequence[int]) -> Self:
         """Some rows, as a batch of their own."""
         at = np.array(rows, dtype=np.int64)
-        found = {
-            name: FeatureValues(each.column.take(at), each.statuses[at], each.ages_seconds[at])
-            for name, each in self.items()
-        }
-        return type(self).of(found, rows=len(rows))
+        return type(self).of({name: each.take(at) for name, each in self.items()}, rows=len(rows))
 
     def part(self, start: int, stop: int) -> Self:
         """Some of these rows, counted from the first of them."""

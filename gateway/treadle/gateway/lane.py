@@ -53,7 +53,7 @@ class Waiter(Generic[RequestT, AnswerT]):
         if self.future.done():
             return
         if isinstance(error, TreadleError):
-            own = type(error)(error.message, error.violations, error.retry_after_seconds)
+            own = error.again()
             own.__cause__ = error
             self.future.set_exception(own)
         elif isinstance(error, asyncio.CancelledError):

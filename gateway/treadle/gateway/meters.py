@@ -47,8 +47,9 @@ class GatewayMeters:
         self, deployment: str, ref: Ref, served_by: str, seconds: Sequence[float], *, degraded: bool
     ) -> None:
         """The answers to several requests of one row each."""
-        version = {"deployment": deployment, "model": ref.model, "version": ref.version, "served_by": served_by}
-        self._answers.add(len(seconds), **version, degraded=degraded)
+        kind = (deployment, ref, served_by, degraded)
+        count, *_ = self._bound.get(kind) or self._bind(kind)
+        count(len(seconds))
         self._seconds.observe_many(seconds, deployment=deployment, served_by=served_by)
         self._rows.observe_many([1.0] * len(seconds), deployment=deployment)
 

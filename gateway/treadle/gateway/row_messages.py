@@ -82,9 +82,7 @@ def _has_fixed_width(feature: FeatureValues) -> bool:
 
 
 def _of_one_row(feature: FeatureValues, row: int) -> bytes:
-    at = slice(row, row + 1)
-    one = FeatureValues(feature.column.take(at), feature.statuses[at], feature.ages_seconds[at])
-    return to_message(one).SerializeToString()
+    return to_message(feature.take(slice(row, row + 1))).SerializeToString()
 
 
 @lru_cache(maxsize=256)

@@ -24,7 +24,7 @@ Messages say what was wrong, where, and what to do. They never hold values of co
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import grpc
 import grpc.aio
@@ -56,6 +56,10 @@ class TreadleError(Exception):
         self.message = message
         self.violations = tuple(violations)
         self.retry_after_seconds = retry_after_seconds
+
+    def again(self, message: str = "") -> Self:
+        """The same as an object of its own, with a traceback of its own; `message` replaces the text."""
+        return type(self)(message or self.message, self.violations, self.retry_after_seconds)
 
     def to_status(self) -> status_pb2.Status:
         """The rich status: code, message, and `BadRequest` or `RetryInfo` details where they apply."""
