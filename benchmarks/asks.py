@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.models import CHAIN, FEATURE_SERVICE, INPUT, VIEW, Array, Model, chain_columns
 from treadle import client, oip
 from treadle.client.tables import from_columns, to_columns
-from treadle.rpc.tensors import decode_outputs, encode_inputs
+from treadle.rpc.codec.tensors import decode_outputs, encode_inputs
 from treadle.v1 import features_pb2, prediction_pb2
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"

@@ -23,32 +23,33 @@ import numpy as np
 from opentelemetry.trace import NoOpTracer
 
 from treadle import oip
-from treadle.features.catalog import Catalog
+from treadle.core.column import Column
+from treadle.features.definition_store import Catalog
 from treadle.features.definitions import Definitions, Entity, FeatureService, FeatureView, Field
-from treadle.features.lmdb_store import LmdbStore
-from treadle.features.observe import FeatureMeters
-from treadle.features.online import OnlineFeatures
-from treadle.features.runner import TransformRunner
+from treadle.features.metrics import FeatureMeters
+from treadle.features.online.lmdb_store import LmdbStore
+from treadle.features.online.lookups import OnlineFeatures
+from treadle.features.online.transform_runner import TransformRunner
 from treadle.features.servicer import FeatureServicer
-from treadle.gateway.admission import Admission, Limits
-from treadle.gateway.chain import Chain
-from treadle.gateway.coalesced import CoalescedFeatures, CoalescedInference
-from treadle.gateway.hops import FeatureLookup, Inference
-from treadle.gateway.ids import PredictionIds
-from treadle.gateway.lane import CoalesceLimits
-from treadle.gateway.meters import GatewayMeters
-from treadle.gateway.policies import Deployment, FeatureNeeds, Ref, ServedVersion, Share, Snapshot
-from treadle.gateway.recorder import Recorder
-from treadle.gateway.rpc_hops import RpcFeatures, RpcInference
-from treadle.gateway.servicer import PredictionServicer
-from treadle.gateway.shadows import Shadows
-from treadle.gateway.spool import Spool, SpoolLimits
-from treadle.gateway.together import Together
-from treadle.observability.metrics import Meters
-from treadle.plugins.specs import TensorSpec
+from treadle.gateway.api.grpc.prediction_servicer import PredictionServicer
+from treadle.gateway.ledger.recorder import Recorder
+from treadle.gateway.ledger.spool import Spool, SpoolLimits
+from treadle.gateway.metrics import GatewayMeters
+from treadle.gateway.pipeline.admission import Admission, Limits
+from treadle.gateway.pipeline.chain import Chain
+from treadle.gateway.pipeline.coalesced import CoalescedFeatures, CoalescedInference
+from treadle.gateway.pipeline.ids import PredictionIds
+from treadle.gateway.pipeline.lane import CoalesceLimits
+from treadle.gateway.pipeline.shadows import Shadows
+from treadle.gateway.pipeline.together import Together
+from treadle.gateway.policy.deployments import Deployment, FeatureNeeds, Ref, ServedVersion, Share, Snapshot
+from treadle.gateway.upstream.grpc import RpcFeatures, RpcInference
+from treadle.gateway.upstream.ports import FeatureLookup, Inference
+from treadle.observability.telemetry.metrics import Meters
+from treadle.plugins.tensor_spec import TensorSpec
 from treadle.plugins.tensors import Signature
-from treadle.rpc.columns import Column, encode
-from treadle.rpc.tensors import decode_inputs, encode_outputs
+from treadle.rpc.codec.columns import encode
+from treadle.rpc.codec.tensors import decode_inputs, encode_outputs
 from treadle.v1 import features_pb2, prediction_pb2
 
 FEATURES = 11

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from treadle import oip
-from treadle.rpc.envoy.host import EnvoyProcess
-from treadle.rpc.envoy.process import become_envoy
-from treadle.rpc.errors import Unimplemented
-from treadle.rpc.service import Runtime
-from treadle.rpc.serving import Member, envoy_settings, serve
-from treadle.rpc.tensors import encode_outputs
+from treadle.core.errors import Unimplemented
+from treadle.rpc.app.runtime import Runtime
+from treadle.rpc.app.serving import Member, envoy_settings, serve
+from treadle.rpc.codec.tensors import encode_outputs
+from treadle.rpc.hosts.envoy.host import EnvoyProcess
+from treadle.rpc.hosts.envoy.process import become_envoy
 
 PROBABILITY = (0.25, 0.75)
 

@@ -22,18 +22,18 @@ from typing import Any
 import numpy as np
 
 from treadle import oip
-from treadle.inference.admission import Limits
-from treadle.inference.inferring import Inferring
-from treadle.inference.models import ModelKey, Registered
-from treadle.inference.observe import ModelMeters, ModelObserver
-from treadle.inference.repository import Repository, Tools
-from treadle.inference.servicer import InferenceServicer
-from treadle.inference.worker import Worker
-from treadle.observability.telemetry import Telemetry
+from treadle.inference.api.admission import Limits
+from treadle.inference.api.data_plane import Inferring
+from treadle.inference.api.servicer import InferenceServicer
+from treadle.inference.batching.metrics import ModelMeters, ModelObserver
+from treadle.inference.batching.worker import Worker
+from treadle.inference.models.models import ModelKey, Registered
+from treadle.inference.models.repository import Repository, Tools
+from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.plugins.checked import CheckedModel, load_proven
 from treadle.plugins.manager import Plugins
 from treadle.plugins.packaging import read_package, save_model, source_of
-from treadle.rpc.tensors import encode_inputs
+from treadle.rpc.codec.tensors import encode_inputs
 from treadle.v1 import registry_pb2, types_pb2
 
 FEATURES = 30

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import psutil
 
-from treadle.cli.ports import free_base_port
-from treadle.cli.supervisor import Mesh
 from treadle.client import AsyncClient
+from treadle.mesh.ports import free_base_port
+from treadle.mesh.supervisor import Mesh
 
 LIMITS = {"ready_seconds": 8.0, "idle_mesh_mib": 500.0, "help_seconds": 0.5}
 # The five services of a request and its record; the trace store and the supervisor come on top.

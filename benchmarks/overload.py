@@ -24,12 +24,12 @@ import grpc.aio
 import numpy as np
 
 from treadle import oip
-from treadle.cli.ports import free_base_port
-from treadle.cli.supervisor import Mesh
 from treadle.client import AsyncClient
+from treadle.core.errors import PUSHBACK
+from treadle.mesh.ports import free_base_port
+from treadle.mesh.supervisor import Mesh
 from treadle.plugins.packaging import save_model
-from treadle.rpc.errors import PUSHBACK
-from treadle.rpc.tensors import encode_inputs
+from treadle.rpc.codec.tensors import encode_inputs
 
 FEATURES, ROWS, TREES = 30, 64, 1500
 TIMES = (1.0, 2.0, 3.0)

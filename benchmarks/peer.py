@@ -16,7 +16,7 @@ from benchmarks import asks
 from benchmarks.asks import Ask
 from benchmarks.models import TITLES, Model
 from benchmarks.servers import ROOT, WORK, OwnProcess
-from treadle.cli.ports import free_base_port
+from treadle.mesh.ports import free_base_port
 
 SCRIPTS = ROOT / "benchmarks" / "peers"
 _VENVS = WORK / "venvs"

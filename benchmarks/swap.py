@@ -22,10 +22,10 @@ import numpy as np
 import psutil
 
 from benchmarks.overload import forest, mesh_with
-from treadle.cli.supervisor import Mesh
 from treadle.client import AsyncClient
+from treadle.core.errors import TreadleError
+from treadle.mesh.supervisor import Mesh
 from treadle.plugins.packaging import save_model
-from treadle.rpc.errors import TreadleError
 
 TREES = 100
 INTERVAL_SECONDS = 1.0

@@ -17,11 +17,11 @@ from benchmarks.asks import Ask
 from benchmarks.echo import PROBABILITY
 from benchmarks.models import Model
 from benchmarks.servers import ROOT, OwnProcess, ServerFailedError, outer_environment
-from treadle.cli.errors import CommandError
-from treadle.cli.ports import free_base_port
-from treadle.cli.supervisor import Mesh
 from treadle.client import AsyncClient
-from treadle.rpc.errors import TreadleError
+from treadle.core.errors import TreadleError
+from treadle.mesh.errors import CommandError
+from treadle.mesh.ports import free_base_port
+from treadle.mesh.supervisor import Mesh
 from treadle.rpc.hosts.choice import ENVOY, why_no_envoy
 
 _ON_THE_WAY = ("gateway", "features", "inference")
@@ -169,7 +169,7 @@ async def _with_features(client: AsyncClient, rows: models.Array) -> None:
     from datetime import UTC, datetime
 
     from treadle.features import Entity, FeatureService, FeatureView, Field
-    from treadle.features.codec import service_to_proto, view_to_proto
+    from treadle.features.definition_codec import service_to_proto, view_to_proto
 
     names = models.chain_columns()
     view = FeatureView(

@@ -4,7 +4,7 @@ import asyncio
 import os
 import sys
 
-from treadle.cli.health import Health, check
+from treadle.mesh.health import Health, check
 
 
 def main() -> int:

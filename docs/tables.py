@@ -16,9 +16,9 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from treadle.cli.services import BASE_PORT, METRICS_OFFSET, REST_OFFSET, SERVICES
-from treadle.observability.catalog import METRICS
-from treadle.rpc.serving import ProcessSettings
+from treadle.mesh.services import BASE_PORT, METRICS_OFFSET, REST_OFFSET, SERVICES
+from treadle.observability.metric_catalog import METRICS
+from treadle.rpc.app.serving import ProcessSettings
 
 PAGE = Path(__file__).with_name("operations.md")
 _BLOCK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

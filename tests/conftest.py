@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from treadle.cli.ports import free_base_port
+from treadle.core.column import Column
+from treadle.mesh.ports import free_base_port
 from treadle.plugins.packaging import save_model
-from treadle.rpc.columns import Column, encode
+from treadle.rpc.codec.columns import encode
 from treadle.v1 import types_pb2
 
 BasePort = Callable[[], int]

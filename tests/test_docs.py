@@ -16,11 +16,11 @@ import pytest
 
 from treadle.cli import deployfile
 from treadle.cli.main import main
-from treadle.cli.services import SERVICES
-from treadle.evaluation import policy_file
-from treadle.evaluation.metrics import Task, metrics_for
+from treadle.evaluation.offline import gate_policy as policy_file
+from treadle.evaluation.offline.metrics import Task, metrics_for
 from treadle.features.values import Status
-from treadle.plugins import spec
+from treadle.mesh.services import SERVICES
+from treadle.plugins import hookspecs as spec
 from treadle.plugins.new import new_plugin
 
 ROOT = Path(__file__).parents[1]

@@ -24,13 +24,13 @@ from flights_story import Story
 from rich.panel import Panel
 from rich.table import Table
 
-from treadle.cli.supervisor import Mesh
 from treadle.client import AsyncClient, Fallback
-from treadle.evaluation.ledger import Ledger
-from treadle.evaluation.policy_file import read_policy
+from treadle.evaluation.ledger.ledger import Ledger
+from treadle.evaluation.offline.gate_policy import read_policy
 from treadle.features import Definitions, load_definitions
-from treadle.features.codec import service_to_proto, view_to_proto
+from treadle.features.definition_codec import service_to_proto, view_to_proto
 from treadle.jobs.materialize import materialize
+from treadle.mesh.supervisor import Mesh
 from treadle.plugins.packaging import load_package
 from treadle.v1 import evaluation_pb2, features_pb2_grpc
 

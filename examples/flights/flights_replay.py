@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 from flights_training import CONTEXT, ENTITIES, LABEL
 
 from treadle.client import AsyncClient, Prediction
+from treadle.core.errors import TreadleError, Unavailable
 from treadle.features import FeatureView
-from treadle.features.arrow import from_arrow
-from treadle.rpc.columns import encode
-from treadle.rpc.errors import TreadleError, Unavailable
+from treadle.features.offline.arrow import from_arrow
+from treadle.rpc.codec.columns import encode
 from treadle.v1 import features_pb2, features_pb2_grpc
 
 _EPOCH = np.datetime64(0, "us")

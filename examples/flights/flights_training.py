@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from treadle.features import load_definitions
-from treadle.features.offline import point_in_time_join
+from treadle.features.offline.point_in_time import point_in_time_join
 from treadle.plugins.packaging import save_model
 from treadle.v1 import registry_pb2
 

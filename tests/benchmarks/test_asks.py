@@ -10,7 +10,7 @@ from benchmarks.asks import WrongAnswerError
 from benchmarks.models import Model
 
 from treadle import oip
-from treadle.rpc.tensors import decode_inputs, encode_outputs
+from treadle.rpc.codec.tensors import decode_inputs, encode_outputs
 
 ROWS = np.arange(60, dtype=np.float32).reshape(2, 30)
 EXPECTED = {"label": np.array([1, 0]), "probability": np.array([[0.1, 0.9], [0.7, 0.3]])}

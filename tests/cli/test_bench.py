@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from treadle.cli.commands import bench
-from treadle.rpc.errors import Overloaded
+from treadle.core.errors import Overloaded
 
 from .conftest import Treadle
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from treadle.cli.deployfile import read_plan
-from treadle.rpc.errors import InvalidInput
+from treadle.core.errors import InvalidInput
 
 STEP = '[[fallback]]\nname = "rule"\nversion = "rule/1"\n'
 

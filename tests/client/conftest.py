@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from treadle.client import AsyncClient
+from treadle.core.column import Column
+from treadle.core.errors import InvalidInput, TreadleError, Violation
 from treadle.registry import service as registry
-from treadle.rpc.columns import Column, decode, encode
+from treadle.rpc.app.runtime import Runtime
+from treadle.rpc.app.serving import running
+from treadle.rpc.codec.columns import decode, encode
 from treadle.rpc.context import current
-from treadle.rpc.errors import InvalidInput, TreadleError, Violation
-from treadle.rpc.service import Runtime
-from treadle.rpc.serving import running
 from treadle.v1 import evaluation_pb2, evaluation_pb2_grpc, prediction_pb2, prediction_pb2_grpc, types_pb2
 
 from ..conftest import NoSettings

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from treadle.client import Ask, AsyncClient, Client
-from treadle.rpc.errors import InvalidInput
+from treadle.core.errors import InvalidInput
 
 
 def public_methods(cls: type) -> dict[str, Callable[..., Any]]:

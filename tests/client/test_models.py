@@ -8,8 +8,8 @@ import pytest
 from treadle.client import AsyncClient, Fallback, LoadedModel, UploadProgress
 from treadle.client.inference import _not_ready
 from treadle.client.uploads import CHUNK_BYTES
-from treadle.rpc.columns import decode
-from treadle.rpc.errors import Conflict, FailedPrecondition, InvalidInput, NotFound
+from treadle.core.errors import Conflict, FailedPrecondition, InvalidInput, NotFound
+from treadle.rpc.codec.columns import decode
 from treadle.v1 import evaluation_pb2, registry_pb2, registry_pb2_grpc, types_pb2
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from treadle.client import Ask, AsyncClient
-from treadle.rpc.errors import InvalidInput, Unavailable
+from treadle.core.errors import InvalidInput, Unavailable
 
 
 async def test_prediction_holds_all_of_the_answer(predictions: AsyncClient) -> None:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from treadle.client.tables import from_columns, to_columns, to_feature, to_micros
-from treadle.rpc.columns import Column, decode
-from treadle.rpc.errors import InvalidInput
+from treadle.core.column import Column
+from treadle.core.errors import InvalidInput
+from treadle.rpc.codec.columns import decode
 from treadle.v1 import types_pb2
 
 NOON = datetime(2013, 10, 1, 12, tzinfo=UTC)

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
-from treadle.cli.supervisor import Mesh
 from treadle.client import AsyncClient, Fallback
+from treadle.mesh.supervisor import Mesh
 from treadle.rpc.hosts.choice import why_no_envoy
 
 from ..conftest import BasePort
@@ -129,7 +129,7 @@ def shop(live: LiveMesh, tmp_path_factory: pytest.TempPathFactory) -> Shop:
 
 async def _open_shop(shop: Shop, folder: Path) -> None:
     from treadle.features import load_definitions
-    from treadle.features.codec import service_to_proto, view_to_proto
+    from treadle.features.definition_codec import service_to_proto, view_to_proto
 
     definitions = load_definitions(PROJECT / "shop_features.py")
     async with shop.client() as client:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from treadle.rpc.errors import TreadleError, Unavailable
+from treadle.core.errors import TreadleError, Unavailable
 
 from .conftest import apart_alone
 

@@ -4,7 +4,7 @@ import httpx
 import numpy as np
 import pytest
 
-from treadle.rpc.errors import DeadlineExceeded, InvalidInput, NotFound
+from treadle.core.errors import DeadlineExceeded, InvalidInput, NotFound
 
 pytestmark = pytest.mark.slow
 

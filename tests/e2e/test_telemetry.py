@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from treadle.observability.convert import trace_from_proto
+from treadle.core.errors import NotFound
 from treadle.observability.edges import (
     EVALUATION_EDGES,
     REQUEST_EDGES,
@@ -18,9 +18,9 @@ from treadle.observability.edges import (
     missing_signals,
     undeclared_edges,
 )
-from treadle.observability.telemetry import Telemetry
-from treadle.rpc.channel import Channel
-from treadle.rpc.errors import NotFound
+from treadle.observability.telemetry.telemetry import Telemetry
+from treadle.observability.tracestore.proto_codec import trace_from_proto
+from treadle.rpc.client.channel import Channel
 from treadle.v1 import traces_pb2, traces_pb2_grpc
 
 from .conftest import SECRET_STREET

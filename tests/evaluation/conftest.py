@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from treadle.core.column import Column
 from treadle.evaluation.service import Settings, open_service
-from treadle.observability.telemetry import Telemetry
-from treadle.rpc.channel import Channel
-from treadle.rpc.columns import Column, encode
-from treadle.rpc.serving import running
+from treadle.observability.telemetry.telemetry import Telemetry
+from treadle.rpc.app.serving import running
+from treadle.rpc.client.channel import Channel
+from treadle.rpc.codec.columns import encode
 from treadle.v1 import evaluation_pb2 as pb
 from treadle.v1 import evaluation_pb2_grpc, types_pb2
 

@@ -17,20 +17,20 @@ from sklearn.metrics import f1_score, roc_auc_score, root_mean_squared_error
 
 from treadle import oip
 from treadle.client import AsyncClient
-from treadle.evaluation.report import to_html, to_markdown
+from treadle.core.errors import InvalidInput, NotFound
+from treadle.evaluation.report.report import to_html, to_markdown
 from treadle.evaluation.service import Settings, open_service
 from treadle.features import service as features_service
 from treadle.inference import service as inference_service
-from treadle.observability.telemetry import Telemetry
+from treadle.observability.telemetry.telemetry import Telemetry
+from treadle.plugins.hookspecs import hookimpl
 from treadle.plugins.manager import Plugins
 from treadle.plugins.metrics import Metric
 from treadle.plugins.packaging import save_model
-from treadle.plugins.spec import hookimpl
 from treadle.plugins.tensors import Array
 from treadle.registry import service as registry_service
-from treadle.rpc.channel import Channel
-from treadle.rpc.errors import InvalidInput, NotFound
-from treadle.rpc.serving import running
+from treadle.rpc.app.serving import running
+from treadle.rpc.client.channel import Channel
 from treadle.v1 import evaluation_pb2 as pb
 from treadle.v1 import (
     evaluation_pb2_grpc,

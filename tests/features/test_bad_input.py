@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
+from treadle.core.column import Column
+from treadle.core.errors import DeadlineExceeded, FailedPrecondition, InvalidInput, NotFound, StorageFull, TreadleError
 from treadle.features import load_definitions
-from treadle.features.codec import to_request
-from treadle.rpc.columns import Column, encode
-from treadle.rpc.errors import DeadlineExceeded, FailedPrecondition, InvalidInput, NotFound, StorageFull, TreadleError
+from treadle.features.definition_codec import to_request
+from treadle.rpc.codec.columns import encode
 from treadle.v1 import features_pb2 as pb
 from treadle.v1 import types_pb2
 

@@ -8,21 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from treadle.features import (
-    Definitions,
-    Entity,
-    FeatureService,
-    FeatureView,
-    Field,
-    Source,
-    Transform,
-    codec,
-    transform,
-)
+from treadle.core.errors import InvalidInput
+from treadle.features import Definitions, Entity, FeatureService, FeatureView, Field, Source, Transform, transform
+from treadle.features import definition_codec as codec
 from treadle.features.definitions import DTYPES, ENTITY_DTYPES
+from treadle.features.lookup_plan import compile_plan
 from treadle.features.names import check_name
-from treadle.features.plan import compile_plan
-from treadle.rpc.errors import InvalidInput
 from treadle.v1 import features_pb2 as pb
 
 from ..conftest import modules_after

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from treadle.core.errors import FailedPrecondition, InvalidInput
 from treadle.features import load_definitions
 from treadle.features.source import digest_in, resolve
-from treadle.rpc.errors import FailedPrecondition, InvalidInput
 
 from .conftest import Write
 

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
+from treadle.core.column import Column
+from treadle.core.errors import FailedPrecondition, InvalidInput, NotFound, TreadleError
 from treadle.features import load_definitions
-from treadle.features.codec import to_request
+from treadle.features.definition_codec import to_request
 from treadle.features.service import Settings, open_service
-from treadle.observability.telemetry import Telemetry
-from treadle.rpc.channel import Channel
-from treadle.rpc.columns import Column, decode
-from treadle.rpc.errors import FailedPrecondition, InvalidInput, NotFound, TreadleError
-from treadle.rpc.serving import running
+from treadle.observability.telemetry.telemetry import Telemetry
+from treadle.rpc.app.serving import running
+from treadle.rpc.client.channel import Channel
+from treadle.rpc.codec.columns import decode
 from treadle.v1 import features_pb2 as pb
 from treadle.v1 import types_pb2
 from treadle.v1.features_pb2_grpc import FeatureServiceStub

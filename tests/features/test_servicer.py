@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from treadle.core.column import Column
 from treadle.features.servicer import encoded_feature
 from treadle.features.values import Feature
-from treadle.rpc.columns import Column, decode
+from treadle.rpc.codec.columns import decode
 from treadle.v1 import types_pb2
 
 rows = st.shared(st.integers(1, 40), key="rows")

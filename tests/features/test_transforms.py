@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from treadle.core.column import Column
+from treadle.core.errors import FailedPrecondition
 from treadle.features import Field, Transform
 from treadle.features.transforms import as_input, run_transforms
 from treadle.features.values import Feature, Status, context_feature
-from treadle.rpc.columns import Column
-from treadle.rpc.errors import FailedPrecondition
 
 STALE = np.array([Status.STALE, Status.PRESENT, Status.PRESENT], np.uint8)
 

@@ -19,21 +19,22 @@ import pytest
 import pytest_asyncio
 
 from treadle import oip
-from treadle.cli.services import Plan
 from treadle.client import AsyncClient
+from treadle.core.column import Column
+from treadle.core.errors import InvalidInput, NotFound
 from treadle.evaluation import service as evaluation
 from treadle.features import service as features
 from treadle.gateway import service as gateway
 from treadle.inference import service as inference
-from treadle.observability.telemetry import Telemetry
+from treadle.mesh.services import Plan
+from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.plugins.packaging import save_model
 from treadle.registry import service as registry
-from treadle.rpc.channel import Channel
-from treadle.rpc.columns import Column, encode
-from treadle.rpc.errors import InvalidInput, NotFound
+from treadle.rpc.app.runtime import Runtime
+from treadle.rpc.app.serving import running
+from treadle.rpc.client.channel import Channel
+from treadle.rpc.codec.columns import encode
 from treadle.rpc.hosts.listen import Listen
-from treadle.rpc.service import Runtime
-from treadle.rpc.serving import running
 from treadle.v1 import (
     evaluation_pb2,
     evaluation_pb2_grpc,

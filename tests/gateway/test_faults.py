@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from treadle.gateway.admission import Admission, Limits
-from treadle.gateway.asking import Ask, Tensors
-from treadle.gateway.chain import Chain, Remembered
-from treadle.gateway.feature_batch import Features, FeatureValues
-from treadle.gateway.ids import PredictionIds
-from treadle.gateway.policies import Deployment, FeatureNeeds, Ref, ServedVersion, Share, Snapshot, Step
-from treadle.gateway.shadows import Shadows
-from treadle.plugins.specs import TensorSpec
+from treadle.core.column import Column
+from treadle.core.errors import DeadlineExceeded, InvalidInput, Overloaded, TreadleError, Unavailable
+from treadle.gateway.pipeline.admission import Admission, Limits
+from treadle.gateway.pipeline.chain import Chain, Remembered
+from treadle.gateway.pipeline.feature_batch import Features, FeatureValues
+from treadle.gateway.pipeline.ids import PredictionIds
+from treadle.gateway.pipeline.request import Ask, Tensors
+from treadle.gateway.pipeline.shadows import Shadows
+from treadle.gateway.policy.deployments import Deployment, FeatureNeeds, Ref, ServedVersion, Share, Snapshot, Step
+from treadle.plugins.tensor_spec import TensorSpec
 from treadle.plugins.tensors import Signature
-from treadle.rpc.columns import Column
-from treadle.rpc.errors import DeadlineExceeded, InvalidInput, Overloaded, TreadleError, Unavailable
 
 A, B = Ref("m", 1), Ref("m", 2)
 

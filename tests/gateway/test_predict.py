@@ -5,9 +5,9 @@ from typing import Any
 import grpc
 import pytest
 
-from treadle.observability.telemetry import Telemetry
-from treadle.rpc.columns import decode
-from treadle.rpc.errors import DeadlineExceeded, FailedPrecondition, InvalidInput, NotFound, TreadleError
+from treadle.core.errors import DeadlineExceeded, FailedPrecondition, InvalidInput, NotFound, TreadleError
+from treadle.observability.telemetry.telemetry import Telemetry
+from treadle.rpc.codec.columns import decode
 from treadle.v1 import prediction_pb2, registry_pb2, types_pb2
 
 from ..conftest import columns

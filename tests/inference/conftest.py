@@ -16,19 +16,20 @@ import numpy as np
 import pytest
 
 from treadle import oip
+from treadle.core.column import Column
 from treadle.inference.service import Settings, open_service
-from treadle.observability.telemetry import Telemetry
+from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.plugins.backend import LoadedModel, ModelBackend, ModelSource
+from treadle.plugins.hookspecs import GROUP, RegisterBackend, hookimpl
 from treadle.plugins.manager import Plugins
-from treadle.plugins.spec import GROUP, RegisterBackend, hookimpl
-from treadle.plugins.specs import TensorSpec
+from treadle.plugins.tensor_spec import TensorSpec
 from treadle.plugins.tensors import Signature, Tensors
 from treadle.registry.service import Settings as RegistrySettings
 from treadle.registry.service import open_service as open_registry
-from treadle.rpc.channel import Channel
-from treadle.rpc.columns import Column, encode_all
+from treadle.rpc.app.serving import running
+from treadle.rpc.client.channel import Channel
+from treadle.rpc.codec.columns import encode_all
 from treadle.rpc.hosts.listen import Listen
-from treadle.rpc.serving import running
 from treadle.v1 import registry_pb2, types_pb2
 from treadle.v1.registry_pb2_grpc import RegistryServiceStub
 

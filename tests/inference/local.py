@@ -4,14 +4,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from treadle.inference.admission import Limits
-from treadle.inference.inferring import Inferring
-from treadle.inference.models import ModelKey, Registered
-from treadle.inference.observe import ModelMeters, ModelObserver
-from treadle.inference.repository import Repository, Tools
-from treadle.inference.servicer import InferenceServicer
-from treadle.inference.worker import Worker
-from treadle.observability.telemetry import Telemetry
+from treadle.inference.api.admission import Limits
+from treadle.inference.api.data_plane import Inferring
+from treadle.inference.api.servicer import InferenceServicer
+from treadle.inference.batching.metrics import ModelMeters, ModelObserver
+from treadle.inference.batching.worker import Worker
+from treadle.inference.models.models import ModelKey, Registered
+from treadle.inference.models.repository import Repository, Tools
+from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.plugins.backend import LoadedModel
 from treadle.plugins.checked import CheckedModel
 from treadle.plugins.tensors import Signature

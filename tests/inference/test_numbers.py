@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from treadle import oip
-from treadle.inference.models import ModelKey
+from treadle.core.errors import DeadlineExceeded, FailedPrecondition, InvalidInput, NotFound
+from treadle.inference.models.models import ModelKey
 from treadle.inference.service import Settings
-from treadle.rpc.errors import DeadlineExceeded, FailedPrecondition, InvalidInput, NotFound
-from treadle.rpc.tensors import encode_inputs
+from treadle.rpc.codec.tensors import encode_inputs
 
 LONG = ["9" * 20, "9" * 400, "9" * 5000]
 

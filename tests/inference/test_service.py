@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 
 from treadle import oip
-from treadle.inference.models import ModelFile, ModelKey
-from treadle.observability.telemetry import Telemetry
-from treadle.rpc.errors import (
+from treadle.core.errors import (
     DeadlineExceeded,
     FailedPrecondition,
     Internal,
@@ -22,7 +20,9 @@ from treadle.rpc.errors import (
     TreadleError,
     Unavailable,
 )
-from treadle.rpc.tensors import decode_outputs, encode_inputs
+from treadle.inference.models.models import ModelFile, ModelKey
+from treadle.observability.telemetry.telemetry import Telemetry
+from treadle.rpc.codec.tensors import decode_outputs, encode_inputs
 
 from ..conftest import BasePort
 from .conftest import HANG, RAISE, WRONG
@@ -385,7 +385,7 @@ async def test_statistics_config_and_metrics_count_truly(registry: Any, serve: A
 async def test_health_names_models(registry: Any, serve: Any) -> None:
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    from treadle.rpc.channel import Channel
+    from treadle.rpc.client.channel import Channel
 
     async with (
         serve(registry.address) as inference,

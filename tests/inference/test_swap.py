@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from treadle import oip
-from treadle.rpc.errors import NotFound
-from treadle.rpc.tensors import decode_outputs, encode_inputs
+from treadle.core.errors import NotFound
+from treadle.rpc.codec.tensors import decode_outputs, encode_inputs
 
 CALLERS = 8
 

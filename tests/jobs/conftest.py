@@ -12,9 +12,9 @@ import pytest_asyncio
 
 from treadle.features import Entity, FeatureService, FeatureView, Field, Source
 from treadle.features.service import Settings, open_service
-from treadle.observability.telemetry import Telemetry
-from treadle.rpc.channel import Channel
-from treadle.rpc.serving import running
+from treadle.observability.telemetry.telemetry import Telemetry
+from treadle.rpc.app.serving import running
+from treadle.rpc.client.channel import Channel
 from treadle.v1 import features_pb2_grpc
 
 if TYPE_CHECKING:

@@ -9,11 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from treadle.features import Definitions, Entity, FeatureService, FeatureView, Field, Source, codec
-from treadle.features.offline import point_in_time_join
+from treadle.core.column import Column
+from treadle.core.errors import InvalidInput, NotFound
+from treadle.features import Definitions, Entity, FeatureService, FeatureView, Field, Source
+from treadle.features import definition_codec as codec
+from treadle.features.offline.point_in_time import point_in_time_join
 from treadle.jobs.materialize import ROWS_A_MESSAGE, Pushed, latest_rows, materialize, to_micros
-from treadle.rpc.columns import Column, decode, encode
-from treadle.rpc.errors import InvalidInput, NotFound
+from treadle.rpc.codec.columns import decode, encode
 from treadle.v1 import features_pb2 as pb
 
 from .conftest import START, hours

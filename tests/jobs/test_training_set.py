@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from treadle.core.errors import InvalidInput
 from treadle.features import FeatureService, FeatureView
 from treadle.jobs.training_set import build_training_set, data_digest, described, read_training_set
-from treadle.rpc.errors import InvalidInput
 
 from .conftest import hours
 

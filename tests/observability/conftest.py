@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from treadle.observability.model import SpanRecord
+from treadle.observability.tracestore.spans import SpanRecord
 
 
 def span(number: int, *, trace: int = 1, parent: int = 0, start: int = 0, ms: float = 1.0, **rest: Any) -> SpanRecord:

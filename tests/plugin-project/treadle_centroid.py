@@ -6,11 +6,11 @@ from typing import Any, Self
 
 import numpy as np
 
+from treadle.core.errors import InvalidInput
 from treadle.plugins.backend import Example, LoadedModel, ModelBackend, ModelSource
 from treadle.plugins.errors import BackendFault
-from treadle.plugins.spec import RegisterBackend, hookimpl
+from treadle.plugins.hookspecs import RegisterBackend, hookimpl
 from treadle.plugins.tensors import Array, Tensors
-from treadle.rpc.errors import InvalidInput
 
 FILE = "model.npz"
 

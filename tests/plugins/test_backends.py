@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from treadle.core.errors import DataLoss, InvalidInput
 from treadle.plugins.backend import ModelSource
 from treadle.plugins.backends.python import PythonBackend
 from treadle.plugins.backends.sklearn import SklearnBackend
@@ -19,7 +20,6 @@ from treadle.plugins.backends.torch import TorchBackend
 from treadle.plugins.errors import BackendFault
 from treadle.plugins.packaging import MANIFEST, load_package, save_model
 from treadle.plugins.tensors import Signature
-from treadle.rpc.errors import DataLoss, InvalidInput
 from treadle.v1 import registry_pb2
 
 RNG = np.random.default_rng(3)

@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pytest
 
+from treadle.core.errors import AlreadyExists, InvalidInput, NotFound
 from treadle.plugins.check import check_plugin
 from treadle.plugins.manager import Plugins
 from treadle.plugins.new import new_plugin
-from treadle.rpc.errors import AlreadyExists, InvalidInput, NotFound
 
 FAULTY = """
 import os
 from treadle.plugins.backends.python import PythonBackend, _PythonModel
 from treadle.plugins.metrics import Metric
-from treadle.plugins.spec import hookimpl
+from treadle.plugins.hookspecs import hookimpl
 
 def average(inputs):
     rows = inputs["prediction"]

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from treadle.core.errors import InvalidInput
 from treadle.plugins.backend import LoadedModel, ModelBackend
 from treadle.plugins.backends.python import PythonBackend, echo
 from treadle.plugins.metrics import Metric
@@ -17,7 +18,6 @@ from treadle.plugins.stores import OnlineStore, OnlineStoreKind, ViewStats, Writ
 from treadle.plugins.tensors import Array, Tensors
 from treadle.plugins.testing import BackendContract, MetricContract, OnlineStoreContract
 from treadle.plugins.testing._backend import _is_pickle, _pickles, load_elsewhere
-from treadle.rpc.errors import InvalidInput
 
 
 class MemoryStore(OnlineStore):

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from treadle.plugins import spec
+from treadle.core.errors import AlreadyExists, NotFound
+from treadle.plugins import hookspecs as spec
 from treadle.plugins.backend import LoadedModel, ModelBackend, ModelSource
+from treadle.plugins.hookspecs import hookimpl
 from treadle.plugins.manager import Plugins
 from treadle.plugins.metrics import Metric
-from treadle.plugins.spec import hookimpl
 from treadle.plugins.stores import OnlineStore, OnlineStoreKind
 from treadle.plugins.tensors import Array, Tensors
-from treadle.rpc.errors import AlreadyExists, NotFound
 
 from ..conftest import modules_after
 
@@ -192,7 +192,7 @@ def test_a_plugin_that_cannot_be_imported_harms_no_other(tmp_path: Path, source:
 
 def test_what_is_missing_is_named_with_the_extra_to_install(tmp_path: Path) -> None:
     source = (
-        "from treadle.plugins.spec import hookimpl\n"
+        "from treadle.plugins.hookspecs import hookimpl\n"
         "from treadle.plugins.backends.onnx import OnnxBackend\n"
         "class Other(OnnxBackend):\n    name = 'other'\n    requires = ('no_such_runtime',)\n"
         "@hookimpl\ndef treadle_model_backends(register): register(Other())\n"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
+from treadle.core.errors import AlreadyExists, InvalidInput, NotFound
 from treadle.plugins.backends.python import PythonBackend
 from treadle.plugins.checked import CheckedModel
 from treadle.plugins.errors import BackendFault
@@ -22,8 +23,7 @@ from treadle.plugins.packaging import (
     source_of,
 )
 from treadle.plugins.tensors import Signature
-from treadle.rpc.columns import decode_all
-from treadle.rpc.errors import AlreadyExists, InvalidInput, NotFound
+from treadle.rpc.codec.columns import decode_all
 from treadle.v1 import registry_pb2
 
 RNG = np.random.default_rng(1)

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from treadle.core.errors import InvalidInput
 from treadle.plugins.errors import BackendFault
-from treadle.plugins.specs import TensorSpec
+from treadle.plugins.tensor_spec import TensorSpec
 from treadle.plugins.tensors import Signature
-from treadle.rpc.errors import InvalidInput
 from treadle.v1 import types_pb2
 
 SIGNATURE = Signature(

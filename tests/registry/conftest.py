@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 
-from treadle.observability.telemetry import Telemetry
+from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.registry.service import Settings, open_service
-from treadle.rpc.channel import Channel
-from treadle.rpc.serving import running
+from treadle.rpc.app.serving import running
+from treadle.rpc.client.channel import Channel
 from treadle.v1 import registry_pb2 as pb
 from treadle.v1 import types_pb2
 from treadle.v1.registry_pb2_grpc import RegistryServiceStub

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from treadle.core.errors import DataLoss, InvalidInput, NotFound, StorageFull
 from treadle.registry.artifacts import CHUNK_BYTES, Artifacts
 from treadle.registry.service import Settings
-from treadle.rpc.errors import DataLoss, InvalidInput, NotFound, StorageFull
 from treadle.v1 import registry_pb2 as pb
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ _UPLOAD = """
 import asyncio, hashlib, json, resource, sys
 from pathlib import Path
 from treadle.registry.artifacts import Artifacts
-from treadle.rpc.errors import StorageFull
+from treadle.core.errors import StorageFull
 
 async def main(folder, size, largest_file):
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(largest_file), int(largest_file)))

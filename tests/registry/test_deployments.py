@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from treadle.rpc.errors import AlreadyExists, Conflict, FailedPrecondition, InvalidInput, NotFound
+from treadle.core.errors import AlreadyExists, Conflict, FailedPrecondition, InvalidInput, NotFound
 from treadle.v1 import registry_pb2 as pb
 from treadle.v1 import types_pb2
 

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from treadle.observability.telemetry import Telemetry
+from treadle.core.errors import InvalidInput, TreadleError
+from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.registry import deployments, history, models, paging
 from treadle.registry.manifest import Manifest, Ref, wrong_path
 from treadle.registry.policy import Policy, Share, check
 from treadle.registry.store import Store
 from treadle.registry.watch import Applied, CaughtUp, Deleted, Watches
-from treadle.rpc.errors import InvalidInput, TreadleError
 
 NAMES = st.sampled_from(["a", "b", "c"])
 # (name, expected revision), or (name, None) to delete.

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from treadle.rpc.errors import InvalidInput
+from treadle.core.errors import InvalidInput
 from treadle.v1 import registry_pb2 as pb
 from treadle.v1 import types_pb2
 

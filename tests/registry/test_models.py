@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from treadle.rpc.errors import AlreadyExists, FailedPrecondition, InvalidInput, NotFound
+from treadle.core.errors import AlreadyExists, FailedPrecondition, InvalidInput, NotFound
 from treadle.v1 import evaluation_pb2, types_pb2
 from treadle.v1 import registry_pb2 as pb
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from treadle.core.errors import DataLoss, StorageFull
+from treadle.core.settings import settings_from
 from treadle.registry.service import Settings
-from treadle.rpc.errors import DataLoss, StorageFull
-from treadle.rpc.settings import settings_from
 from treadle.v1 import evaluation_pb2, types_pb2
 from treadle.v1 import registry_pb2 as pb
 

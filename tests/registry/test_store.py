@@ -18,10 +18,10 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
+from treadle.core.errors import AlreadyExists, DataLoss, FailedPrecondition, StorageFull, Unavailable
 from treadle.registry import history, migrations, models, schema
 from treadle.registry.manifest import Manifest, Ref
 from treadle.registry.store import Store, Transaction, newest_sequence
-from treadle.rpc.errors import AlreadyExists, DataLoss, FailedPrecondition, StorageFull, Unavailable
 
 from ..conftest import modules_after
 

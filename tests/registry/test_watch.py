@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from treadle.observability.telemetry import Telemetry
+from treadle.core.errors import OutOfRange, Unavailable
+from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.registry.service import Settings
-from treadle.rpc.channel import Channel
-from treadle.rpc.errors import OutOfRange, Unavailable
+from treadle.rpc.client.channel import Channel
 from treadle.v1 import registry_pb2 as pb
 from treadle.v1.registry_pb2_grpc import RegistryServiceStub
 

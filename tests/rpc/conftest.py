@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from treadle.observability.telemetry import Telemetry
-from treadle.rpc.channel import Channel
+from treadle.observability.telemetry.telemetry import Telemetry
+from treadle.rpc.app.serving import running
+from treadle.rpc.client.channel import Channel
+from treadle.rpc.client.local import LocalChannel
 from treadle.rpc.hosts.choice import why_no_envoy
-from treadle.rpc.local import LocalChannel
-from treadle.rpc.server import Server
-from treadle.rpc.serving import running
+from treadle.rpc.server.server import Server
 from treadle.v1 import features_pb2_grpc, prediction_pb2, prediction_pb2_grpc, registry_pb2_grpc
 
 from ..conftest import NoSettings

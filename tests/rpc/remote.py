@@ -13,10 +13,10 @@ from typing import Any
 from member import Answer, Member
 from remote_member import Told, receive, send
 
-from treadle.cli.health import listens
+from treadle.mesh.health import listens
 from treadle.rpc import context
+from treadle.rpc.app.serving import bindable
 from treadle.rpc.hosts.listen import Listen
-from treadle.rpc.serving import bindable
 
 PROGRAM = Path(__file__).parent / "importable" / "remote_member.py"
 

@@ -11,11 +11,11 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from opentelemetry.proto.trace.v1 import trace_pb2
 from opentelemetry.trace import Link
 
-from treadle.observability.convert import trace_from_proto
-from treadle.observability.telemetry import Telemetry, setup
-from treadle.rpc.channel import Channel
-from treadle.rpc.errors import FailedPrecondition, InvalidInput, NotFound
-from treadle.rpc.serving import running
+from treadle.core.errors import FailedPrecondition, InvalidInput, NotFound
+from treadle.observability.telemetry.telemetry import Telemetry, setup
+from treadle.observability.tracestore.proto_codec import trace_from_proto
+from treadle.rpc.app.serving import running
+from treadle.rpc.client.channel import Channel
 from treadle.traces.service import Settings, open_service
 from treadle.v1 import traces_pb2, traces_pb2_grpc
 

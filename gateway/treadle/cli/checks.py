@@ -13,10 +13,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from treadle.cli.health import Health, check
-from treadle.cli.meshfile import MeshFile
-from treadle.cli.ports import busy, next_base_port
-from treadle.cli.services import COLOCATED, Plan
+from treadle.mesh.health import Health, check
+from treadle.mesh.meshfile import MeshFile
+from treadle.mesh.ports import busy, next_base_port
+from treadle.mesh.services import COLOCATED, Plan
 
 _ENOUGH_BYTES = 1 << 30
 _FILES_WANTED = 1024
@@ -101,7 +101,7 @@ def _open_files() -> Finding:
 
 def _host() -> Finding:
     """What gateway, features and inference are hosted by unless told otherwise, and why."""
-    from treadle.rpc.errors import TreadleError
+    from treadle.core.errors import TreadleError
     from treadle.rpc.hosts.choice import ENVOY, choose
 
     wanted = os.environ.get("TREADLE_HOST") or None

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from treadle.cli.errors import IS_IT_RUNNING, CommandError
-from treadle.cli.meshfile import DEFAULT_HOME, MeshFile
-from treadle.cli.output import Output
-from treadle.cli.services import BASE_PORT, GATEWAY, HOST, SERVICES, TRACES
+from treadle.cli.ui.output import Output
+from treadle.mesh.errors import IS_IT_RUNNING, CommandError
+from treadle.mesh.meshfile import DEFAULT_HOME, MeshFile
+from treadle.mesh.services import BASE_PORT, GATEWAY, HOST, SERVICES, TRACES
 
 if TYPE_CHECKING:
     from treadle.client import AsyncClient
@@ -75,7 +75,7 @@ class Session:
 
 async def require_listening(address: str) -> None:
     """CommandError that says how to start a mesh, unless something listens at `address`."""
-    from treadle.cli.health import listens
+    from treadle.mesh.health import listens
 
     local = address.removeprefix("dns:///")
     if "://" not in local and not await listens(local, timeout_seconds=3.0):
@@ -167,7 +167,7 @@ _HOME: dict[str, Any] = {
 
 
 def _report(out: Output, error: Exception) -> None:
-    known = sys.modules.get("treadle.rpc.errors")  # when nobody imported it, it is none of these
+    known = sys.modules.get("treadle.core.errors")  # when nobody imported it, it is none of these
     if isinstance(error, CommandError):
         out.fail(error)
     elif known is not None and isinstance(error, known.TreadleError):

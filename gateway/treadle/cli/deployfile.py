@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from treadle.client import Fallback
-from treadle.rpc.errors import InvalidInput, NotFound
-from treadle.rpc.hints import near
+from treadle.core.errors import InvalidInput, NotFound
+from treadle.core.hints import near
 
 _NUMBER = (int, float)
 _KEYS: Mapping[str, type | tuple[type, ...]] = {

@@ -2,7 +2,7 @@
 
 import click
 
-from treadle.cli.lazy import LazyGroup, Section
+from treadle.cli.ui.lazy import LazyGroup, Section
 
 _AT = "treadle.cli.commands"
 

@@ -15,7 +15,7 @@ from treadle.client.inference import LoadedModel
 from treadle.client.predictions import Answer, Ask, Prediction
 from treadle.client.tables import Feature
 from treadle.client.uploads import UploadProgress
-from treadle.rpc.channel import Tls
+from treadle.rpc.client.channel import Tls
 
 __all__ = [
     "Answer",

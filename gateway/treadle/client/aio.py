@@ -16,5 +16,5 @@ class AsyncClient(Predictions, Models, Deployments, Features, Evaluation, Infere
             answer["probability"]        # an array of N rows
 
     Arguments are those of `Connection`. What holds rows is numpy; documents (model versions, deployments, reports)
-    are the contract's own messages, in `treadle.v1`. Errors are `treadle.rpc.errors`.
+    are the contract's own messages, in `treadle.v1`. Errors are `treadle.core.errors`.
     """

@@ -14,7 +14,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from treadle.client.aio import AsyncClient
 from treadle.client.connection import DEFAULT_ADDRESS
-from treadle.rpc.channel import Tls
+from treadle.rpc.client.channel import Tls
 
 P = ParamSpec("P")
 T = TypeVar("T")

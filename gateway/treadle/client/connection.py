@@ -5,8 +5,8 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from treadle.observability.telemetry import Telemetry
-from treadle.rpc.channel import Channel, Tls
+from treadle.observability.telemetry.telemetry import Telemetry
+from treadle.rpc.client.channel import Channel, Tls
 from treadle.rpc.context import ACTOR, TENANT
 
 DEFAULT_ADDRESS = "127.0.0.1:7700"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from treadle.client.tables import Table, to_columns
 from treadle.client.versions import Versions
-from treadle.rpc.errors import FailedPrecondition
+from treadle.core.errors import FailedPrecondition
 from treadle.v1 import registry_pb2
 
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from treadle.client.tables import Array, to_micros, to_moment
 from treadle.client.versions import Versions
-from treadle.rpc.columns import Column, encode
-from treadle.rpc.errors import Internal, InvalidInput
+from treadle.core.column import Column
+from treadle.core.errors import Internal, InvalidInput
+from treadle.rpc.codec.columns import encode
 from treadle.v1 import evaluation_pb2, evaluation_pb2_grpc
 
 TASKS: Mapping[str, evaluation_pb2.Task.ValueType] = {

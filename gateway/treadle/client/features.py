@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from treadle.client.connection import Connection
 from treadle.client.tables import Feature, Table, as_column, to_columns, to_feature, to_micros, to_moment
-from treadle.rpc.columns import encode_all
+from treadle.rpc.codec.columns import encode_all
 from treadle.v1 import features_pb2, features_pb2_grpc
 
 _ROWS_A_MESSAGE = 10_000

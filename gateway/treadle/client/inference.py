@@ -7,7 +7,7 @@ from typing import NamedTuple
 from treadle import oip
 from treadle.client.references import show
 from treadle.client.versions import Versions
-from treadle.rpc.errors import DeadlineExceeded, FailedPrecondition, NotFound
+from treadle.core.errors import DeadlineExceeded, FailedPrecondition, NotFound
 from treadle.v1 import registry_pb2, types_pb2
 
 # Loading a large model takes longer than other calls may.

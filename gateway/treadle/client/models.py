@@ -69,7 +69,7 @@ class Models(Versions):
 
     async def download_artifact(self, sha256: str, path: str | Path) -> int:
         """Writes an artifact to `path`; its size in bytes. Its digest is checked; DataLoss leaves no file."""
-        from treadle.rpc.errors import DataLoss
+        from treadle.core.errors import DataLoss
 
         path, digest, size = Path(path), hashlib.sha256(), 0
         part = path.with_name(f".{path.name}.part")

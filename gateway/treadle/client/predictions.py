@@ -9,10 +9,10 @@ import numpy as np
 
 from treadle.client.connection import Connection
 from treadle.client.tables import Array, Feature, Table, from_columns, to_columns, to_feature, to_moment
-from treadle.rpc.columns import dtype_name
+from treadle.core.dtypes import dtype_name
+from treadle.core.errors import TreadleError, from_status
+from treadle.rpc.client.stream_status import Outgoing
 from treadle.rpc.context import PIN
-from treadle.rpc.ending import Outgoing
-from treadle.rpc.errors import TreadleError, from_status
 from treadle.v1 import prediction_pb2, prediction_pb2_grpc
 
 

@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from treadle.rpc.errors import InvalidInput
+from treadle.core.errors import InvalidInput
 from treadle.v1 import registry_pb2, types_pb2
 
 _VERSION = re.compile(r"([a-z0-9][a-z0-9._-]{0,127})/([1-9][0-9]*)")

@@ -8,8 +8,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from treadle.rpc.columns import Column, decode, encode
-from treadle.rpc.errors import InvalidInput
+from treadle.core.column import Column
+from treadle.core.errors import InvalidInput
+from treadle.rpc.codec.columns import decode, encode
 from treadle.v1 import types_pb2
 
 Array: TypeAlias = NDArray[Any]

@@ -10,25 +10,25 @@ from dataclasses import dataclass
 from structlog.typing import FilteringBoundLogger
 
 from treadle import oip
-from treadle.gateway.admission import Admission, Limits
-from treadle.gateway.chain import Chain
-from treadle.gateway.coalesced import CoalescedFeatures, CoalescedInference
-from treadle.gateway.hops import FeatureLookup, Inference
-from treadle.gateway.ids import PredictionIds
-from treadle.gateway.lane import CoalesceLimits
-from treadle.gateway.meters import GatewayMeters
-from treadle.gateway.oip_servicer import OipServicer
-from treadle.gateway.passthrough import FORWARDED_SERVICES, forward
-from treadle.gateway.recorder import Recorder
-from treadle.gateway.rpc_hops import RpcFeatures, RpcInference
-from treadle.gateway.sender import Sender
-from treadle.gateway.servicer import PredictionServicer
-from treadle.gateway.shadows import Shadows
-from treadle.gateway.spool import Spool, SpoolLimits
-from treadle.gateway.together import Together
-from treadle.gateway.watching import PolicyWatch
-from treadle.rpc.service import Runtime
-from treadle.rpc.tasks import end
+from treadle.core.tasks import end
+from treadle.gateway.api.grpc.oip_servicer import OipServicer
+from treadle.gateway.api.grpc.passthrough import FORWARDED_SERVICES, forward
+from treadle.gateway.api.grpc.prediction_servicer import PredictionServicer
+from treadle.gateway.ledger.recorder import Recorder
+from treadle.gateway.ledger.sender import Sender
+from treadle.gateway.ledger.spool import Spool, SpoolLimits
+from treadle.gateway.metrics import GatewayMeters
+from treadle.gateway.pipeline.admission import Admission, Limits
+from treadle.gateway.pipeline.chain import Chain
+from treadle.gateway.pipeline.coalesced import CoalescedFeatures, CoalescedInference
+from treadle.gateway.pipeline.ids import PredictionIds
+from treadle.gateway.pipeline.lane import CoalesceLimits
+from treadle.gateway.pipeline.shadows import Shadows
+from treadle.gateway.pipeline.together import Together
+from treadle.gateway.policy.watcher import PolicyWatch
+from treadle.gateway.upstream.grpc import RpcFeatures, RpcInference
+from treadle.gateway.upstream.ports import FeatureLookup, Inference
+from treadle.rpc.app.runtime import Runtime
 from treadle.v1 import evaluation_pb2_grpc, features_pb2_grpc, prediction_pb2_grpc, registry_pb2_grpc
 
 
@@ -107,7 +107,7 @@ async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[No
         with suppress(TimeoutError):
             await asyncio.wait_for(watch.caught_up.wait(), settings.start_seconds)
         if settings.rest_listen:
-            from treadle.gateway.rest import Rest, make_app
+            from treadle.gateway.api.rest.app import Rest, make_app
 
             app = make_app(Rest(chain, oip_servicer, settings.max_body_bytes), runtime.telemetry)
             address = await stack.enter_async_context(runtime.http(settings.rest_listen, app))

@@ -6,7 +6,7 @@ Tests hold the recorded spans of a real run against it. A new service or hop is 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from treadle.observability.model import SpanRecord
+from treadle.observability.tracestore.spans import SpanRecord
 
 
 @dataclass(frozen=True, slots=True)

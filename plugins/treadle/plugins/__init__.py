@@ -6,7 +6,7 @@ A plugin is one module, found through the entry-point group ``treadle``::
     centroid = "treadle_centroid"
 
     # treadle_centroid.py
-    from treadle.plugins.spec import RegisterBackend, hookimpl
+    from treadle.plugins.hookspecs import RegisterBackend, hookimpl
 
     @hookimpl
     def treadle_model_backends(register: RegisterBackend) -> None:

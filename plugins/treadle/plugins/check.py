@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal
 from xml.etree import ElementTree as ET
 
+from treadle.core.errors import FailedPrecondition
 from treadle.plugins.manager import Plugins
-from treadle.rpc.errors import FailedPrecondition
 
 _BACKEND = """
 class Test{index}(BackendContract):

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from treadle.core.column import Column
+from treadle.core.errors import InvalidInput, TreadleError
 from treadle.plugins.backend import LoadedModel, ModelBackend, ModelSource
-from treadle.plugins.comparing import Tolerance, compare
+from treadle.plugins.compiling.comparing import Tolerance, compare
 from treadle.plugins.errors import BackendFault
 from treadle.plugins.tensors import Array, Signature, Tensors
-from treadle.rpc.columns import Column, decode_all
-from treadle.rpc.errors import InvalidInput, TreadleError
+from treadle.rpc.codec.columns import decode_all
 from treadle.v1 import registry_pb2
 
 SAMPLE_TOLERANCE = 1e-4

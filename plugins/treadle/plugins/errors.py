@@ -1,4 +1,4 @@
-"""Errors of the plugin layer; leaves of the one tree in `treadle.rpc.errors`.
+"""Errors of the plugin layer; leaves of the one tree in `treadle.core.errors`.
 
 Internal
 └── BackendFault        a plugin broke its contract: it raised, or answered in the wrong shape
@@ -6,7 +6,7 @@ FailedPrecondition
 └── NotCompiled         a model has no faster form here; nothing is wrong with the model
 """
 
-from treadle.rpc.errors import FailedPrecondition, Internal
+from treadle.core.errors import FailedPrecondition, Internal
 
 
 class BackendFault(Internal):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pluggy
 
-from treadle.plugins import spec
+from treadle.plugins import hookspecs as spec
 from treadle.plugins.backend import ModelBackend
 from treadle.plugins.metrics import Metric
 from treadle.plugins.stores import OnlineStoreKind

@@ -11,12 +11,12 @@ from importlib.metadata import Distribution, EntryPoint, entry_points
 from threading import RLock
 from typing import Any, Literal, Self, TypeVar
 
+from treadle.core.errors import AlreadyExists, NotFound
 from treadle.plugins.backend import ModelBackend
+from treadle.plugins.hookspecs import GROUP
 from treadle.plugins.host import PluginError, Provided, host, missing_modules
 from treadle.plugins.metrics import Metric
-from treadle.plugins.spec import GROUP
 from treadle.plugins.stores import OnlineStoreKind
-from treadle.rpc.errors import AlreadyExists, NotFound
 
 T = TypeVar("T")
 State = Literal["ok", "blocked", "missing", "error"]

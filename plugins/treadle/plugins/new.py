@@ -4,8 +4,8 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
-from treadle.plugins.spec import GROUP
-from treadle.rpc.errors import AlreadyExists, InvalidInput
+from treadle.core.errors import AlreadyExists, InvalidInput
+from treadle.plugins.hookspecs import GROUP
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 # Template file to project file; MODULE stands for the name of the module.

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from treadle.rpc.errors import InvalidInput, Violation
+from treadle.core.errors import InvalidInput, Violation
 
 
 def check_options(whose: str, known: Iterable[str], given: Mapping[str, str]) -> None:

@@ -17,15 +17,16 @@ from typing import Any
 import numpy as np
 from google.protobuf import json_format
 
+from treadle.core.column import Column
+from treadle.core.errors import AlreadyExists, InvalidInput, NotFound, Violation
 from treadle.plugins.backend import LoadedModel, ModelBackend, ModelSource
 from treadle.plugins.checked import CheckedModel, Sample, load_proven
-from treadle.plugins.compiling import Compiler
+from treadle.plugins.compiling.compiler import Compiler
 from treadle.plugins.errors import BackendFault
 from treadle.plugins.manager import Plugins
-from treadle.plugins.specs import TensorSpec
+from treadle.plugins.tensor_spec import TensorSpec
 from treadle.plugins.tensors import Array, Signature, Tensors, spec_like
-from treadle.rpc.columns import Column, encode_all
-from treadle.rpc.errors import AlreadyExists, InvalidInput, NotFound, Violation
+from treadle.rpc.codec.columns import encode_all
 from treadle.v1 import registry_pb2
 
 MANIFEST = "treadle-model.json"

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from treadle.core.dtypes import dtype_name, numpy_dtype
+from treadle.core.errors import InvalidInput, Violation
 from treadle.plugins.errors import BackendFault
-from treadle.plugins.specs import FLOATS, TensorSpec, faults, fits
-from treadle.rpc.columns import dtype_name, numpy_dtype
-from treadle.rpc.errors import InvalidInput, Violation
+from treadle.plugins.tensor_spec import FLOATS, TensorSpec, faults, fits
 from treadle.v1 import types_pb2
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable
 
-from treadle.evaluation.bootstrap import Estimate
-from treadle.evaluation.gate import Judgement, Policy, Threshold, Verdict
-from treadle.evaluation.metrics import Task
-from treadle.evaluation.slices import ScoredSlice
-from treadle.rpc.errors import InvalidInput
+from treadle.core.errors import InvalidInput
+from treadle.evaluation.offline.bootstrap import Estimate
+from treadle.evaluation.offline.gate import Judgement, Policy, Threshold, Verdict
+from treadle.evaluation.offline.metrics import Task
+from treadle.evaluation.offline.slices import ScoredSlice
 from treadle.v1 import evaluation_pb2 as pb
 
 

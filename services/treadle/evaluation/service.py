@@ -7,16 +7,16 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from treadle import oip
-from treadle.evaluation.ledger import Ledger
-from treadle.evaluation.metrics import Floats, Metric, Task
-from treadle.evaluation.predictor import Predictor
-from treadle.evaluation.runner import Peers, Runner
+from treadle.core.errors import FailedPrecondition, TreadleError
+from treadle.core.tasks import end
+from treadle.evaluation.ledger.ledger import Ledger
+from treadle.evaluation.offline.metrics import Floats, Metric, Task
+from treadle.evaluation.offline.predictor import Predictor
+from treadle.evaluation.offline.runner import Peers, Runner
 from treadle.evaluation.servicer import Servicer
-from treadle.observability.telemetry import Telemetry
+from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.plugins.manager import Plugins, names_in
-from treadle.rpc.errors import FailedPrecondition, TreadleError
-from treadle.rpc.service import Runtime
-from treadle.rpc.tasks import end
+from treadle.rpc.app.runtime import Runtime
 from treadle.v1 import evaluation_pb2_grpc, features_pb2_grpc, registry_pb2_grpc
 
 FORGET_SECONDS = 3600.0

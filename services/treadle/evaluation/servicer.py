@@ -7,16 +7,16 @@ from typing import Any
 
 from opentelemetry.trace import Link
 
+from treadle.core.errors import InvalidInput
 from treadle.evaluation import codec
-from treadle.evaluation.ledger import Entry, Ledger, Recorded
-from treadle.evaluation.live import live_metrics
-from treadle.evaluation.metrics import Metric, Task, metrics_for
-from treadle.evaluation.reading import Question
-from treadle.evaluation.recording import labels_of, predictions_of
-from treadle.evaluation.runner import Progress, Runner
-from treadle.observability.propagation import parse_traceparent
-from treadle.observability.telemetry import Telemetry
-from treadle.rpc.errors import InvalidInput
+from treadle.evaluation.ledger.ledger import Entry, Ledger, Recorded
+from treadle.evaluation.ledger.queries import Question
+from treadle.evaluation.ledger.recording import labels_of, predictions_of
+from treadle.evaluation.monitoring.live import live_metrics
+from treadle.evaluation.offline.metrics import Metric, Task, metrics_for
+from treadle.evaluation.offline.runner import Progress, Runner
+from treadle.observability.telemetry.propagation import parse_traceparent
+from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.v1 import evaluation_pb2 as pb
 from treadle.v1 import evaluation_pb2_grpc, types_pb2
 

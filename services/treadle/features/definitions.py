@@ -24,10 +24,10 @@ from typing import Any, Final, TypeVar
 
 from numpy.typing import NDArray
 
+from treadle.core.errors import InvalidInput
+from treadle.core.hints import near
 from treadle.features.names import check_function, check_name, check_unique
 from treadle.features.source import digest_of
-from treadle.rpc.errors import InvalidInput
-from treadle.rpc.hints import near
 
 Columns = Mapping[str, NDArray[Any]]
 """What a transform takes and returns: `def mine(columns: Columns) -> Columns`."""

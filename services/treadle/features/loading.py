@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from treadle.core.errors import InvalidInput
 from treadle.features.definitions import Definitions, FeatureService, FeatureView, Source
-from treadle.features.plan import compile_plan
+from treadle.features.lookup_plan import compile_plan
 from treadle.features.source import import_file
-from treadle.rpc.errors import InvalidInput
 
 
 def load_definitions(path: str | Path) -> Definitions:

@@ -6,15 +6,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from treadle.features.catalog import Catalog
-from treadle.features.lmdb_store import LmdbStoreKind
-from treadle.features.observe import FeatureMeters
-from treadle.features.online import OnlineFeatures
-from treadle.features.runner import TransformRunner
+from treadle.core.errors import InvalidInput, TreadleError
+from treadle.features.definition_store import Catalog
+from treadle.features.metrics import FeatureMeters
+from treadle.features.online.lmdb_store import LmdbStoreKind
+from treadle.features.online.lookups import OnlineFeatures
+from treadle.features.online.transform_runner import TransformRunner
 from treadle.features.servicer import FeatureServicer
 from treadle.plugins.stores import OnlineStore
-from treadle.rpc.errors import InvalidInput, TreadleError
-from treadle.rpc.service import Runtime
+from treadle.rpc.app.runtime import Runtime
 from treadle.v1 import features_pb2_grpc
 
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from treadle.features import codec
-from treadle.features.catalog import Catalog
-from treadle.features.observe import FeatureMeters
-from treadle.features.online import OnlineFeatures
+from treadle.features import definition_codec as codec
+from treadle.features.definition_store import Catalog
+from treadle.features.metrics import FeatureMeters
+from treadle.features.online.lookups import OnlineFeatures
 from treadle.features.values import Feature
-from treadle.rpc.columns import decode_all, encoded
+from treadle.rpc.codec.columns import decode_all, encoded
+from treadle.rpc.codec.protobuf_wire import field
 from treadle.rpc.context import remaining
-from treadle.rpc.wire import field
 from treadle.v1 import features_pb2 as pb
 from treadle.v1 import features_pb2_grpc, types_pb2
 

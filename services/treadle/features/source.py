@@ -13,8 +13,8 @@ from textwrap import dedent
 from types import FunctionType, ModuleType
 from typing import Any
 
-from treadle.rpc.errors import FailedPrecondition, InvalidInput
-from treadle.rpc.imports import add_path
+from treadle.core.errors import FailedPrecondition, InvalidInput
+from treadle.core.imports import add_path
 
 
 def digest_of(function: Any) -> str:

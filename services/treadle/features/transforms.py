@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from treadle.core.column import Column
+from treadle.core.dtypes import numpy_dtype
+from treadle.core.errors import FailedPrecondition, TreadleError
+from treadle.core.hints import near
 from treadle.features.definitions import Field, Transform
 from treadle.features.values import Feature, Status, column_of
-from treadle.rpc.columns import Column, numpy_dtype
-from treadle.rpc.errors import FailedPrecondition, TreadleError
-from treadle.rpc.hints import near
 
 Array = NDArray[Any]
 

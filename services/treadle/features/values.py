@@ -16,8 +16,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from treadle.core.column import Column
+from treadle.core.dtypes import numpy_dtype
 from treadle.features.definitions import Field
-from treadle.rpc.columns import Column, numpy_dtype
 
 Array = NDArray[Any]
 MICROS_A_SECOND: Final = 1e6

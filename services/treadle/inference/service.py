@@ -6,20 +6,20 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from treadle import oip
-from treadle.inference.admission import Limits
-from treadle.inference.artifacts import Artifacts
-from treadle.inference.catalogue import Catalogue
-from treadle.inference.desired import Desired
-from treadle.inference.inferring import Inferring
-from treadle.inference.loader import Loader, Loading
-from treadle.inference.observe import ModelMeters, ModelObserver
-from treadle.inference.repository import Repository, Tools
-from treadle.inference.servicer import InferenceServicer
+from treadle.core.errors import FailedPrecondition
+from treadle.core.tasks import end
+from treadle.inference.api.admission import Limits
+from treadle.inference.api.data_plane import Inferring
+from treadle.inference.api.servicer import InferenceServicer
+from treadle.inference.batching.metrics import ModelMeters, ModelObserver
+from treadle.inference.models.artifacts import Artifacts
+from treadle.inference.models.desired_state import Desired
+from treadle.inference.models.loader import Loader, Loading
+from treadle.inference.models.manifest_cache import Catalogue
+from treadle.inference.models.repository import Repository, Tools
 from treadle.plugins.checked import SAMPLE_TOLERANCE
 from treadle.plugins.manager import Plugins, names_in
-from treadle.rpc.errors import FailedPrecondition
-from treadle.rpc.service import Runtime
-from treadle.rpc.tasks import end
+from treadle.rpc.app.runtime import Runtime
 
 _OVER_ZERO = (
     "max_batch_rows",

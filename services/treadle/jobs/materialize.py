@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from treadle.core.errors import InvalidInput
 from treadle.features.definitions import FeatureView
-from treadle.features.history import EVENT, connection, history_sql, ident
-from treadle.rpc.columns import encode
-from treadle.rpc.errors import InvalidInput
+from treadle.features.offline.history import EVENT, connection, history_sql, ident
+from treadle.rpc.codec.columns import encode
 from treadle.v1 import features_pb2 as pb
 from treadle.v1 import features_pb2_grpc
 
@@ -76,7 +76,7 @@ async def _messages(view: FeatureView, rows: Any, progress: Progress | None) -> 
 
 
 def _message(view: FeatureView, rows: Any) -> pb.PushRequest:
-    from treadle.features.offline import history_column
+    from treadle.features.offline.point_in_time import history_column
 
     columns = [encode(history_column(each.name, rows[each.name], each.dtype)) for each in view.columns()]
     return pb.PushRequest(view=view.name, columns=columns, event_micros=rows[EVENT].to_pylist())

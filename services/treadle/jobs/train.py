@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from treadle.core.errors import InvalidInput, NotFound
+from treadle.core.imports import add_path
 from treadle.jobs.training_set import data_digest, described
 from treadle.plugins.packaging import save_model
-from treadle.rpc.errors import InvalidInput, NotFound
-from treadle.rpc.imports import add_path
 from treadle.v1 import registry_pb2
 
 

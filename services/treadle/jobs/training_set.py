@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from treadle.features import codec
+from treadle.core.errors import InvalidInput
+from treadle.features import definition_codec as codec
 from treadle.features.definitions import FeatureService, FeatureView
-from treadle.rpc.errors import InvalidInput
 
 _METADATA: Final = b"treadle.training_set"
 
@@ -45,8 +45,8 @@ def build_training_set(
     """
     import pyarrow.parquet as pq
 
-    from treadle.features.offline import point_in_time_join
-    from treadle.features.plan import compile_plan
+    from treadle.features.lookup_plan import compile_plan
+    from treadle.features.offline.point_in_time import point_in_time_join
 
     by_name = {view.name: view for view in views}
     plan = compile_plan(service, by_name)

@@ -17,9 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from treadle.core.errors import DataLoss, NotFound, StorageFull
+from treadle.core.files import storing, sync_folder
 from treadle.registry.checks import Problems
-from treadle.rpc.errors import DataLoss, NotFound, StorageFull
-from treadle.rpc.files import storing, sync_folder
 
 T = TypeVar("T")
 CHUNK_BYTES = 1 << 20

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from treadle.rpc.errors import InvalidInput, Violation
+from treadle.core.errors import InvalidInput, Violation
 
 NAME_RULE = "[a-z0-9][a-z0-9._-]{0,127}"
 _NAME = re.compile(NAME_RULE)

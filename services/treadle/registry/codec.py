@@ -4,10 +4,10 @@ from collections.abc import Iterable
 
 from google.protobuf.message import DecodeError
 
-from treadle.plugins.specs import TensorSpec
+from treadle.core.errors import InvalidInput
+from treadle.plugins.tensor_spec import TensorSpec
 from treadle.registry import deployments, history, manifest, models, policy, watch
 from treadle.registry.manifest import Ref
-from treadle.rpc.errors import InvalidInput
 from treadle.v1 import evaluation_pb2, registry_pb2, types_pb2
 
 
@@ -38,7 +38,7 @@ def _decode_compiled(pb: registry_pb2.Compiled) -> manifest.Compiled:
 
 
 def _decode_samples(pbs: Iterable[types_pb2.Column], where: str) -> tuple[manifest.Sample, ...]:
-    from treadle.rpc import columns  # brings numpy, which an idle registry does without
+    from treadle.rpc.codec import columns
 
     table = columns.decode_all(pbs, where)
     return tuple(manifest.Sample(column.name, column.dtype, column.values.shape) for column in table.values())
@@ -71,7 +71,7 @@ def decode_policy(pb: registry_pb2.Deployment) -> policy.Policy:
 
 def _decode_step(pb: registry_pb2.FallbackStep, where: str) -> policy.Step:
     if pb.WhichOneof("answer") == "constant":
-        from treadle.rpc import columns  # as above
+        from treadle.rpc.codec import columns
 
         constant = tuple(columns.decode_all(pb.constant.outputs, f"{where}.constant.outputs", rows=1))
         return policy.Step(pb.name, pb.timeout_seconds, constant=constant)

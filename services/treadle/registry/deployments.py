@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from treadle.core.errors import AlreadyExists, Conflict, NotFound
 from treadle.registry import models, schema
 from treadle.registry.policy import Policy
 from treadle.registry.store import Transaction, newest_sequence
-from treadle.rpc.errors import AlreadyExists, Conflict, NotFound
 
 ANY_REVISION = 0
 MUST_NOT_EXIST = -1

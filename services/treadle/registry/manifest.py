@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from treadle.plugins.specs import TensorSpec, faults, fits
+from treadle.plugins.tensor_spec import TensorSpec, faults, fits
 from treadle.registry.checks import Problems
 
 _LONGEST_PATH = 512

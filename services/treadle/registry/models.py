@@ -8,11 +8,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from treadle.core.errors import AlreadyExists, FailedPrecondition, NotFound
 from treadle.registry import paging, schema
 from treadle.registry.manifest import Manifest, Ref
 from treadle.registry.paging import Page
 from treadle.registry.store import Transaction
-from treadle.rpc.errors import AlreadyExists, FailedPrecondition, NotFound
 
 _LISTED_FILES = 100
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from treadle.rpc.errors import InvalidInput, Violation
+from treadle.core.errors import InvalidInput, Violation
 
 T = TypeVar("T")
 KeyT = TypeVar("KeyT", int, str)

@@ -10,7 +10,7 @@ from treadle.registry.artifacts import Artifacts
 from treadle.registry.servicer import Servicer
 from treadle.registry.store import Store
 from treadle.registry.watch import Watches
-from treadle.rpc.service import Runtime
+from treadle.rpc.app.runtime import Runtime
 from treadle.v1 import registry_pb2_grpc
 
 

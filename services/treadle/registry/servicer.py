@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
+from treadle.core.errors import FailedPrecondition, InvalidInput, Violation
 from treadle.registry import codec, deployments, history, manifest, models, policy
 from treadle.registry.artifacts import Artifacts
 from treadle.registry.checks import Problems
@@ -10,7 +11,6 @@ from treadle.registry.manifest import Ref, check_ref
 from treadle.registry.store import UNKNOWN_ACTOR, Store
 from treadle.registry.watch import Watches
 from treadle.rpc import context as call_context
-from treadle.rpc.errors import FailedPrecondition, InvalidInput, Violation
 from treadle.v1 import registry_pb2 as pb
 from treadle.v1 import registry_pb2_grpc
 

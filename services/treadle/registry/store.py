@@ -23,8 +23,8 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 
+from treadle.core.errors import DataLoss, FailedPrecondition, StorageFull, TreadleError, Unavailable
 from treadle.registry import schema
-from treadle.rpc.errors import DataLoss, FailedPrecondition, StorageFull, TreadleError, Unavailable
 
 T = TypeVar("T")
 UNKNOWN_ACTOR = "unknown"

@@ -14,11 +14,11 @@ from typing import TypeAlias
 
 from structlog.typing import FilteringBoundLogger
 
+from treadle.core.errors import OutOfRange, Unavailable
+from treadle.core.tasks import end, notify
 from treadle.registry import deployments
 from treadle.registry.deployments import Change, Deployment
 from treadle.registry.store import Store, newest_sequence
-from treadle.rpc.errors import OutOfRange, Unavailable
-from treadle.rpc.tasks import end, notify
 
 _CURSOR = re.compile(r"([0-9a-f]{32})-([0-9]{1,18})")
 _BATCH = 100

@@ -10,7 +10,7 @@ from opentelemetry import trace
 from opentelemetry.trace import Span
 from opentelemetry.util.types import AttributeValue
 
-from treadle.observability.propagation import TRACEPARENT, inject
+from treadle.observability.telemetry.propagation import TRACEPARENT, inject
 from treadle.rpc import context as call_context
 
 

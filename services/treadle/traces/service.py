@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
 
-from treadle.observability.redaction import SpanGuard
-from treadle.observability.store import Retention, SpanStore
-from treadle.rpc.service import Runtime
-from treadle.rpc.tasks import end
+from treadle.core.tasks import end
+from treadle.observability.telemetry.redaction import SpanGuard
+from treadle.observability.tracestore.store import Retention, SpanStore
+from treadle.rpc.app.runtime import Runtime
 from treadle.traces.servicers import OnDisk, Queries, Receiver, on_thread
 from treadle.v1 import traces_pb2_grpc
 

@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
-from treadle.observability.convert import summary_to_proto, trace_to_proto
-from treadle.observability.intake import MAX_SPANS, read_request
-from treadle.observability.redaction import SpanGuard
-from treadle.observability.store import AmbiguousTraceError, SpanStore, UnknownTraceError
-from treadle.rpc.errors import FailedPrecondition, InvalidInput, NotFound, Overloaded, StorageFull
+from treadle.core.errors import FailedPrecondition, InvalidInput, NotFound, Overloaded, StorageFull
+from treadle.observability.telemetry.redaction import SpanGuard
+from treadle.observability.tracestore.otlp_ingest import MAX_SPANS, read_request
+from treadle.observability.tracestore.proto_codec import summary_to_proto, trace_to_proto
+from treadle.observability.tracestore.store import AmbiguousTraceError, SpanStore, UnknownTraceError
 from treadle.v1 import traces_pb2, traces_pb2_grpc
 
 T = TypeVar("T")

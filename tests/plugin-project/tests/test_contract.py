@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from treadle_centroid import FILE, CentroidBackend, CentroidModel
 
+from treadle.core.errors import InvalidInput
 from treadle.plugins.backend import ModelBackend
 from treadle.plugins.manager import Plugins
 from treadle.plugins.packaging import load_package, save_model
 from treadle.plugins.tensors import Array, Tensors
 from treadle.plugins.testing import BackendContract
-from treadle.rpc.errors import InvalidInput
 
 ROWS = np.random.default_rng(0).normal(size=(90, 3))
 LABELS = np.arange(90) % 3

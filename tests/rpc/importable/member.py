@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from treadle.rpc import context
-from treadle.rpc.service import Runtime
+from treadle.rpc.app.runtime import Runtime
 from treadle.v1 import (
     features_pb2,
     features_pb2_grpc,

@@ -16,11 +16,11 @@ from typing import Any
 
 from member import Member, opener
 
-from treadle.observability.telemetry import Telemetry
+from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.rpc import context
-from treadle.rpc.envoy.host import EnvoyProcess
+from treadle.rpc.app.serving import running
+from treadle.rpc.hosts.envoy.host import EnvoyProcess
 from treadle.rpc.hosts.listen import Listen
-from treadle.rpc.serving import running
 
 SOCKET = "REMOTE_MEMBER_SOCKET"
 
@@ -115,8 +115,8 @@ app = EnvoyProcess(life)
 
 
 def main(socket: str, pickled: str) -> None:
-    from treadle.rpc.envoy.config import EnvoySettings
-    from treadle.rpc.envoy.process import become_envoy
+    from treadle.rpc.hosts.envoy.config import EnvoySettings
+    from treadle.rpc.hosts.envoy.process import become_envoy
 
     told: Told = pickle.loads(bytes.fromhex(pickled))
     settings = EnvoySettings("remote_member:app", [told.listen])

@@ -95,7 +95,7 @@ def _request(deployment: str, given: Mapping[str, Mapping[str, Any]]) -> "Predic
 
 async def _sample(client: "AsyncClient", deployment: str) -> "PredictRequest":
     """The first sample row of the version that gets the most traffic."""
-    from treadle.rpc.columns import decode, encode
+    from treadle.rpc.codec.columns import decode, encode
     from treadle.v1.prediction_pb2 import PredictRequest
 
     policy = await client.get_deployment(deployment)
@@ -114,7 +114,7 @@ def _asking(client: "AsyncClient", request: "PredictRequest") -> Callable[[], Aw
 
 async def _loaded(ask: Callable[[], Awaitable[Any]], in_flight: int, seconds: float) -> _Load:
     """Closed loop: each of so many callers asks again when it was answered."""
-    from treadle.rpc.errors import TreadleError
+    from treadle.core.errors import TreadleError
 
     load = _Load(in_flight)
     started = time.perf_counter()
@@ -135,7 +135,7 @@ async def _loaded(ask: Callable[[], Awaitable[Any]], in_flight: int, seconds: fl
 
 
 def _table(loads: list[dict[str, Any]]) -> Any:
-    from treadle.cli.output import table
+    from treadle.cli.ui.output import table
 
     columns = [">in flight", ">req/s", ">p50 ms", ">p99 ms", ">p99.9 ms", "errors"]
     return table(columns, [_row(load) for load in loads])

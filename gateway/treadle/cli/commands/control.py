@@ -3,8 +3,8 @@
 import click
 
 from treadle.cli.command import Session, command, home_option
-from treadle.cli.control import ask
-from treadle.cli.errors import IS_IT_RUNNING, CommandError
+from treadle.mesh.control import ask
+from treadle.mesh.errors import IS_IT_RUNNING, CommandError
 
 _service = click.argument("service")
 

@@ -10,7 +10,7 @@ from types import ModuleType
 import click
 
 from treadle.cli.command import Session, command
-from treadle.cli.errors import CommandError
+from treadle.mesh.errors import CommandError
 
 _DEMO = Path("examples/flights/demo.py")
 

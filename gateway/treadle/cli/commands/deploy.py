@@ -115,7 +115,7 @@ async def rollback(session: Session, deployment: str, revision: int | None, reas
 
 async def _settle(session: Session, client: "AsyncClient", made: "registry_pb2.Deployment", wait: bool) -> None:
     """Shows the deployment, once its versions are loaded: until then its fallbacks answer."""
-    from treadle.cli.plain import plain
+    from treadle.cli.ui.to_jsonable import plain
 
     if wait:
         with session.out.progress("loading"):
@@ -124,7 +124,7 @@ async def _settle(session: Session, client: "AsyncClient", made: "registry_pb2.D
 
 
 def _picture(made: "registry_pb2.Deployment") -> Any:
-    from treadle.cli.output import facts
+    from treadle.cli.ui.output import facts
     from treadle.client.references import show
 
     fallbacks = ", ".join(f"{step.name} ({show(step.ref) or 'constant'})" for step in made.fallbacks)

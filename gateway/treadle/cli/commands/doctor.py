@@ -7,7 +7,7 @@ import click
 
 from treadle.cli.checks import Finding, all_findings
 from treadle.cli.command import FAILED, Session, command, home_option
-from treadle.cli.services import BASE_PORT
+from treadle.mesh.services import BASE_PORT
 
 _MARKS = {"ok": "✓", "note": "–", "problem": "✗"}
 
@@ -29,7 +29,7 @@ async def doctor(session: Session, base_port: int) -> None:
 
 
 def _picture(findings: list[Finding]) -> Any:
-    from treadle.cli.output import table
+    from treadle.cli.ui.output import table
 
     return table(("", "what", "found", "what to do"), list(_rows(findings)))
 

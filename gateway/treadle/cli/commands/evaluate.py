@@ -49,8 +49,8 @@ async def evaluate(
     VERSION is MODEL/3 or MODEL@alias; DATASET a Parquet file, folder or glob as the evaluation service sees it.
     The report is kept with the version. Exit status 1 unless the gate passes.
     """
-    from treadle.cli.plain import plain
-    from treadle.evaluation.policy_file import read_policy
+    from treadle.cli.ui.to_jsonable import plain
+    from treadle.evaluation.offline.gate_policy import read_policy
 
     policy = None if gate is None else read_policy(gate)
     where = str(Path(dataset).absolute()) if "://" not in dataset else dataset  # noqa: ASYNC240  # no disk is touched
@@ -80,7 +80,7 @@ async def evaluate(
 
 
 def _write(found: "evaluation_pb2.EvaluationReport", path: Path) -> None:
-    from treadle.evaluation.report import to_html, to_markdown
+    from treadle.evaluation.report.report import to_html, to_markdown
 
     path.write_text(to_html(found) if path.suffix == ".html" else to_markdown(found), encoding="utf-8")
 
@@ -88,10 +88,10 @@ def _write(found: "evaluation_pb2.EvaluationReport", path: Path) -> None:
 def _picture(report: "evaluation_pb2.EvaluationReport") -> Any:
     from rich.console import Group
 
-    from treadle.cli.output import facts, table
-    from treadle.cli.plain import verdict
+    from treadle.cli.ui.output import facts, table
+    from treadle.cli.ui.to_jsonable import verdict
     from treadle.client.references import show
-    from treadle.evaluation.report import shown
+    from treadle.evaluation.report.report import shown
 
     rows = []
     for part in report.slices:

@@ -24,9 +24,9 @@ def features() -> None:
 @click.option("--dry-run", is_flag=True, help="Say what would change, and change nothing.")
 async def apply(session: Session, file: Path, dry_run: bool) -> None:
     """Create or change the views and feature services that FILE (Python) defines: all or none."""
-    from treadle.cli.output import table
-    from treadle.cli.plain import plain
-    from treadle.features import codec
+    from treadle.cli.ui.output import table
+    from treadle.cli.ui.to_jsonable import plain
+    from treadle.features import definition_codec as codec
     from treadle.features.loading import load_definitions
 
     found = load_definitions(file)
@@ -52,8 +52,8 @@ async def materialize(session: Session, views: tuple[str, ...], until: datetime 
 
     All views that have a source, or only VIEWS. Running it again changes nothing.
     """
-    from treadle.cli.output import table
-    from treadle.cli.plain import plain
+    from treadle.cli.ui.output import table
+    from treadle.cli.ui.to_jsonable import plain
 
     moment = None if until is None else until.replace(tzinfo=UTC)
     async with session.client() as client:
@@ -81,8 +81,8 @@ async def get(
     """Look up features of entities, with the status and age of each."""
     if not entities and not context:
         raise click.UsageError("say for what: -e NAME=VALUE")
-    from treadle.cli.cells import columns_of
-    from treadle.cli.plain import plain
+    from treadle.cli.ui.row_input import columns_of
+    from treadle.cli.ui.to_jsonable import plain
 
     async with session.client() as client:
         keys, asked = columns_of(entities, "entities"), columns_of(context, "context")
@@ -98,8 +98,8 @@ async def freshness(session: Session, views: tuple[str, ...]) -> None:
     Exit status 1 if one is older than its limit.
     """
     from treadle.cli.command import FAILED
-    from treadle.cli.output import table
-    from treadle.cli.plain import moment, plain
+    from treadle.cli.ui.output import table
+    from treadle.cli.ui.to_jsonable import moment, plain
 
     async with session.client() as client:
         found = await client.freshness(*views)
@@ -126,8 +126,8 @@ for each in (apply, materialize, get, freshness):
 
 async def _views(client: "AsyncClient", names: tuple[str, ...]) -> "list[FeatureView]":
     """The named views, or all that have a history."""
-    from treadle.features import codec
-    from treadle.rpc.errors import NotFound
+    from treadle.core.errors import NotFound
+    from treadle.features import definition_codec as codec
 
     known = {view.name: view for view in await client.feature_views()}
     for name in names:
@@ -149,8 +149,8 @@ async def _materialize(
 
 
 def _picture(found: "list[Feature]") -> Any:
-    from treadle.cli.output import table
-    from treadle.cli.plain import plain
+    from treadle.cli.ui.output import table
+    from treadle.cli.ui.to_jsonable import plain
 
     rows = []
     for feature in found:

@@ -13,8 +13,8 @@ async def history(session: Session, subject: str, limit: int) -> None:
 
     SUBJECT is a beginning: flight-delay, flight-delay/3, deployment:flight-delay. Without it, everything; newest first.
     """
-    from treadle.cli.output import table
-    from treadle.cli.plain import moment, plain
+    from treadle.cli.ui.output import table
+    from treadle.cli.ui.to_jsonable import moment, plain
 
     async with session.client() as client:
         events = await client.history(subject, limit=limit)

@@ -25,8 +25,8 @@ async def push(session: Session, name: str, folder: Path) -> None:
 
     Pushing the same folder again changes nothing and answers with the version made before.
     """
-    from treadle.cli.plain import plain
-    from treadle.cli.served import served
+    from treadle.cli.ui.serving_form import served
+    from treadle.cli.ui.to_jsonable import plain
     from treadle.client.references import show
 
     async with session.client() as client:
@@ -44,8 +44,8 @@ async def push(session: Session, name: str, folder: Path) -> None:
 @click.argument("name", required=False)
 async def list_(session: Session, name: str | None) -> None:
     """List all models, or the versions of one."""
-    from treadle.cli.output import table
-    from treadle.cli.plain import metrics, moment, plain
+    from treadle.cli.ui.output import table
+    from treadle.cli.ui.to_jsonable import metrics, moment, plain
     from treadle.client.references import show
 
     async with session.client() as client:
@@ -79,7 +79,7 @@ async def list_(session: Session, name: str | None) -> None:
 @click.argument("version")
 async def show(session: Session, version: str) -> None:
     """Show one version: MODEL/3 or MODEL@alias."""
-    from treadle.cli.plain import plain
+    from treadle.cli.ui.to_jsonable import plain
 
     async with session.client() as client:
         found = await client.get_version(version)
@@ -91,7 +91,7 @@ async def show(session: Session, version: str) -> None:
 @click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write it there.")
 async def card(session: Session, version: str, output: Path | None) -> None:
     """Write the model card of a version, in Markdown: what it is, where from, how good."""
-    from treadle.cli.card import model_card
+    from treadle.cli.ui.model_card import model_card
 
     async with session.client() as client:
         found = await client.get_version(version)
@@ -109,7 +109,7 @@ async def card(session: Session, version: str, output: Path | None) -> None:
 @click.argument("version", type=click.IntRange(0))
 async def alias(session: Session, model_name: str, alias_name: str, version: int) -> None:
     """Point ALIAS (such as champion) of MODEL at VERSION; 0 removes it."""
-    from treadle.cli.plain import plain
+    from treadle.cli.ui.to_jsonable import plain
 
     async with session.client() as client:
         found = await client.set_alias(model_name, alias_name, version)
@@ -134,9 +134,9 @@ def _aliases(aliases: dict[str, int]) -> str:
 def _picture(found: "registry_pb2.ModelVersion") -> Any:
     from rich.console import Group
 
-    from treadle.cli.output import facts, table
-    from treadle.cli.plain import metrics, moment
-    from treadle.cli.served import served
+    from treadle.cli.ui.output import facts, table
+    from treadle.cli.ui.serving_form import served
+    from treadle.cli.ui.to_jsonable import metrics, moment
     from treadle.client.references import show as show_ref
 
     manifest = found.manifest
@@ -169,7 +169,7 @@ def _picture(found: "registry_pb2.ModelVersion") -> Any:
 
 
 def _tensor(spec: "types_pb2.TensorSpec") -> tuple[str, str, str, str]:
-    from treadle.rpc.columns import from_proto
+    from treadle.rpc.codec.columns import from_proto
 
     columns = f"{len(spec.columns)}: {', '.join(spec.columns)}" if spec.columns else ""
     return spec.name, from_proto(spec.dtype), str(list(spec.shape)), columns

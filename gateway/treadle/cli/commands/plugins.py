@@ -18,8 +18,8 @@ def plugins() -> None:
 @command("list")
 async def list_(session: Session) -> None:
     """List the installed plugins: what each provides, and whether it works."""
-    from treadle.cli.output import table
-    from treadle.cli.plain import plain
+    from treadle.cli.ui.output import table
+    from treadle.cli.ui.to_jsonable import plain
     from treadle.plugins.manager import Plugins
 
     found = Plugins.load().info()
@@ -38,8 +38,8 @@ async def check(session: Session, name: str) -> None:
 
     Exit status 1 if a test fails.
     """
-    from treadle.cli.output import table
-    from treadle.cli.plain import plain
+    from treadle.cli.ui.output import table
+    from treadle.cli.ui.to_jsonable import plain
     from treadle.plugins.check import check_plugin
 
     with session.out.progress(f"checking {name}"):

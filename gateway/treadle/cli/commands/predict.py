@@ -67,7 +67,7 @@ async def predict(
                 sticky_key=sticky_key,
                 pin_version=pin,
             )
-    from treadle.cli.plain import plain
+    from treadle.cli.ui.to_jsonable import plain
 
     session.out.show(plain(answer), lambda: _picture(answer, with_features))
 
@@ -76,7 +76,7 @@ def given_rows(
     entities: tuple[str, ...], context: tuple[str, ...], tensors: tuple[str, ...], rows: str | None
 ) -> Mapping[str, Mapping[str, Any]]:
     """Columns by name under "entities", "context", "tensors", from options or a file. UsageError without any."""
-    from treadle.cli.cells import columns_of, read_rows
+    from treadle.cli.ui.row_input import columns_of, read_rows
 
     typed = {
         part: columns_of(cells, part)
@@ -97,8 +97,8 @@ def given_rows(
 def _picture(answer: "Prediction", with_features: bool) -> Any:
     from rich.console import Group
 
-    from treadle.cli.output import facts, table
-    from treadle.cli.plain import plain
+    from treadle.cli.ui.output import facts, table
+    from treadle.cli.ui.to_jsonable import plain
 
     names = list(answer.outputs)
     columns = [map(_cell, plain(answer.outputs[name])) for name in names]
@@ -119,8 +119,8 @@ def _picture(answer: "Prediction", with_features: bool) -> Any:
 
 def _features(features: "list[Feature]", with_values: bool) -> Any:
     """The first row's features: a picture for people, not all the data."""
-    from treadle.cli.output import table
-    from treadle.cli.plain import plain
+    from treadle.cli.ui.output import table
+    from treadle.cli.ui.to_jsonable import plain
 
     rows = []
     for feature in features:

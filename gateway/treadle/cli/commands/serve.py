@@ -4,17 +4,15 @@ import asyncio
 import json
 import os
 import signal
-import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from datetime import UTC, datetime
 
 import click
 
 from treadle.cli.command import FAILED, Session, command
-from treadle.cli.errors import CommandError
-from treadle.cli.services import SERVICES
+from treadle.mesh.errors import CommandError
+from treadle.mesh.failure_log import log_failure
+from treadle.mesh.services import SERVICES
 
 # Besides those of the processes: where commands find a mesh, and what tests are told.
 _READ_BY_COMMANDS = frozenset({
@@ -52,7 +50,7 @@ def serve(
         session.out.show(_envoy_config(services), lambda: json.dumps(_envoy_config(services), indent=2))
         return
     if workers > 1:
-        from treadle.cli.workers import run_workers
+        from treadle.mesh.workers import run_workers
 
         raise SystemExit(run_workers(services, workers, host, os.environ))
     supervised = bool(os.environ.get("TREADLE_SUPERVISED"))
@@ -70,19 +68,19 @@ def _serve(services: Sequence[str], host: str | None, environ: Mapping[str, str]
 
     refuse_misspelt(environ)
     if choose(services, host).host == ENVOY:
-        from treadle.cli.hosted import launch
+        from treadle.mesh.envoy_app import launch
 
         launch(services, environ)
     if supervised:
-        from treadle.cli.lifeline import end_with_parent
+        from treadle.mesh.parent_watch import end_with_parent
 
         end_with_parent()
     asyncio.run(_serve_on_grpcio(services, environ))
 
 
 async def _serve_on_grpcio(services: Sequence[str], environ: Mapping[str, str]) -> None:
-    from treadle.cli.services import members
-    from treadle.rpc.serving import serve as serve_process
+    from treadle.mesh.services import members
+    from treadle.rpc.app.serving import serve as serve_process
 
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -91,8 +89,8 @@ async def _serve_on_grpcio(services: Sequence[str], environ: Mapping[str, str]) 
 
 
 def _envoy_config(services: Sequence[str]) -> dict[str, object]:
-    from treadle.cli.hosted import settings_of
-    from treadle.rpc.envoy.config import envoy_config
+    from treadle.mesh.envoy_app import settings_of
+    from treadle.rpc.hosts.envoy.config import envoy_config
 
     refuse_misspelt(os.environ)
     return envoy_config(settings_of(services, os.environ))
@@ -100,9 +98,9 @@ def _envoy_config(services: Sequence[str]) -> dict[str, object]:
 
 def refuse_misspelt(environ: Mapping[str, str]) -> None:
     """A variable of Treadle's that nothing reads is an error. Each service looks at its own, TREADLE_<SERVICE>_…."""
-    from treadle.rpc.errors import InvalidInput
-    from treadle.rpc.hints import unknown
-    from treadle.rpc.serving import ProcessSettings
+    from treadle.core.errors import InvalidInput
+    from treadle.core.hints import unknown
+    from treadle.rpc.app.serving import ProcessSettings
 
     read = {f"TREADLE_{field.name.upper()}" for field in fields(ProcessSettings)} | _READ_BY_COMMANDS
     read |= {f"TREADLE_{kind}_{name.upper()}" for kind in ("LISTEN", "METRICS_LISTEN") for name in SERVICES}
@@ -110,16 +108,3 @@ def refuse_misspelt(environ: Mapping[str, str]) -> None:
     for variable in environ:
         if variable.startswith("TREADLE_") and variable not in read and not variable.startswith(prefixes):
             raise InvalidInput(f"environment: {unknown('variable', variable, read)}")
-
-
-def log_failure(service: str, error: BaseException) -> None:
-    """The last line of the log, in the form of the others: what the supervisor shows."""
-    line = {
-        "service": service,
-        "event": f"ended: {getattr(error, 'message', None) or f'{type(error).__name__}: {error}'}",
-        "level": "error",
-        "timestamp": datetime.now(UTC).isoformat(),
-        "traceback": "".join(traceback.format_exception(error)),
-    }
-    sys.stderr.write(json.dumps(line) + "\n")
-    sys.stderr.flush()

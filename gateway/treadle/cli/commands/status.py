@@ -4,10 +4,10 @@ import asyncio
 from typing import Any
 
 from treadle.cli.command import FAILED, Session, command, require_listening
-from treadle.cli.control import ask
-from treadle.cli.errors import CommandError
-from treadle.cli.health import Health, check
-from treadle.cli.output import table
+from treadle.cli.ui.output import table
+from treadle.mesh.control import ask
+from treadle.mesh.errors import CommandError
+from treadle.mesh.health import Health, check
 
 
 @command(on_mesh=True)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from treadle.cli.command import Session, command, require_listening
-from treadle.cli.services import TRACES
+from treadle.mesh.services import TRACES
 
 _PIPE_WIDTH = 120
 
@@ -27,11 +27,11 @@ async def trace(
     """
     address = session.traces
     await require_listening(address)
-    from treadle.cli.plain import plain
-    from treadle.observability import waterfall
-    from treadle.observability.convert import summary_from_proto, trace_from_proto
-    from treadle.observability.telemetry import Telemetry
-    from treadle.rpc.channel import Channel
+    from treadle.cli.ui.to_jsonable import plain
+    from treadle.observability.telemetry.telemetry import Telemetry
+    from treadle.observability.tracestore import waterfall
+    from treadle.observability.tracestore.proto_codec import summary_from_proto, trace_from_proto
+    from treadle.rpc.client.channel import Channel
     from treadle.v1 import traces_pb2, traces_pb2_grpc
 
     async with Channel(address, service=TRACES, telemetry=Telemetry.off("cli")) as channel:

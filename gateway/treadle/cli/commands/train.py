@@ -37,7 +37,7 @@ async def train(
     """
     if no_push and folder is None:
         raise click.UsageError("--no-push needs --folder")
-    from treadle.cli.plain import plain
+    from treadle.cli.ui.to_jsonable import plain
     from treadle.client.references import show
     from treadle.jobs.train import run_training
 
@@ -66,6 +66,6 @@ def _parameter(text: str) -> tuple[str, Any]:
 
 
 def _about(manifest: "registry_pb2.Manifest") -> str:
-    from treadle.cli.plain import metrics
+    from treadle.cli.ui.to_jsonable import metrics
 
     return f"{manifest.backend}, {metrics(manifest.metrics) or 'no metrics'}"

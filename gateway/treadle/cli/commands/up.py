@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from treadle.cli.command import Session, command, home_option
-from treadle.cli.services import BASE_PORT, SERVICES
-from treadle.cli.supervisor import Mesh
+from treadle.mesh.services import BASE_PORT, SERVICES
+from treadle.mesh.supervisor import Mesh
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -119,7 +119,7 @@ def _picture(mesh: Mesh, seconds: float) -> "RenderableType":
     from rich.console import Group
     from rich.text import Text
 
-    from treadle.cli.output import facts, table
+    from treadle.cli.ui.output import facts, table
 
     plan = mesh.plan
     rows = [

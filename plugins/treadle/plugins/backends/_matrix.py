@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from treadle.core.errors import InvalidInput, Violation
 from treadle.plugins.tensors import Array, Signature, Tensors
-from treadle.rpc.errors import InvalidInput, Violation
 
 _NOT_NUMERIC = frozenset({"STRING", "BYTES", "TIMESTAMP"})
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from treadle.rpc.errors import InvalidInput
+from treadle.core.errors import InvalidInput
 
 _PLAIN = re.compile(r"[\w.:+\-]*")
 # Sizes are written as sympy's constructors: Mul(Integer(2), Symbol('s0', positive=True, integer=True)).

@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from treadle.core.errors import InvalidInput, Violation
 from treadle.plugins.backend import Example, LoadedModel, ModelBackend, ModelSource
 from treadle.plugins.errors import BackendFault, NotCompiled
-from treadle.plugins.spec import RegisterBackend, hookimpl
+from treadle.plugins.hookspecs import RegisterBackend, hookimpl
 from treadle.plugins.tensors import Signature, Tensors
-from treadle.rpc.errors import InvalidInput, Violation
 
 FILE = "model.onnx"
 

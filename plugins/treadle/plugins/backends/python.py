@@ -14,11 +14,11 @@ from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
+from treadle.core.errors import DataLoss, InvalidInput
 from treadle.plugins.backend import Example, LoadedModel, ModelBackend, ModelSource
 from treadle.plugins.errors import BackendFault
-from treadle.plugins.spec import RegisterBackend, hookimpl
+from treadle.plugins.hookspecs import RegisterBackend, hookimpl
 from treadle.plugins.tensors import Array, Tensors
-from treadle.rpc.errors import DataLoss, InvalidInput
 
 FILE = "function.json"
 Heuristic: TypeAlias = Callable[[dict[str, Array]], dict[str, Array]]

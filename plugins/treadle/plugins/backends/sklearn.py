@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from treadle.core.errors import InvalidInput
 from treadle.plugins.backend import Example, LoadedModel, ModelBackend, ModelSource
 from treadle.plugins.backends._matrix import assemble, check_numeric, check_width, example_rows, labels
 from treadle.plugins.errors import BackendFault
-from treadle.plugins.spec import RegisterBackend, hookimpl
+from treadle.plugins.hookspecs import RegisterBackend, hookimpl
 from treadle.plugins.tensors import Array, Tensors
-from treadle.rpc.errors import InvalidInput
 
 FILE = "model.skops"
 
@@ -72,7 +72,7 @@ class SklearnBackend(ModelBackend):
     def save(self, model: Any, folder: Path, sample: Tensors) -> None:
         import skops.io
 
-        from treadle.plugins.backends._last_step import booster_of, save_last
+        from treadle.plugins.backends.onnx_export.pipeline_tail import booster_of, save_last
 
         booster = booster_of(model)
         if booster is not None:
@@ -92,7 +92,7 @@ class SklearnBackend(ModelBackend):
             )
 
     def load(self, source: ModelSource) -> LoadedModel:
-        from treadle.plugins.backends._last_step import Chain, load_last
+        from treadle.plugins.backends.onnx_export.pipeline_tail import Chain, load_last
 
         self.check_options(source.options)
         check_numeric(source.signature)
@@ -108,7 +108,7 @@ class SklearnBackend(ModelBackend):
         return _SklearnModel(estimator, inputs, source.threads) if last is None else Chain(estimator, last, inputs)
 
     def to_onnx(self, model: Any, sample: Tensors, source: ModelSource) -> bytes:
-        from treadle.plugins.backends._sklearn_onnx import to_onnx
+        from treadle.plugins.backends.onnx_export.sklearn import to_onnx
 
         return to_onnx(model, sample, source.signature)
 

@@ -17,12 +17,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from treadle.core.errors import InvalidInput
 from treadle.plugins.backend import Example, LoadedModel, ModelBackend, ModelSource
 from treadle.plugins.backends import _torch_program
 from treadle.plugins.errors import BackendFault
-from treadle.plugins.spec import RegisterBackend, hookimpl
+from treadle.plugins.hookspecs import RegisterBackend, hookimpl
 from treadle.plugins.tensors import Array, Tensors
-from treadle.rpc.errors import InvalidInput
 
 PROGRAM = "program.json"
 WEIGHTS = "weights.safetensors"
@@ -76,7 +76,7 @@ class TorchBackend(ModelBackend):
         return _TorchModel(runnable, inputs, _names(names, source.options.get("outputs", ""), runnable), source.threads)
 
     def to_onnx(self, model: Any, sample: Tensors, source: ModelSource) -> bytes:
-        from treadle.plugins.backends._torch_onnx import to_onnx
+        from treadle.plugins.backends.onnx_export.torch import to_onnx
 
         with _evaluating(model):
             return to_onnx(model, _example_inputs(sample), source.signature)

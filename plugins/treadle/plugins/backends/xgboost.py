@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from treadle.core.errors import InvalidInput
 from treadle.plugins.backend import Example, LoadedModel, ModelBackend, ModelSource
-from treadle.plugins.backends._graph import Graph
 from treadle.plugins.backends._matrix import assemble, check_numeric, check_width, example_rows, is_one_of, two_columns
-from treadle.plugins.backends._seal import read_sealed, seal
+from treadle.plugins.backends._signing import read_sealed, seal
+from treadle.plugins.backends.onnx_export.graph import Graph
 from treadle.plugins.errors import BackendFault
-from treadle.plugins.spec import RegisterBackend, hookimpl
+from treadle.plugins.hookspecs import RegisterBackend, hookimpl
 from treadle.plugins.tensors import Array, Tensors
-from treadle.rpc.errors import InvalidInput
 
 FILE = "model.ubj"
 
@@ -63,7 +63,7 @@ class XgboostBackend(ModelBackend):
 
     def answers(self, model: Any, graph: Graph, matrix: str) -> dict[str, str]:
         """Adds the model to a graph; its outputs by name."""
-        from treadle.plugins.backends._boosters_onnx import xgboost_answers
+        from treadle.plugins.backends.onnx_export.boosters import xgboost_answers
 
         return xgboost_answers(_booster(model), graph, matrix)
 

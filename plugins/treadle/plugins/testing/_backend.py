@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from treadle.core.errors import InvalidInput, TreadleError
 from treadle.plugins.backend import Example, LoadedModel, ModelBackend, ModelSource
-from treadle.plugins.comparing import Tolerance, compare
+from treadle.plugins.compiling.comparing import Tolerance, compare
 from treadle.plugins.errors import NotCompiled
+from treadle.plugins.hookspecs import hookimpl
 from treadle.plugins.host import host
 from treadle.plugins.manager import Plugins
 from treadle.plugins.packaging import MANIFEST, read_package, save_model
-from treadle.plugins.spec import hookimpl
 from treadle.plugins.tensors import Array, Signature, Tensors
-from treadle.rpc.errors import InvalidInput, TreadleError
 from treadle.v1 import registry_pb2
 
 _FAILS_CLEANLY = frozenset({"InvalidInput", "BackendFault", "DataLoss", "NotFound"})

@@ -9,10 +9,10 @@ import json
 import sys
 from pathlib import Path
 
+from treadle.core.errors import TreadleError
 from treadle.plugins.backend import ModelBackend
 from treadle.plugins.checked import CheckedModel, Sample
 from treadle.plugins.packaging import read_package, source_of
-from treadle.rpc.errors import TreadleError
 
 
 def _load(backend: ModelBackend, folder: Path) -> tuple[str, str]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from treadle.core.errors import InvalidInput
 from treadle.plugins.stores import OnlineStore, OnlineStoreKind
-from treadle.rpc.errors import InvalidInput
 
 
 class OnlineStoreContract:

@@ -1,1 +1,1 @@
-"""What a service is hosted by: `grpcio` (works everywhere) or `treadle.rpc.envoy` (faster). `choice` says which."""
+"""What a service is hosted by: `grpcio` (works everywhere) or `envoy` (faster). `choice` says which."""

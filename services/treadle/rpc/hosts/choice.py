@@ -6,7 +6,7 @@ import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from treadle.rpc.errors import FailedPrecondition
+from treadle.core.errors import FailedPrecondition
 
 GRPCIO, ENVOY = "grpcio", "envoy"
 HOSTS = (ENVOY, GRPCIO)

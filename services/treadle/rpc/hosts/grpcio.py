@@ -6,11 +6,11 @@ from typing import Any
 
 import grpc.aio
 
-from treadle.rpc.errors import FailedPrecondition
-from treadle.rpc.hosts.http import serve_http
+from treadle.core.errors import FailedPrecondition
+from treadle.rpc.app.runtime import Health
 from treadle.rpc.hosts.listen import Listen, add_common_services
-from treadle.rpc.server import Server
-from treadle.rpc.service import Health
+from treadle.rpc.hosts.uvicorn import serve_http
+from treadle.rpc.server.server import Server
 
 
 class GrpcioHost:

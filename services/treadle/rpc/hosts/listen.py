@@ -9,10 +9,10 @@ from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION
 from grpc_reflection.v1alpha.reflection import aio as reflection_aio
 
-from treadle.rpc.channel import Tls
-from treadle.rpc.errors import FailedPrecondition
-from treadle.rpc.server import Server
-from treadle.rpc.service import Health
+from treadle.core.errors import FailedPrecondition
+from treadle.rpc.app.runtime import Health
+from treadle.rpc.client.channel import Tls
+from treadle.rpc.server.server import Server
 
 _LOOPBACK = ("127.", "localhost:", "[::1]:", "unix:")
 

@@ -1,0 +1,1 @@
+"""REST entry points: deployments, and the Open Inference Protocol over HTTP."""

@@ -1,0 +1,1 @@
+"""Prediction records: written to disk before answers leave, sent to the evaluation service afterwards."""

@@ -1,0 +1,83 @@
+"""What the gateway counts. Names are a contract with dashboards and alerts."""
+
+from collections.abc import Callable, Sequence
+
+from treadle.gateway.pipeline.request import Answer
+from treadle.gateway.policy.deployments import Ref
+from treadle.observability.telemetry.metrics import SIZE_BUCKETS, Meters
+
+_Kind = tuple[str, Ref, str, bool]
+"""Deployment, version, served by, degraded."""
+_Bound = tuple[Callable[[float], None], Callable[[float, str], None], Callable[[float, str], None]]
+
+
+class GatewayMeters:
+    """The gateway's metrics, made once."""
+
+    def __init__(self, meters: Meters) -> None:
+        version = ["deployment", "model", "version", "served_by"]
+        self._answers = meters.counter("treadle_gateway_answers_total", "Requests answered.", [*version, "degraded"])
+        self._seconds = meters.histogram(
+            "treadle_gateway_answer_seconds", "Time from admission to answer.", ["deployment", "served_by"]
+        )
+        self._rows = meters.histogram(
+            "treadle_gateway_request_rows", "Rows of the requests answered.", ["deployment"], SIZE_BUCKETS
+        )
+        self._shadows = meters.counter(
+            "treadle_gateway_shadows_total", "Shadow requests by how they ended.", ["version", "outcome"]
+        )
+        self._records = meters.counter(
+            "treadle_gateway_records_total", "Prediction records (rows) that the ledger has acknowledged.", ["outcome"]
+        )
+        self._dropped = meters.counter(
+            "treadle_gateway_records_dropped_total", "Prediction records (requests) that were not kept.", ["reason"]
+        )
+        self._bound: dict[_Kind, _Bound] = {}
+        self._spooled = meters.gauge("treadle_gateway_spool_bytes", "Bytes of records that wait to be sent.")
+
+    def answered(self, deployment: str, answer: Answer, seconds: float) -> None:
+        """One request's answer."""
+        kind = (deployment, answer.ref, answer.served_by, bool(answer.degraded_reason))
+        count, observe_seconds, observe_rows = self._bound.get(kind) or self._bind(kind)
+        count(1)
+        observe_seconds(seconds, "")
+        observe_rows(len(answer.prediction_ids), "")
+
+    def answered_rows(
+        self, deployment: str, ref: Ref, served_by: str, seconds: Sequence[float], *, degraded: bool
+    ) -> None:
+        """The answers to several requests of one row each."""
+        kind = (deployment, ref, served_by, degraded)
+        count, *_ = self._bound.get(kind) or self._bind(kind)
+        count(len(seconds))
+        self._seconds.observe_many(seconds, deployment=deployment, served_by=served_by)
+        self._rows.observe_many([1.0] * len(seconds), deployment=deployment)
+
+    def _bind(self, kind: _Kind) -> _Bound:
+        """The three metrics of one kind of answer. Kinds are as many as policies make them: a caller can't."""
+        deployment, ref, served_by, degraded = kind
+        version = {"deployment": deployment, "model": ref.model, "version": ref.version, "served_by": served_by}
+        bound = (
+            self._answers.bound(**version, degraded=degraded),
+            self._seconds.bound(deployment=deployment, served_by=served_by),
+            self._rows.bound(deployment=deployment),
+        )
+        self._bound[kind] = bound
+        return bound
+
+    def shadowed(self, version: str, outcome: str) -> None:
+        """One shadow request's end: "ok", "error" or "dropped"."""
+        self._shadows.add(1, version=version, outcome=outcome)
+
+    def sent(self, recorded: int, duplicate: int) -> None:
+        """Rows that the ledger acknowledged."""
+        self._records.add(recorded, outcome="recorded")
+        self._records.add(duplicate, outcome="duplicate")
+
+    def dropped(self, reason: str) -> None:
+        """One record that was not kept."""
+        self._dropped.add(1, reason=reason)
+
+    def spooled(self, held: int) -> None:
+        """Bytes that wait."""
+        self._spooled.set(held)

@@ -1,0 +1,1 @@
+"""Deployments: followed from the registry, kept on disk, applied when their versions are ready."""

@@ -1,0 +1,32 @@
+"""The two hops of a request, as the core sees them. Coalescing and caching wrap these; nothing is patched."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from treadle.core.column import Column
+from treadle.gateway.pipeline.feature_batch import Features
+from treadle.gateway.pipeline.request import Tensors
+from treadle.gateway.policy.deployments import Ref
+
+
+class FeatureLookup(Protocol):
+    """Looks features up online."""
+
+    async def look_up(
+        self, service: str, entities: Sequence[Column], context: Sequence[Column], now_micros: int, timeout: float
+    ) -> Features:
+        """Features by name, one row for each row of the columns.
+
+        `now_micros` is the moment that ages are counted from, 0: now. `timeout` is in seconds. Raises TreadleError:
+        InvalidInput when the caller's columns are wrong, DeadlineExceeded when the time is up, others when the service
+        can't answer.
+        """
+        ...
+
+
+class Inference(Protocol):
+    """Runs a model version."""
+
+    async def infer(self, ref: Ref, inputs: Tensors, outputs: Sequence[str], timeout: float) -> Tensors:
+        """Outputs by name with as many rows as the inputs; all of them when `outputs` is empty. Raises TreadleError."""
+        ...

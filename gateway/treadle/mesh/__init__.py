@@ -1,0 +1,1 @@
+"""The local mesh: all services as supervised child processes."""

@@ -1,0 +1,59 @@
+"""What runs inside an Envoy: `app` is the ASGI application that its configuration names.
+
+The environment says which services it holds (TREADLE_SERVING=gateway,features) and how they are configured.
+"""
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+from treadle.mesh.failure_log import log_failure
+from treadle.mesh.services import members
+from treadle.rpc.app.serving import envoy_settings, serve
+from treadle.rpc.hosts.envoy.config import EnvoySettings
+from treadle.rpc.hosts.envoy.host import EnvoyProcess
+from treadle.rpc.hosts.envoy.tracing import FLUSH_SECONDS
+
+APP = f"{__name__}:app"
+_SERVING = "TREADLE_SERVING"
+
+
+def settings_of(services: Sequence[str], environ: Mapping[str, str]) -> EnvoySettings:
+    """What the Envoy of these services is configured by."""
+    return envoy_settings(APP, services, environ)
+
+
+def launch(services: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
+    """Turns this process into the Envoy that hosts them."""
+    from treadle.core.settings import settings_from
+    from treadle.rpc.app.serving import ProcessSettings, with_ports
+    from treadle.rpc.hosts.envoy.process import become_envoy
+
+    environ = with_ports(services, environ)
+    drain_seconds = settings_from(ProcessSettings, environ, "").drain_seconds
+    become_envoy(settings_of(services, environ), {**environ, _SERVING: ",".join(services)}, drain_seconds=drain_seconds)
+
+
+async def _run(process: EnvoyProcess) -> None:
+    services = os.environ[_SERVING].split(",")
+    if os.environ.get("TREADLE_SUPERVISED"):
+        from treadle.mesh.parent_watch import end_with_parent
+
+        end_with_parent()
+    try:
+        await serve(
+            members(services),
+            os.environ,
+            stopping=process.stopping,
+            make_host=process.host,
+            started=process.started.set,
+        )
+        if os.environ.get("TREADLE_OTLP_ENDPOINT"):
+            await asyncio.sleep(2 * FLUSH_SECONDS)  # Envoy drops the spans that it has not sent when it ends
+    except BaseException as error:
+        log_failure(services[0], error)
+        raise
+
+
+app = EnvoyProcess(_run)

@@ -1,0 +1,1 @@
+"""What a process emits: traces, metrics and logs, with values redacted."""

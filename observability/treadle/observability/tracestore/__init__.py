@@ -1,0 +1,1 @@
+"""The built-in trace store: OTLP in, waterfalls out."""

@@ -1,0 +1,1 @@
+"""The prediction ledger: records of predictions and labels, and queries over them."""

@@ -1,0 +1,1 @@
+"""Quality of what is deployed, from recorded predictions and labels."""

@@ -1,0 +1,1 @@
+"""Evaluation of a model version on a dataset: metrics, intervals, slices, gates."""

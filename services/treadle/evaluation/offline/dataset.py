@@ -1,0 +1,159 @@
+"""Datasets: Parquet files read into columns, and columns packed into a model's inputs."""
+
+import glob
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from treadle.core.column import Array, Column
+from treadle.core.dtypes import numpy_dtype
+from treadle.core.errors import InvalidInput, NotFound
+from treadle.core.hints import unknown
+from treadle.plugins.tensor_spec import TensorSpec
+from treadle.plugins.tensors import Signature
+
+MAXIMUM_ROWS = 10_000_000
+
+
+def files_of(path: str) -> list[Path]:
+    """The files of a Parquet file, folder or glob, in order of name; NotFound if there is none."""
+    root = Path(path) if path else None
+    if root is not None and root.is_dir():
+        found = sorted(root.rglob("*.parquet"))
+    else:
+        found = sorted(map(Path, glob.glob(path, recursive=True))) if path else []  # noqa: PTH207  # absolute patterns
+    found = [file for file in found if file.is_file()]
+    if not found:
+        raise NotFound(f'dataset "{path}" holds no Parquet file that the evaluation service can see')
+    return found
+
+
+def digest_of(files: Sequence[Path]) -> str:
+    """SHA-256 over the bytes of the files, in order, each preceded by its length."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.stat().st_size.to_bytes(8, "big"))
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_columns(files: Sequence[Path], names: Sequence[str]) -> dict[str, Column]:
+    """The named columns of all files; InvalidInput if one is missing, has a type that nothing here can hold, or all
+    are empty."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    wanted = list(dict.fromkeys(names))
+    try:
+        tables = []
+        for file in files:
+            with pq.ParquetFile(file) as parquet:
+                known = parquet.schema_arrow.names
+                missing = [name for name in wanted if name not in known]
+                if missing:
+                    words = "; ".join(unknown("column", name, known) for name in missing)
+                    raise InvalidInput(f"dataset file {file.name} lacks what is needed: {words}")
+                tables.append(parquet.read(columns=wanted))
+        table = pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
+        raise InvalidInput(f"dataset cannot be read as Parquet: {error}") from error
+    if not 0 < table.num_rows <= MAXIMUM_ROWS:
+        raise InvalidInput(f"dataset has {table.num_rows} rows; 1 to {MAXIMUM_ROWS:,} are wanted")
+    return {name: _column(name, table[name]) for name in wanted}
+
+
+def with_labels(columns: Mapping[str, Column], label: str) -> dict[str, Column]:
+    """The rows whose label is known."""
+    nulls = columns[label].nulls
+    if nulls is None:
+        return dict(columns)
+    known = np.flatnonzero(~nulls)
+    if not known.size:
+        raise InvalidInput(f'no row of the dataset has a label: column "{label}" is null throughout')
+    taken = {name: column.take(known) for name, column in columns.items()}
+    return taken | {label: Column(label, taken[label].dtype, taken[label].values)}
+
+
+def model_inputs(signature: Signature, columns: Mapping[str, Column]) -> dict[str, Array]:
+    """Tensors for all rows. A null is NaN where the signature allows it, else an InvalidInput that names the column."""
+    return {spec.name: _packed(spec, columns) if spec.columns else _single(spec, columns) for spec in signature.inputs}
+
+
+def _packed(spec: TensorSpec, columns: Mapping[str, Column]) -> Array:
+    dtype = numpy_dtype(spec.dtype)
+    rows = columns[spec.columns[0]].rows
+    packed = np.empty((rows, len(spec.columns)), dtype=dtype)
+    for index, name in enumerate(spec.columns):
+        packed[:, index] = _values(spec, columns[name])
+    return packed
+
+
+def _single(spec: TensorSpec, columns: Mapping[str, Column]) -> Array:
+    values = _values(spec, columns[spec.name])
+    return values[:, None] if spec.shape == (-1, 1) and values.ndim == 1 else values
+
+
+def _values(spec: TensorSpec, column: Column) -> Array:
+    """The column in the type of the tensor, losing nothing but float precision."""
+    wanted = numpy_dtype(spec.dtype)
+    if (wanted.kind == "O") != (column.values.dtype.kind == "O") or (wanted.kind == "O" and spec.dtype != column.dtype):
+        raise InvalidInput(
+            f'column "{column.name}" is {column.dtype}; input "{spec.name}" of the model wants {spec.dtype}'
+        )
+    if wanted.kind == "f":
+        values = column.as_float(spec.dtype)
+        if not spec.allow_nan and (bad := np.flatnonzero(np.isnan(values.reshape(len(values), -1)).any(axis=1))).size:
+            raise InvalidInput(_no_nulls(spec, column, bad))
+        return values
+    if column.nulls is not None and column.nulls.any():
+        raise InvalidInput(_no_nulls(spec, column, np.flatnonzero(column.nulls)))
+    values = column.values
+    if values.dtype != wanted:
+        converted = values.astype(wanted)
+        if not np.array_equal(converted.astype(values.dtype), values):
+            raise InvalidInput(f'column "{column.name}" is {column.dtype} with values that {spec.dtype} cannot hold')
+        return converted
+    return values
+
+
+def _no_nulls(spec: TensorSpec, column: Column, rows: Array) -> str:
+    return (
+        f'column "{column.name}" is null or NaN in {rows.size} rows, first in row {rows[0]}; input "{spec.name}" '
+        "of the model does not accept that: fill them, or sign the model with allow_nan"
+    )
+
+
+def _column(name: str, array: Any) -> Column:
+    import pyarrow as pa
+
+    array = array.combine_chunks()
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        array, kind = array.dictionary_decode(), kind.value_type
+    nulls = array.is_null().to_numpy(zero_copy_only=False) if array.null_count else None
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
+        filler = b"" if pa.types.is_binary(kind) else ""
+        return Column.of(name, array.fill_null(filler).to_numpy(zero_copy_only=False).astype(object), nulls,
+                         "BYTES" if filler == b"" else "STRING")  # fmt: skip
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        array = array.cast(pa.timestamp("us"), safe=False)
+        filled = array.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
+        return Column(name, "TIMESTAMP", filled.astype("datetime64[us]"), nulls)
+    if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        zero = False if pa.types.is_boolean(kind) else 0
+        return Column.of(name, array.fill_null(pa.scalar(zero, kind)).to_numpy(zero_copy_only=False), nulls)
+    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+        return _vectors(name, array, nulls)
+    raise InvalidInput(f'column "{name}" has the Parquet type {kind}, which no model input can take')
+
+
+def _vectors(name: str, array: Any, nulls: Array | None) -> Column:
+    lengths = np.diff(array.offsets.to_numpy()) if hasattr(array, "offsets") else np.array([array.type.list_size])
+    if nulls is not None or len(np.unique(lengths)) != 1:
+        raise InvalidInput(f'column "{name}" must hold lists of one length, without nulls')
+    return Column.of(name, array.flatten().to_numpy(zero_copy_only=False).reshape(-1, int(lengths[0])))

@@ -1,0 +1,1 @@
+"""Historical features: point-in-time joins over Parquet."""

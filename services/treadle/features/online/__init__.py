@@ -1,0 +1,1 @@
+"""Online features: keys, stored rows, lookups, transforms."""

@@ -1,0 +1,191 @@
+"""`inference.GRPCInferenceService` over a repository: decode, call, encode."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from importlib.metadata import version as installed_version
+
+from treadle import oip
+from treadle.core.errors import FailedPrecondition, InvalidInput, TreadleError, Violation
+from treadle.core.numbers import whole_number
+from treadle.inference.api import descriptions as describe
+from treadle.inference.api.data_plane import Inferring
+from treadle.inference.api.infer_codec import refuse_unknown
+from treadle.inference.models.entry import State
+from treadle.inference.models.manifest_cache import Catalogue
+from treadle.inference.models.models import ModelKey
+from treadle.inference.models.repository import Repository
+from treadle.oip.service import Context
+from treadle.rpc import context as call_context
+from treadle.rpc.server.streams import answered
+
+_EXTENSIONS = (
+    "binary_tensor_data",
+    "model_configuration",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "parameters",
+    "statistics",
+)
+_Parameters = Mapping[str, oip.ModelRepositoryParameter]
+
+
+class InferenceServicer(oip.GRPCInferenceServiceServicer):
+    """All twelve RPCs."""
+
+    def __init__(
+        self,
+        inferring: Inferring,
+        catalogue: Catalogue,
+        *,
+        save_pins: Callable[[], Awaitable[None]],
+        max_batch_rows: int,
+        stream_in_flight: int,
+    ) -> None:
+        self._inferring = inferring
+        self._repository: Repository = inferring.repository
+        self._catalogue = catalogue
+        self._save_pins = save_pins
+        self._max_batch_rows = max_batch_rows
+        self._stream_in_flight = stream_in_flight
+
+    async def ServerLive(self, request: oip.ServerLiveRequest, context: Context) -> oip.ServerLiveResponse:
+        """True: this was answered."""
+        return oip.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: oip.ServerReadyRequest, context: Context) -> oip.ServerReadyResponse:
+        """Whether requests are taken. Each model has a readiness of its own."""
+        return oip.ServerReadyResponse(ready=True)
+
+    async def ModelReady(self, request: oip.ModelReadyRequest, context: Context) -> oip.ModelReadyResponse:
+        """Whether the version that a request would mean is READY."""
+        entry = self._repository.find(request.name, request.version)
+        return oip.ModelReadyResponse(ready=entry.state is State.READY)
+
+    async def ServerMetadata(self, request: oip.ServerMetadataRequest, context: Context) -> oip.ServerMetadataResponse:
+        """Name, version, extensions as Triton names them."""
+        return oip.ServerMetadataResponse(
+            name="treadle-inference", version=installed_version("treadle"), extensions=_EXTENSIONS
+        )
+
+    async def ModelMetadata(self, request: oip.ModelMetadataRequest, context: Context) -> oip.ModelMetadataResponse:
+        """UNAVAILABLE until the model is READY."""
+        served = self._repository.serving(request.name, request.version)
+        versions = [
+            str(entry.key.version)
+            for entry in self._repository.entries
+            if entry.key.name == request.name and entry.state is State.READY
+        ]
+        return describe.metadata(served, versions)
+
+    async def ModelConfig(self, request: oip.ModelConfigRequest, context: Context) -> oip.ModelConfigResponse:
+        """UNAVAILABLE until the model is READY."""
+        served = self._repository.serving(request.name, request.version)
+        return oip.ModelConfigResponse(config=describe.config(served, self._max_batch_rows))
+
+    async def ModelStatistics(
+        self, request: oip.ModelStatisticsRequest, context: Context
+    ) -> oip.ModelStatisticsResponse:
+        """Of one version, of all versions of a model, or of all models."""
+        if request.name and request.version:
+            found = [self._repository.find(request.name, request.version)]
+        else:
+            if request.name:
+                self._repository.find(request.name)
+            found = [e for e in self._repository.entries if not request.name or e.key.name == request.name]
+        return oip.ModelStatisticsResponse(
+            model_stats=[describe.statistics(entry.served) for entry in found if entry.served is not None]
+        )
+
+    async def ModelInfer(self, request: oip.ModelInferRequest, context: Context) -> oip.ModelInferResponse:
+        """One request; batched with others behind the scenes."""
+        return await self._inferring.infer(request)
+
+    async def ModelStreamInfer(
+        self, request_iterator: AsyncIterator[oip.ModelInferRequest], context: Context
+    ) -> AsyncIterator[oip.ModelStreamInferResponse]:
+        """Many requests in flight at once, answered in their order."""
+        strict = call_context.current().metadata.get("triton_grpc_error", "") == "true"
+
+        async def answer(request: oip.ModelInferRequest) -> oip.ModelStreamInferResponse:
+            return await self._streamed(request, strict)
+
+        async for response in answered(request_iterator, answer, self._stream_in_flight, in_order=True):
+            yield response
+
+    async def _streamed(self, request: oip.ModelInferRequest, strict: bool) -> oip.ModelStreamInferResponse:
+        try:
+            response = await self._inferring.infer(request)
+        except TreadleError as error:
+            if strict:
+                raise
+            named = oip.ModelInferResponse(
+                id=request.id, model_name=request.model_name, model_version=request.model_version
+            )
+            return oip.ModelStreamInferResponse(error_message=error.message, infer_response=named)
+        if request.parameters["triton_enable_empty_final_response"].bool_param:
+            response.parameters["triton_final_response"].bool_param = True
+        return oip.ModelStreamInferResponse(infer_response=response)
+
+    async def RepositoryIndex(
+        self, request: oip.RepositoryIndexRequest, context: Context
+    ) -> oip.RepositoryIndexResponse:
+        """Every version here with its state and, if it is UNAVAILABLE, the reason."""
+        return oip.RepositoryIndexResponse(
+            models=[
+                oip.RepositoryIndexResponse.ModelIndex(
+                    name=entry.key.name, version=str(entry.key.version), state=entry.state, reason=entry.reason
+                )
+                for entry in self._repository.entries
+                if entry.state is State.READY or not request.ready
+            ]
+        )
+
+    async def RepositoryModelLoad(
+        self, request: oip.RepositoryModelLoadRequest, context: Context
+    ) -> oip.RepositoryModelLoadResponse:
+        """Loads a version and keeps it; answers when it is READY."""
+        version = _version(request.parameters, frozenset({"version"}))
+        if version is None:
+            key = await self._catalogue.latest(request.model_name)
+        else:
+            key = ModelKey(request.model_name, version)
+        new = key not in self._repository.pinned
+        self._repository.pin([key])
+        try:
+            await self._repository.loaded(key)
+        except TreadleError:
+            if new:  # what never loaded is not kept; it stays only if a deployment asks for it
+                self._repository.unpin([key])
+            raise
+        await self._save_pins()
+        return oip.RepositoryModelLoadResponse()
+
+    async def RepositoryModelUnload(
+        self, request: oip.RepositoryModelUnloadRequest, context: Context
+    ) -> oip.RepositoryModelUnloadResponse:
+        """Lets go of one version or all; answers when they are gone."""
+        version = _version(request.parameters, frozenset({"version", "unload_dependents"}))
+        self._repository.find(request.model_name, "" if version is None else str(version))
+        keys = [
+            entry.key
+            for entry in self._repository.entries
+            if entry.key.name == request.model_name and version in {None, entry.key.version}
+        ]
+        needed = [str(key) for key in keys if key in self._repository.desired]
+        if needed:
+            raise FailedPrecondition(f"deployments need {', '.join(needed)}; change them first")
+        self._repository.unpin(keys)
+        await self._save_pins()
+        await self._repository.gone(keys)
+        return oip.RepositoryModelUnloadResponse()
+
+
+def _version(parameters: _Parameters, known: frozenset[str]) -> int | None:
+    """The parameter `version`, or None without it."""
+    refuse_unknown(parameters, known, "the request")
+    if "version" not in parameters:
+        return None
+    given = parameters["version"]
+    version = whole_number(given.string_param) or given.int64_param
+    if version < 1:
+        raise InvalidInput("parameter version must be a number from 1", [Violation("parameters.version", "not over 0")])
+    return version

@@ -1,0 +1,1 @@
+"""Greedy batching: queue, threads, latency model, metrics."""

@@ -1,0 +1,1 @@
+"""The lifecycle of model versions: fetched, loaded, verified, served, unloaded."""

@@ -1,0 +1,106 @@
+"""What the core knows of a model version: its key, and what the registry says of it."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from treadle.core.errors import InvalidInput
+from treadle.core.numbers import whole_number
+from treadle.plugins.checked import Sample
+from treadle.plugins.compiling.comparing import Tolerance
+from treadle.plugins.tensors import Signature
+from treadle.v1 import registry_pb2
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_END_OF_VERSIONS = 1 << 63
+"""The registry's messages hold versions as int64."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ModelKey:
+    """A model version; names and versions become folder names, so both are checked here."""
+
+    name: str
+    version: int
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name) or not 1 <= self.version < _END_OF_VERSIONS:
+            raise InvalidInput(f"{self.name[:128]!r} version {self.version} is no model version")
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.version}"
+
+    @classmethod
+    def parse(cls, text: str) -> "ModelKey":
+        """The key that `str` gave."""
+        name, _, version = text.rpartition("/")
+        return cls(name, whole_number(version) or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """One file of a model; `path` is relative and stays inside the model's folder."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+
+    def __post_init__(self) -> None:
+        path = PurePosixPath(self.path)
+        unsafe = not self.path or path.is_absolute() or ".." in path.parts or "\\" in self.path or "\0" in self.path
+        if unsafe or not _DIGEST.fullmatch(self.sha256):
+            raise InvalidInput(f"the manifest names the file {self.path[:200]!r} with an unusable path or digest")
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """The faster form of a model that was kept with it."""
+
+    backend: str
+    folder: str
+    """Below the model's; holds some of its files."""
+    options: Mapping[str, str]
+    tolerance: Tolerance
+    """Within which it answered as the original."""
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A version as registered, ready to be loaded."""
+
+    key: ModelKey
+    backend: str
+    signature: Signature
+    options: Mapping[str, str]
+    files: tuple[ModelFile, ...]
+    sample: Sample = field(default_factory=Sample)
+    """To warm up on, and to be compared with."""
+    compiled: Compiled | None = None
+
+    @classmethod
+    def from_proto(cls, pb: registry_pb2.ModelVersion) -> "Registered":
+        """Raises InvalidInput for a manifest that cannot be used."""
+        manifest = pb.manifest
+        return cls(
+            key=ModelKey(pb.ref.model, pb.ref.version),
+            backend=manifest.backend,
+            signature=Signature.from_proto(manifest.signature),
+            options=dict(manifest.backend_options),
+            files=tuple(ModelFile(file.path, file.sha256, file.size_bytes) for file in manifest.files),
+            sample=Sample.of(manifest),
+            compiled=_compiled(manifest),
+        )
+
+
+def _compiled(manifest: registry_pb2.Manifest) -> Compiled | None:
+    """None where the original serves."""
+    pb = manifest.compiled
+    if not pb.backend or pb.reason:
+        return None
+    # Paths of files stay inside the model's folder; so a folder that holds one does.
+    if not pb.folder or not any(file.path.startswith(f"{pb.folder}/") for file in manifest.files):
+        raise InvalidInput(f"the manifest's compiled form lies in {pb.folder[:200]!r}, where it has no file")
+    tolerance = Tolerance(pb.relative_tolerance, pb.absolute_tolerance)
+    return Compiled(pb.backend, pb.folder, dict(pb.backend_options), tolerance)

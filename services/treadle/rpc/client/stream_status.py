@@ -1,0 +1,96 @@
+"""How a call that sends a stream really ended.
+
+grpc.aio tells it wrongly in two ways. When a server ends a call while a request is just being sent, it sees its own
+sending fail and writes INTERNAL "Internal error from Core" over the server's status, or has it there until the status
+arrives a moment later. And when the stream of requests breaks, or can't be closed because the peer is gone, it cancels
+the call: its caller gets a `CancelledError` that nobody asked for, which would end a servicer without an answer.
+What the server said, or what broke the stream, is the truth; it is kept here.
+"""
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+
+from treadle.core.errors import Unavailable
+
+T = TypeVar("T")
+
+_OWN_FAILURE = "Internal error from Core"
+_LOOKS = 500
+_SECONDS_BETWEEN_LOOKS = 0.001
+
+
+def cancelled_by_nobody(error: BaseException | None) -> bool:
+    """Whether this is a `CancelledError` although nobody cancelled the present task."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and not task.cancelling()
+
+
+class Outgoing:
+    """A stream of requests, from any iterable, that remembers what broke it."""
+
+    def __init__(self, requests: Any) -> None:
+        self._requests = requests
+        self.failure: Exception | None = None
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        try:
+            if isinstance(self._requests, AsyncIterable):
+                async for request in self._requests:
+                    yield request
+            else:
+                for request in self._requests:
+                    yield request
+        except Exception as error:
+            self.failure = error
+            raise
+
+
+class Ending:
+    """Watches one call of grpc.aio that sends `outgoing`."""
+
+    def __init__(self, call: Any, outgoing: Outgoing) -> None:
+        self._call = call
+        self._outgoing = outgoing
+        self._said: grpc.aio.AioRpcError | None = None
+        """What the server said; its code may be OK."""
+        call.add_done_callback(self._look)
+
+    async def cause(self, error: BaseException) -> BaseException | None:
+        """What the server said, or what broke the stream, where `error` hides it; else `error`. None: it ended well."""
+        if cancelled_by_nobody(error):
+            return self._outgoing.failure or Unavailable("the peer was gone before the whole stream was sent")
+        if not isinstance(error, grpc.aio.AioRpcError) or not _is_own_failure(error):
+            return error
+        for _ in range(_LOOKS):  # there is no event to wait for; it rarely takes a second look
+            if self._said is not None:
+                return None if self._said.code() is grpc.StatusCode.OK else self._said
+            await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
+            self._look(self._call)
+        return error
+
+    def _look(self, call: Any) -> None:
+        status = grpc.aio.AioRpcError(
+            _at_once(call.code()), grpc.aio.Metadata(), _at_once(call.trailing_metadata()), _at_once(call.details())
+        )
+        if self._said is None and not _is_own_failure(status):
+            self._said = status
+
+
+def _is_own_failure(error: grpc.aio.AioRpcError) -> bool:
+    return error.code() is grpc.StatusCode.INTERNAL and error.details() == _OWN_FAILURE
+
+
+def _at_once(answer: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that has nothing to wait for: awaiting it later would read what was written over."""
+    try:
+        answer.send(None)
+    except StopIteration as ended:
+        result: T = ended.value
+        return result
+    finally:
+        answer.close()
+    raise RuntimeError("a call that has ended does not know its status")

@@ -1,0 +1,1 @@
+"""The wire forms of columns and tensors, known in this one package."""

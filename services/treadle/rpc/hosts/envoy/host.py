@@ -1,0 +1,144 @@
+"""The Envoy host, seen from inside the Envoy: the ASGI application that pyvoy calls, and what services are given."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from treadle.rpc.app.runtime import Health
+from treadle.rpc.hosts.envoy import grpc_framing as wire
+from treadle.rpc.hosts.envoy import process
+from treadle.rpc.hosts.envoy.adapter import GrpcAdapter, Scope
+from treadle.rpc.hosts.envoy.call import SPAN, Event, Receive, Send
+from treadle.rpc.hosts.listen import Listen, add_common_services
+from treadle.rpc.server.server import Server
+
+FAILED = 1
+"""Exit status of a process that could not start."""
+_HTTP_GRACE_SECONDS = 5.0  # as uvicorn's on the other host
+_NOT_FOUND: tuple[Event, Event] = (
+    {"type": "http.response.start", "status": 404, "headers": [(b"content-type", b"text/plain")]},
+    {"type": "http.response.body", "body": b"this port speaks gRPC\n"},
+)
+
+
+class EnvoyProcess:
+    """The ASGI application of one Envoy. `run(process)` is the whole life of its services: it opens them, waits for
+    `process.stopping`, drains and closes them."""
+
+    def __init__(self, run: Callable[["EnvoyProcess"], Awaitable[None]]) -> None:
+        self._run = run
+        self._adapters: dict[int, GrpcAdapter] = {}
+        self._http: Any = None
+        self._requests = 0
+        self._answered: asyncio.Event
+        self.stopping: asyncio.Event
+        self.started: asyncio.Event
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, or the life of the process."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+            return
+        for name, value in scope["headers"]:
+            if name == b"content-type":
+                if value.startswith(wire.CONTENT_TYPE):
+                    await self._adapters[scope["server"][1] or 0](scope, receive, send)
+                    return
+                break
+        if self._http is None:
+            for event in _NOT_FOUND:
+                await send(event)
+            return
+        self._requests += 1
+        try:
+            await self._http(_continued(scope), receive, send)
+        finally:
+            self._requests -= 1
+            self._answered.set()
+
+    def host(self, server: Server, health: Health, listen: Listen) -> "EnvoyHost":
+        """The host of one service in this process."""
+        return EnvoyHost(self, server, health, listen)
+
+    def serve(self, port: int, adapter: GrpcAdapter) -> None:
+        """Sends the gRPC calls of a port to `adapter`."""
+        self._adapters[port] = adapter
+        for each in self._adapters.values() if len(self._adapters) > 1 else ():
+            each.say_service()
+
+    @asynccontextmanager
+    async def http(self, app: Any) -> AsyncIterator[None]:
+        """Sends what is no gRPC to `app`. Leaving it waits a while for requests in flight."""
+        self._http, self._answered = app, asyncio.Event()
+        try:
+            yield
+        finally:
+            self._http = None
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_HTTP_GRACE_SECONDS):
+                    while self._requests:
+                        self._answered.clear()
+                        await self._answered.wait()
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        self.stopping, self.started = asyncio.Event(), asyncio.Event()
+        process.on_signal(asyncio.get_running_loop(), self.stopping.set)
+        life = asyncio.ensure_future(self._run(self))
+        started = asyncio.ensure_future(self.started.wait())
+        await asyncio.wait((life, started), return_when=asyncio.FIRST_COMPLETED)
+        if life.done():
+            process.clean_up()
+            # The log has said why. Envoy would add a page of its own, and end with another status.
+            os._exit(FAILED)
+        await send({"type": "lifespan.startup.complete"})
+        ended = asyncio.ensure_future(receive())
+        await asyncio.wait((life, ended), return_when=asyncio.FIRST_COMPLETED)
+        if not ended.done():
+            process.end()
+            await ended
+        self.stopping.set()
+        await life
+        process.clean_up()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+class EnvoyHost:
+    """Serves one service until drained. Envoy listens already; it lets nobody in before the process has started."""
+
+    def __init__(self, process: EnvoyProcess, server: Server, health: Health, listen: Listen) -> None:
+        self._process = process
+        self._server = server
+        self._health = health
+        self._listen = listen
+        self._adapter = GrpcAdapter(server, listen.max_message_bytes)
+
+    @asynccontextmanager
+    async def http(self, listen: str, app: Any) -> AsyncIterator[str]:
+        """Serves an ASGI application on every port of the process; yields the address of its own."""
+        async with self._process.http(app):
+            yield listen
+
+    async def start(self) -> str:
+        """Begins to answer; returns the address."""
+        address = self._listen.address
+        add_common_services(self._server, self._health, reflection=self._listen.reflection)
+        self._process.serve(0 if address.startswith("unix:") else int(address.rpartition(":")[2]), self._adapter)
+        return address
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Says NOT_SERVING, takes no new calls, gives those in flight `grace_seconds`, then ends them."""
+        await self._health.drain()
+        await process.stop_listening()
+        await self._adapter.drain(grace_seconds)
+
+
+def _continued(scope: Scope) -> Scope:
+    """The request with Envoy's span in the place of the caller's."""
+    span = next((value for name, value in scope["headers"] if name == SPAN), None)
+    if span is None:
+        return scope
+    others = [pair for pair in scope["headers"] if pair[0] not in (SPAN, b"traceparent")]
+    return {**scope, "headers": [*others, (b"traceparent", span)]}

@@ -1,0 +1,162 @@
+"""More than the model can do: most is refused at once, what is let in is answered in time, and nothing is wasted."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from treadle.core.errors import DeadlineExceeded, Overloaded
+from treadle.inference.api.admission import Limits
+from treadle.inference.batching.batcher import Batcher, Watching
+from treadle.plugins.tensors import Tensors
+
+COST = 0.01
+"""What one batch takes, of one row: the model answers a hundred a second."""
+TARGET = 0.1
+ROW = {"x": np.zeros(1)}
+
+
+@dataclass
+class Simulated:
+    """A model on a thread of its own, both made up: time passes only when the test says so."""
+
+    now: float = 0.0
+    posted: deque[tuple[float, Callable[[], None]]] = field(default_factory=deque)
+    """What the thread has been given, and when."""
+    computed: int = 0
+
+    def post(self, task: Callable[[], None]) -> None:
+        self.posted.append((self.now, task))
+
+    def predict(self, inputs: Tensors, rows: int) -> Tensors:
+        self.computed += rows
+        self.now += COST
+        return inputs
+
+    def batcher(self, **limits: Any) -> Batcher:
+        watching = Watching(lambda batch: nullcontext(), lambda batch, now: None, lambda reason: None)
+        worker: Any = self
+        return Batcher(
+            "m/1",
+            self.predict,
+            worker,
+            Limits(**{"max_rows": 1, "target_seconds": TARGET, **limits}),
+            watching,
+            clock=lambda: self.now,
+        )
+
+    async def until(self, moment: float) -> None:
+        """Computes what ends by then."""
+        await _turns()
+        while self.posted and self.posted[0][0] + COST <= moment:
+            self.now, task = self.posted.popleft()
+            task()  # time passes in `predict`
+            await _turns()
+        self.now = moment
+
+
+async def _turns() -> None:
+    for _ in range(6):  # as many as lie between an answer and the batch after it
+        await asyncio.sleep(0)
+
+
+async def _load(
+    batcher: Batcher, model: Simulated, rate: float, seconds: float, allowed: float | None = None
+) -> list[tuple[float, float | Exception]]:
+    """When each request was over, and how long it had taken or what it failed of.
+
+    `allowed`: seconds from its arrival to its deadline.
+    """
+    ends: list[tuple[float, float | Exception]] = []
+    random, end, arrival = Random(7), model.now + seconds, model.now
+
+    async def ask(arrived: float) -> None:
+        try:
+            await batcher.submit(ROW, 1, deadline=None if allowed is None else arrived + allowed)
+        except (Overloaded, DeadlineExceeded) as error:
+            ends.append((model.now, error))
+        else:
+            ends.append((model.now, model.now - arrived))
+
+    asked = []
+    while arrival < end:
+        arrival += random.expovariate(rate)
+        await model.until(arrival)
+        asked.append(asyncio.create_task(ask(arrival)))
+    while not all(task.done() for task in asked):
+        await model.until(model.now + COST)
+    await asyncio.gather(*asked)
+    return ends
+
+
+@pytest.mark.parametrize("times", [1.5, 3, 10])
+async def test_goodput_stays_and_time_is_bounded_however_much_is_asked(times: float) -> None:
+    model = Simulated()
+    batcher = model.batcher()
+    ends = await _load(batcher, model, times / COST, 12)
+    steady = [took for at, took in ends if 5 <= at < 12 and isinstance(took, float)]
+    assert len(steady) >= 0.95 * 7 / COST
+    assert np.percentile(steady, 99) <= 2 * TARGET
+    assert max(took for _, took in ends if isinstance(took, float)) <= 4 * TARGET  # on the way there, too
+    for _, refused in ends:
+        if isinstance(refused, Overloaded):
+            assert refused.retry_after_seconds
+            assert 0.001 <= refused.retry_after_seconds < 2
+
+
+async def test_below_capacity_nothing_is_refused() -> None:
+    model = Simulated()
+    ends = await _load(model.batcher(), model, 0.7 / COST, 12)
+    assert all(isinstance(took, float) for _, took in ends)
+
+
+async def test_who_cannot_be_served_in_time_is_told_so_at_once() -> None:
+    """Three times what the model can do, all with a deadline of five times what one takes."""
+    model = Simulated()
+    ends = await _load(model.batcher(target_seconds=10), model, 3 / COST, 5, allowed=5 * COST)
+    served = [took for _, took in ends if isinstance(took, float)]
+    late = [error for _, error in ends if isinstance(error, DeadlineExceeded)]
+    assert len(served) >= 0.95 * 5 / COST
+    assert max(served) <= 6 * COST  # the one that is being computed when its deadline passes is still answered
+    assert len(late) <= 0.05 * len(ends)
+    assert model.computed == len(served)
+
+
+async def test_a_refusal_names_the_model_and_comes_before_anything_is_queued() -> None:
+    model = Simulated()
+    batcher = model.batcher(queue_rows=2)
+    waiting = [asyncio.create_task(batcher.submit(ROW, 1)) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded, match="model m/1 has 2 in progress"):
+        batcher.admit(None)
+    await model.until(1)
+    await asyncio.gather(*waiting)
+    batcher.admit(None)
+
+
+async def test_what_was_cancelled_or_came_too_late_gives_its_place_back() -> None:
+    model = Simulated()
+    batcher = model.batcher(queue_rows=3)
+    first = asyncio.create_task(batcher.submit(ROW, 1))
+    await _turns()
+    gone = asyncio.create_task(batcher.submit(ROW, 1))
+    late = asyncio.create_task(batcher.submit(ROW, 1, deadline=0.5 * COST))
+    await _turns()
+    with pytest.raises(Overloaded):
+        batcher.admit(None)
+    gone.cancel()
+    await model.until(1)
+    await first
+    with pytest.raises(DeadlineExceeded):
+        await late
+    assert batcher.waiting_rows == 0
+    others = [asyncio.create_task(batcher.submit(ROW, 1)) for _ in range(3)]
+    await model.until(2)
+    await asyncio.gather(*others)
+    assert model.computed == 4

@@ -1,0 +1,154 @@
+"""Threads of a model: the fewest that serve it well, by a clock that the models themselves move."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from treadle.core.errors import FailedPrecondition, InvalidInput
+from treadle.inference.batching.threads import Trial
+from treadle.plugins.backend import LoadedModel
+from treadle.plugins.checked import CheckedModel
+from treadle.plugins.tensor_spec import TensorSpec
+from treadle.plugins.tensors import Signature, Tensors
+
+SIGNATURE = Signature((TensorSpec("x", "FP64", (-1,)),), (TensorSpec("x", "FP64", (-1,)),))
+SAMPLE = {"x": np.arange(3.0)}
+Cost = Callable[[int, int], float]
+"""Seconds that so many rows take with so many threads."""
+
+
+@dataclass
+class Machine:
+    """Models whose `predict` takes what `cost` says."""
+
+    cost: Cost
+    load_seconds: float = 0.001
+    now: float = 0.0
+    loads: list[int] = field(default_factory=list)
+    open: list[int] = field(default_factory=list)
+
+    def load(self, threads: int) -> CheckedModel:
+        self.loads.append(threads)
+        self.open.append(threads)
+        self.now += self.load_seconds
+        return CheckedModel(Costly(self, threads), SIGNATURE)
+
+    def fewest(self, most: int, *, largest: int = 1024, sample: Tensors = SAMPLE) -> tuple[int, str]:
+        chosen = Trial(self.load, sample, largest, lambda: self.now).fewest(most)
+        assert isinstance(chosen.model.model, Costly)
+        assert chosen.model.model.threads == chosen.threads
+        assert self.open == [chosen.threads], "every other model is closed again"
+        assert self.loads[-1] == chosen.threads, "what was tried last has set the limits of some libraries"
+        return chosen.threads, chosen.why
+
+
+@dataclass
+class Costly(LoadedModel):
+    machine: Machine
+    threads: int
+
+    def predict(self, inputs: Tensors) -> Tensors:
+        self.machine.now += self.machine.cost(self.threads, len(inputs["x"]))
+        return {"x": inputs["x"]}
+
+    def close(self) -> None:
+        self.machine.open.remove(self.threads)
+
+
+def scales(threads: int, rows: int) -> float:
+    """A batch is shared out; one row is not, and costs no more."""
+    return 1e-4 + rows * 1e-4 / threads
+
+
+def test_a_model_that_scales_gets_every_core() -> None:
+    threads, why = Machine(scales).fewest(4)
+    assert threads == 4
+    assert "times as fast" in why
+
+
+def test_a_quick_model_keeps_one_thread_and_nothing_else_is_tried() -> None:
+    machine = Machine(lambda threads, rows: 1e-7 * rows)
+    threads, why = machine.fewest(8)
+    assert (threads, machine.loads) == (1, [1])
+    assert why == "1024 rows take 0.10 ms"
+
+
+@pytest.mark.parametrize(
+    "cost",
+    [
+        lambda threads, rows: rows * 1e-4,
+        lambda threads, rows: rows * 1e-4 / (1.2 if threads > 1 else 1),
+        lambda threads, rows: scales(threads, rows) * (3 if rows == 1 and threads > 1 else 1),
+        lambda threads, rows: rows * 1e-4 * threads,
+    ],
+    ids=["no gain", "little gain", "one row suffers", "worse"],
+)
+def test_more_threads_must_pay(cost: Cost) -> None:
+    machine = Machine(cost)
+    threads, why = machine.fewest(4)
+    assert (threads, machine.loads) == (1, [1, 2, 1])
+    assert "more threads are not 1.3 times as fast" in why
+
+
+def test_it_stops_where_more_no_longer_pays() -> None:
+    machine = Machine(lambda threads, rows: 1e-5 + rows * 1e-4 / min(threads, 2))
+    assert machine.fewest(8)[0] == 2
+    assert machine.loads == [1, 2, 4, 2]
+
+
+def test_cores_that_are_no_power_of_two_are_all_tried() -> None:
+    machine = Machine(scales)
+    assert machine.fewest(3)[0] == 3
+    assert machine.loads == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("machine", "most", "sample", "words"),
+    [
+        (Machine(scales), 1, SAMPLE, "one core"),
+        (Machine(scales), 4, {}, "no sample"),
+        (Machine(scales, load_seconds=2.0), 4, SAMPLE, "loading took 2.0 s, too long"),
+        (Machine(lambda threads, rows: 0.5), 4, SAMPLE, "too long to measure"),
+    ],
+)
+def test_what_cannot_be_measured_gets_one_thread(machine: Machine, most: int, sample: Tensors, words: str) -> None:
+    threads, why = machine.fewest(most, sample=sample)
+    assert (threads, machine.loads) == (1, [1])
+    assert words in why
+
+
+def test_measuring_ends_soon() -> None:
+    for seconds in (1e-6, 1e-4, 1e-3, 1e-2, 0.09):
+        machine = Machine(lambda threads, rows, each=seconds: rows * each / threads)
+        machine.fewest(4)
+        assert machine.now < 3
+
+
+def test_no_batch_is_larger_than_what_will_come() -> None:
+    seen: list[int] = []
+
+    def cost(threads: int, rows: int) -> float:
+        seen.append(rows)
+        return 1e-6 * rows
+
+    Machine(cost).fewest(2, largest=16)
+    assert max(seen) == 16
+
+
+def test_a_model_that_cannot_be_loaded_with_more_threads_keeps_one() -> None:
+    machine = Machine(scales)
+
+    def load(threads: int) -> CheckedModel:
+        if threads > 1:
+            raise FailedPrecondition("no room")
+        return machine.load(threads)
+
+    assert Trial(load, SAMPLE, 1024, lambda: machine.now).fewest(4).threads == 1
+    with pytest.raises(InvalidInput):
+        Trial(_refused, SAMPLE, 1024, lambda: machine.now).fewest(4)
+
+
+def _refused(threads: int) -> CheckedModel:
+    raise InvalidInput("a signature that it does not have")
