@@ -24,6 +24,7 @@ from opentelemetry.trace import NoOpTracer
 
 from treadle import oip
 from treadle.core.column import Column
+from treadle.core.model_ref import ModelRef
 from treadle.features.definition_store import Catalog
 from treadle.features.definitions import Definitions, Entity, FeatureService, FeatureView, Field
 from treadle.features.metrics import FeatureMeters
@@ -42,7 +43,7 @@ from treadle.gateway.pipeline.ids import PredictionIds
 from treadle.gateway.pipeline.lane import CoalesceLimits
 from treadle.gateway.pipeline.shadows import Shadows
 from treadle.gateway.pipeline.together import Together
-from treadle.gateway.policy.deployments import Deployment, FeatureNeeds, Ref, ServedVersion, Share, Snapshot
+from treadle.gateway.policy.deployments import Deployment, FeatureNeeds, ServedVersion, Share, Snapshot
 from treadle.gateway.upstream.grpc import RpcFeatures, RpcInference
 from treadle.gateway.upstream.ports import FeatureLookup, Inference
 from treadle.observability.telemetry.metrics import Meters
@@ -54,7 +55,7 @@ from treadle.v1 import features_pb2, prediction_pb2
 
 FEATURES = 11
 ENTITIES = 1_000
-REF = Ref("late", 1)
+REF = ModelRef("late", 1)
 
 
 @dataclass

@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 
 from treadle import oip
+from treadle.core.model_ref import ModelRef
 from treadle.inference.api.admission import Limits
 from treadle.inference.api.data_plane import Inferring
 from treadle.inference.api.servicer import InferenceServicer
 from treadle.inference.batching.metrics import ModelMeters, ModelObserver
 from treadle.inference.batching.worker import Worker
-from treadle.inference.models.models import ModelKey, Registered
+from treadle.inference.models.models import Registered
 from treadle.inference.models.repository import Repository, Tools
 from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.plugins.checked import CheckedModel, load_proven
@@ -73,8 +74,8 @@ async def served(
     """The servicer with the package in `folder` as version 1 of model `name`, and no registry behind it."""
     manifest, plugins = read_package(folder), Plugins.load()
 
-    async def describe(key: ModelKey) -> Registered:
-        ref = types_pb2.ModelRef(model=key.name, version=key.version)
+    async def describe(key: ModelRef) -> Registered:
+        ref = types_pb2.ModelRef(model=key.model, version=key.version)
         return Registered.from_proto(registry_pb2.ModelVersion(ref=ref, manifest=manifest))
 
     async def load(registered: Registered, worker: Worker) -> CheckedModel:
@@ -95,8 +96,8 @@ async def served(
         log=telemetry.log,
     )
     repository = Repository(tools)
-    repository.pin([ModelKey(name, 1)])
-    await repository.loaded(ModelKey(name, 1))
+    repository.pin([ModelRef.checked(name, 1)])
+    await repository.loaded(ModelRef.checked(name, 1))
     catalogue: Any = None  # asked only for models to load
     yield InferenceServicer(
         Inferring(repository, 100_000), catalogue, save_pins=nothing, max_batch_rows=1024, stream_in_flight=64

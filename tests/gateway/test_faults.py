@@ -10,17 +10,18 @@ import pytest
 
 from treadle.core.column import Column
 from treadle.core.errors import DeadlineExceeded, InvalidInput, Overloaded, TreadleError, Unavailable
+from treadle.core.model_ref import ModelRef
 from treadle.gateway.pipeline.admission import Admission, Limits
 from treadle.gateway.pipeline.chain import Chain, Remembered
 from treadle.gateway.pipeline.feature_batch import Features, FeatureValues
 from treadle.gateway.pipeline.ids import PredictionIds
 from treadle.gateway.pipeline.request import Ask, Tensors
 from treadle.gateway.pipeline.shadows import Shadows
-from treadle.gateway.policy.deployments import Deployment, FeatureNeeds, Ref, ServedVersion, Share, Snapshot, Step
+from treadle.gateway.policy.deployments import Deployment, FeatureNeeds, ServedVersion, Share, Snapshot, Step
 from treadle.plugins.tensor_spec import TensorSpec
 from treadle.plugins.tensors import Signature
 
-A, B = Ref("m", 1), Ref("m", 2)
+A, B = ModelRef("m", 1), ModelRef("m", 2)
 
 
 class Lookup:
@@ -44,18 +45,18 @@ class Lookup:
 class Models:
     """Version 1 needs `wind`, version 2 `distance`; each answers with its input, or does as told."""
 
-    def __init__(self, act: Callable[[Ref, float], Any] | None = None) -> None:
+    def __init__(self, act: Callable[[ModelRef, float], Any] | None = None) -> None:
         self.act = act
-        self.calls: list[Ref] = []
+        self.calls: list[ModelRef] = []
 
-    async def infer(self, ref: Ref, inputs: Tensors, outputs: Sequence[str], timeout: float) -> Tensors:
+    async def infer(self, ref: ModelRef, inputs: Tensors, outputs: Sequence[str], timeout: float) -> Tensors:
         self.calls.append(ref)
         if self.act is not None:
             await self.act(ref, timeout)
         return {"y": next(iter(inputs.values()))}
 
 
-def version(ref: Ref, column: str, service: str = "") -> ServedVersion:
+def version(ref: ModelRef, column: str, service: str = "") -> ServedVersion:
     return ServedVersion(
         ref, Signature((TensorSpec(column, "FP64", (-1,)),), (TensorSpec("y", "FP64", (-1,)),)), service
     )
@@ -125,7 +126,7 @@ async def test_a_policy_says_how_long_features_may_take() -> None:
 
 @pytest.mark.parametrize("error", [Unavailable("gone"), Overloaded("busy"), DeadlineExceeded("late")])
 async def test_a_failing_model_falls_back(error: TreadleError) -> None:
-    async def act(ref: Ref, timeout: float) -> None:
+    async def act(ref: ModelRef, timeout: float) -> None:
         if ref == A:
             raise error
 
@@ -159,9 +160,9 @@ async def test_without_a_chain_the_error_is_the_models_own() -> None:
 
 
 async def test_a_primary_leaves_time_to_the_net_behind_it() -> None:
-    given: list[tuple[Ref, float]] = []
+    given: list[tuple[ModelRef, float]] = []
 
-    async def act(ref: Ref, timeout: float) -> None:
+    async def act(ref: ModelRef, timeout: float) -> None:
         given.append((ref, timeout))
         if ref == A:
             raise Unavailable("gone")
@@ -186,7 +187,7 @@ async def test_features_are_asked_once_for_all_steps() -> None:
 async def test_too_many_at_once_are_refused_with_pushback() -> None:
     waiting, go = asyncio.Event(), asyncio.Event()
 
-    async def act(ref: Ref, timeout: float) -> None:
+    async def act(ref: ModelRef, timeout: float) -> None:
         waiting.set()
         await go.wait()
 
@@ -204,7 +205,7 @@ async def test_too_many_at_once_are_refused_with_pushback() -> None:
 async def test_a_cancelled_call_gives_its_place_back() -> None:
     waiting = asyncio.Event()
 
-    async def act(ref: Ref, timeout: float) -> None:
+    async def act(ref: ModelRef, timeout: float) -> None:
         waiting.set()
         await asyncio.Event().wait()
 
@@ -223,7 +224,7 @@ async def test_a_cancelled_call_gives_its_place_back() -> None:
 async def test_busy_shadows_are_dropped_and_broken_ones_harm_nobody() -> None:
     go = asyncio.Event()
 
-    async def act(ref: Ref, timeout: float) -> None:
+    async def act(ref: ModelRef, timeout: float) -> None:
         if ref == B:
             await go.wait()
             raise Unavailable("gone")

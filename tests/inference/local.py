@@ -4,12 +4,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from treadle.core.model_ref import ModelRef
 from treadle.inference.api.admission import Limits
 from treadle.inference.api.data_plane import Inferring
 from treadle.inference.api.servicer import InferenceServicer
 from treadle.inference.batching.metrics import ModelMeters, ModelObserver
 from treadle.inference.batching.worker import Worker
-from treadle.inference.models.models import ModelKey, Registered
+from treadle.inference.models.models import Registered
 from treadle.inference.models.repository import Repository, Tools
 from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.plugins.backend import LoadedModel
@@ -25,7 +26,7 @@ async def served(
     telemetry = telemetry or Telemetry.off("inference")
     meters = ModelMeters(telemetry.meters)
 
-    async def describe(key: ModelKey) -> Registered:
+    async def describe(key: ModelRef) -> Registered:
         return Registered(key, "test", signature, {}, ())
 
     async def load(registered: Registered, worker: Worker) -> CheckedModel:
@@ -44,8 +45,8 @@ async def served(
         log=telemetry.log,
     )
     repository = Repository(tools)
-    repository.pin([ModelKey("m", 1)])
-    await repository.loaded(ModelKey("m", 1))
+    repository.pin([ModelRef.checked("m", 1)])
+    await repository.loaded(ModelRef.checked("m", 1))
     catalogue: Any = None  # asked only for models to load
     try:
         yield InferenceServicer(

@@ -7,7 +7,7 @@ import pytest
 
 from treadle import oip
 from treadle.core.errors import DeadlineExceeded, FailedPrecondition, InvalidInput, NotFound
-from treadle.inference.models.models import ModelKey
+from treadle.core.model_ref import ModelRef
 from treadle.inference.service import Settings
 from treadle.rpc.codec.tensors import encode_inputs
 
@@ -17,18 +17,18 @@ LONG = ["9" * 20, "9" * 400, "9" * 5000]
 @pytest.mark.parametrize("version", [0, -1, 1 << 63, 10**20])
 def test_versions_that_no_registry_has(version: int) -> None:
     with pytest.raises(InvalidInput, match="is no model version"):
-        ModelKey("m", version)
+        ModelRef.checked("m", version)
 
 
 def test_keys_are_read_as_they_are_written() -> None:
-    last = ModelKey("m", (1 << 63) - 1)
-    assert ModelKey.parse(str(last)) == last
+    last = ModelRef.checked("m", (1 << 63) - 1)
+    assert ModelRef.parse(str(last)) == last
 
 
 @pytest.mark.parametrize("text", LONG)
 def test_keys_of_impossible_versions(text: str) -> None:
     with pytest.raises(InvalidInput, match="is no model version"):
-        ModelKey.parse(f"m/{text}")
+        ModelRef.parse(f"m/{text}")
 
 
 def asking(timeout: str) -> oip.ModelInferRequest:

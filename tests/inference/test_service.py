@@ -20,7 +20,8 @@ from treadle.core.errors import (
     TreadleError,
     Unavailable,
 )
-from treadle.inference.models.models import ModelFile, ModelKey
+from treadle.core.model_ref import ModelRef
+from treadle.inference.models.models import ModelFile
 from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.rpc.codec.tensors import decode_outputs, encode_inputs
 
@@ -153,7 +154,7 @@ def test_path_tricks_in_manifests(path: str) -> None:
     with pytest.raises(InvalidInput, match="unusable path"):
         ModelFile(path, "0" * 64, 1)
     with pytest.raises(InvalidInput):
-        ModelKey("../evil", 1)
+        ModelRef.checked("../evil", 1)
 
 
 async def test_a_version_that_answers_otherwise_than_when_made_is_not_served(registry: Any, inference: Any) -> None:

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from treadle.core.errors import InvalidInput, TreadleError
+from treadle.core.model_ref import ModelRef
 from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.registry import deployments, history, models, paging
-from treadle.registry.manifest import Manifest, Ref, wrong_path
+from treadle.registry.manifest import Manifest, wrong_path
 from treadle.registry.policy import Policy, Share, check
 from treadle.registry.store import Store
 from treadle.registry.watch import Applied, CaughtUp, Deleted, Watches
@@ -24,7 +25,7 @@ ACTIONS = st.lists(st.tuples(NAMES, st.one_of(st.none(), st.integers(-1, 4))), m
 
 
 def _policy(name: str) -> Policy:
-    return Policy(name, body=name.encode(), traffic=(Share(Ref("delay", 1), 100.0),))
+    return Policy(name, body=name.encode(), traffic=(Share(ModelRef("delay", 1), 100.0),))
 
 
 async def _act(store: Store, name: str, expected: int | None) -> None:
@@ -117,7 +118,7 @@ def test_a_path_that_is_accepted_can_be_written_and_lies_in_its_folder(path: str
 
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=4) | st.integers(0, 100).map(lambda w: [w, 100 - w]))
 def test_weights_are_taken_exactly_if_they_sum_to_100(weights: list[int]) -> None:
-    shares = tuple(Share(Ref("delay", i), float(weight)) for i, weight in enumerate(weights, 1))
+    shares = tuple(Share(ModelRef("delay", i), float(weight)) for i, weight in enumerate(weights, 1))
     policy = Policy("a", b"", traffic=shares, feature_policy="SERVE")
     with nullcontext() if sum(weights) == 100 else pytest.raises(InvalidInput):
         check(policy)
@@ -125,5 +126,5 @@ def test_weights_are_taken_exactly_if_they_sum_to_100(weights: list[int]) -> Non
 
 @given(st.integers(1, 1000))
 def test_equal_shares_always_sum_to_100(count: int) -> None:
-    shares = tuple(Share(Ref("delay", i), 100 / count) for i in range(1, count + 1))
+    shares = tuple(Share(ModelRef("delay", i), 100 / count) for i in range(1, count + 1))
     check(Policy("a", b"", traffic=shares, feature_policy="SERVE"))

@@ -19,8 +19,9 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from treadle.core.errors import AlreadyExists, DataLoss, FailedPrecondition, StorageFull, Unavailable
+from treadle.core.model_ref import ModelRef
 from treadle.registry import history, migrations, models, schema
-from treadle.registry.manifest import Manifest, Ref
+from treadle.registry.manifest import Manifest
 from treadle.registry.store import Store, Transaction, newest_sequence
 
 from ..conftest import modules_after
@@ -126,7 +127,7 @@ async def test_a_killed_writer_leaves_whole_versions_only(database_url: str) -> 
     latest = (await store.read(lambda c: models.get(c, "delay"))).latest_version
     assert latest >= answered[-1]  # all that was answered for; perhaps one more, cut off before its answer
     for version in range(1, latest + 1):
-        await store.read(partial(models.get_version, ref=Ref("delay", version)))
+        await store.read(partial(models.get_version, ref=ModelRef("delay", version)))
     made = await store.write(lambda tx: models.create_version(tx, "delay", MANIFEST))
     assert made.ref.version == latest + 1
     await store.close()
@@ -155,7 +156,7 @@ async def test_what_is_only_ever_added_to_refuses_changes(store: Store, table: s
 
     def fill(tx: Transaction) -> None:
         models.create_version(tx, "delay", MANIFEST)
-        models.add_report(tx, Ref("delay", 1), b"report")
+        models.add_report(tx, ModelRef("delay", 1), b"report")
         row = {"name": "d", "revision": 1, "body": b"", "summary_json": "{}", "updated_micros": 0, "updated_by": ""}
         tx.connection.execute(schema.deployment_revisions.insert(), row)
         tx.connection.execute(schema.deployment_changes.insert(), {"sequence": 1, "name": "d", "revision": 1})

@@ -54,7 +54,7 @@ class Bridge:
             case "sampled":
                 self._samples.pop(number).set_result(rest[0])
 
-    async def _answer(self, number: int, name: str, call: context.Call) -> None:
+    async def _answer(self, number: int, name: str, call: context.RequestContext) -> None:
         self.member.calls.append(call)
         try:
             answered = ("answer", number, await self.member.answer(name))

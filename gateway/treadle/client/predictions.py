@@ -12,7 +12,7 @@ from treadle.client.tables import Array, Feature, Table, from_columns, to_column
 from treadle.core.dtypes import dtype_name
 from treadle.core.errors import TreadleError, from_status
 from treadle.rpc.client.stream_status import Outgoing
-from treadle.rpc.context import PIN
+from treadle.rpc.context import VERSION_HEADER
 from treadle.v1 import prediction_pb2, prediction_pb2_grpc
 
 
@@ -160,7 +160,7 @@ class Predictions(Connection):
                 yield Answer(response.request_id, prediction=_prediction(response.response))
 
     async def _predict(self, ask: Ask, pin_version: int | None, timeout_seconds: float | None) -> Prediction:
-        metadata = () if pin_version is None else ((PIN, str(pin_version)),)
+        metadata = () if pin_version is None else ((VERSION_HEADER, str(pin_version)),)
         response = await self._prediction.Predict(ask.to_proto(), timeout=timeout_seconds, metadata=metadata)
         return _prediction(response)
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Sequence
 
+from treadle.core.model_ref import ModelRef
 from treadle.gateway.pipeline.request import Answer
-from treadle.gateway.policy.deployments import Ref
 from treadle.observability.telemetry.metrics import SIZE_BUCKETS, Meters
 
-_Kind = tuple[str, Ref, str, bool]
+_Kind = tuple[str, ModelRef, str, bool]
 """Deployment, version, served by, degraded."""
 _Bound = tuple[Callable[[float], None], Callable[[float, str], None], Callable[[float, str], None]]
 
@@ -44,7 +44,7 @@ class GatewayMeters:
         observe_rows(len(answer.prediction_ids), "")
 
     def answered_rows(
-        self, deployment: str, ref: Ref, served_by: str, seconds: Sequence[float], *, degraded: bool
+        self, deployment: str, ref: ModelRef, served_by: str, seconds: Sequence[float], *, degraded: bool
     ) -> None:
         """The answers to several requests of one row each."""
         kind = (deployment, ref, served_by, degraded)

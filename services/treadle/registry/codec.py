@@ -5,15 +5,15 @@ from collections.abc import Iterable
 from google.protobuf.message import DecodeError
 
 from treadle.core.errors import InvalidInput
+from treadle.core.model_ref import ModelRef
 from treadle.plugins.tensor_spec import TensorSpec
 from treadle.registry import deployments, history, manifest, models, policy, watch
-from treadle.registry.manifest import Ref
 from treadle.v1 import evaluation_pb2, registry_pb2, types_pb2
 
 
-def decode_ref(pb: types_pb2.ModelRef) -> Ref:
+def decode_ref(pb: types_pb2.ModelRef) -> ModelRef:
     """A model version."""
-    return Ref(pb.model, pb.version)
+    return ModelRef(pb.model, pb.version)
 
 
 def decode_manifest(pb: registry_pb2.Manifest) -> manifest.Manifest:
@@ -155,5 +155,5 @@ def encode_history_event(event: history.Event) -> registry_pb2.HistoryEvent:
     )
 
 
-def _encode_ref(ref: Ref) -> types_pb2.ModelRef:
+def _encode_ref(ref: ModelRef) -> types_pb2.ModelRef:
     return types_pb2.ModelRef(model=ref.model, version=ref.version)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from treadle.core.model_ref import ModelRef
 from treadle.plugins.tensor_spec import TensorSpec, faults, fits
 from treadle.registry.checks import Problems
 
@@ -34,17 +35,6 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
-class Ref:
-    """A model version."""
-
-    model: str
-    version: int
-
-    def __str__(self) -> str:
-        return f"{self.model}/{self.version}"
-
-
-@dataclass(frozen=True, slots=True)
 class Compiled:
     """The faster form of a model that is kept with it."""
 
@@ -67,7 +57,7 @@ class Manifest:
     sample_inputs: tuple[Sample, ...] = ()
     sample_outputs: tuple[Sample, ...] = ()
     files: tuple[File, ...] = ()
-    parent: Ref | None = None
+    parent: ModelRef | None = None
     compiled: Compiled | None = None
 
 
@@ -88,7 +78,7 @@ def check(manifest: Manifest) -> None:
     problems.raise_if_any()
 
 
-def check_ref(problems: Problems, field: str, ref: Ref) -> None:
+def check_ref(problems: Problems, field: str, ref: ModelRef) -> None:
     """A reference that could name a registered version."""
     problems.name(f"{field}.model", ref.model)
     if ref.version < 1:

@@ -9,8 +9,9 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from treadle.core.errors import AlreadyExists, FailedPrecondition, NotFound
+from treadle.core.model_ref import ModelRef
 from treadle.registry import paging, schema
-from treadle.registry.manifest import Manifest, Ref
+from treadle.registry.manifest import Manifest
 from treadle.registry.paging import Page
 from treadle.registry.store import Transaction
 
@@ -33,7 +34,7 @@ class Model:
 class Version:
     """A version as it was made; only the aliases that point at it change."""
 
-    ref: Ref
+    ref: ModelRef
     manifest: bytes
     created_micros: int
     created_by: str
@@ -45,7 +46,7 @@ class Report:
     """An evaluation report of a version."""
 
     sequence: int
-    ref: Ref
+    ref: ModelRef
     report: bytes
     created_micros: int
 
@@ -86,7 +87,7 @@ def find_by_key(connection: Connection, model: str, key: str) -> Version | None:
     found = connection.execute(
         sa.select(table.c.version).where(table.c.model == model, table.c.idempotency_key == key)
     ).scalar_one_or_none()
-    return None if found is None else get_version(connection, Ref(model, found))
+    return None if found is None else get_version(connection, ModelRef(model, found))
 
 
 def create_version(tx: Transaction, model: str, manifest: Manifest, key: str = "") -> Version:
@@ -98,7 +99,7 @@ def create_version(tx: Transaction, model: str, manifest: Manifest, key: str = "
         require(tx.connection, [manifest.parent], "the manifest's lineage.parent")
     row = _model_row(tx.connection, model)
     latest = create(tx, model).latest_version if row is None else row.latest_version
-    ref = Ref(model, latest + 1)
+    ref = ModelRef(model, latest + 1)
     tx.connection.execute(
         schema.versions.insert(),
         {
@@ -128,7 +129,7 @@ def _version_details(manifest: Manifest) -> dict[str, object]:
     return details
 
 
-def get_version(connection: Connection, ref: Ref) -> Version:
+def get_version(connection: Connection, ref: ModelRef) -> Version:
     """NotFound if there is none; says which there are."""
     table = schema.versions
     row = connection.execute(
@@ -148,7 +149,7 @@ def get_by_alias(connection: Connection, model: str, alias: str) -> Version:
     if alias not in aliases:
         known = ", ".join(sorted(aliases)) or "none"
         raise NotFound(f"model {model!r} has no alias {alias!r}; it has: {known}")
-    return get_version(connection, Ref(model, aliases[alias]))
+    return get_version(connection, ModelRef(model, aliases[alias]))
 
 
 def list_versions(connection: Connection, model: str, page_size: int, page_token: str) -> Page[Version]:
@@ -168,7 +169,8 @@ def list_versions(connection: Connection, model: str, page_size: int, page_token
     )
     aliases = _pointing_at(connection, model)
     found = [
-        Version(Ref(model, r.version), r.manifest, r.created_micros, r.created_by, aliases[r.version]) for r in rows
+        Version(ModelRef(model, r.version), r.manifest, r.created_micros, r.created_by, aliases[r.version])
+        for r in rows
     ]
     return Page(found, more)
 
@@ -183,10 +185,10 @@ def set_alias(tx: Transaction, model: str, alias: str, version: int) -> Model:
             raise NotFound(f"model {model!r} has no alias {alias!r}")
         tx.connection.execute(table.delete().where(here))
     elif before is None:
-        get_version(tx.connection, Ref(model, version))
+        get_version(tx.connection, ModelRef(model, version))
         tx.connection.execute(table.insert(), {"model": model, "alias": alias, "version": version})
     elif version != before:
-        get_version(tx.connection, Ref(model, version))
+        get_version(tx.connection, ModelRef(model, version))
         tx.connection.execute(table.update().where(here).values(version=version))
     if version != before:
         details = {"version": version or None, "previous_version": before}
@@ -194,7 +196,7 @@ def set_alias(tx: Transaction, model: str, alias: str, version: int) -> Model:
     return get(tx.connection, model)
 
 
-def add_report(tx: Transaction, ref: Ref, report: bytes) -> Report:
+def add_report(tx: Transaction, ref: ModelRef, report: bytes) -> Report:
     """NotFound if there is no such version."""
     get_version(tx.connection, ref)
     sequence = tx.record("report.add", str(ref), details={"size_bytes": len(report)})
@@ -203,7 +205,7 @@ def add_report(tx: Transaction, ref: Ref, report: bytes) -> Report:
     return Report(sequence, ref, report, tx.at_micros)
 
 
-def list_reports(connection: Connection, ref: Ref, page_size: int, page_token: str) -> Page[Report]:
+def list_reports(connection: Connection, ref: ModelRef, page_size: int, page_token: str) -> Page[Report]:
     """Reports of a version, newest first. A page ends early where its reports grow large."""
     scope = f"reports:{ref}"
     size, before = paging.page_size(page_size), paging.after(scope, page_token, int)
@@ -223,7 +225,7 @@ def list_reports(connection: Connection, ref: Ref, page_size: int, page_token: s
     return Page([Report(row.sequence, ref, row.report, row.created_micros) for row in rows], more)
 
 
-def require(connection: Connection, refs: Iterable[Ref], where: str) -> None:
+def require(connection: Connection, refs: Iterable[ModelRef], where: str) -> None:
     """FailedPrecondition that names every version of these that does not exist."""
     table = schema.versions
     missing = [

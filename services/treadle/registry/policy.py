@@ -7,8 +7,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from treadle.core.model_ref import ModelRef
 from treadle.registry.checks import Problems
-from treadle.registry.manifest import Ref, check_ref
+from treadle.registry.manifest import check_ref
 
 _WHOLE = 100.0
 # Thirds written with a few decimals still count as a whole.
@@ -19,7 +20,7 @@ _TOLERANCE = 1e-6
 class Share:
     """A version's share of the traffic, percent."""
 
-    ref: Ref
+    ref: ModelRef
     weight: float
 
 
@@ -29,7 +30,7 @@ class Step:
 
     name: str
     timeout_seconds: float
-    ref: Ref | None = None
+    ref: ModelRef | None = None
     constant: tuple[str, ...] = ()
 
 
@@ -40,7 +41,7 @@ class Policy:
     name: str
     body: bytes
     traffic: tuple[Share, ...] = ()
-    shadows: tuple[Ref, ...] = ()
+    shadows: tuple[ModelRef, ...] = ()
     fallbacks: tuple[Step, ...] = ()
     sticky_entity: str = ""
     timeout_seconds: float = 0.0
@@ -49,7 +50,7 @@ class Policy:
     description: str = ""
     restored_revision: int = 0
 
-    def refs(self) -> list[Ref]:
+    def refs(self) -> list[ModelRef]:
         """Every version that it names, each once, in order."""
         named = [share.ref for share in self.traffic]
         named += self.shadows

@@ -4,10 +4,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from treadle.core.errors import FailedPrecondition, InvalidInput, Violation
+from treadle.core.model_ref import ModelRef
 from treadle.registry import codec, deployments, history, manifest, models, policy
 from treadle.registry.artifacts import Artifacts
 from treadle.registry.checks import Problems
-from treadle.registry.manifest import Ref, check_ref
+from treadle.registry.manifest import check_ref
 from treadle.registry.store import UNKNOWN_ACTOR, Store
 from treadle.registry.watch import Watches
 from treadle.rpc import context as call_context
@@ -91,7 +92,7 @@ class Servicer(registry_pb2_grpc.RegistryServiceServicer):
         _check_name("model", request.model)
         match request.WhichOneof("which"):
             case "version":
-                ref = Ref(request.model, request.version)
+                ref = ModelRef(request.model, request.version)
                 return codec.encode_version(await self._store.read(lambda c: models.get_version(c, ref)))
             case "alias":
                 _check_name("alias", request.alias)
@@ -206,7 +207,7 @@ def _check_name(field: str, value: str) -> None:
     problems.raise_if_any()
 
 
-def _checked_ref(message: Any) -> Ref:
+def _checked_ref(message: Any) -> ModelRef:
     ref = codec.decode_ref(message)
     problems = Problems("no such version can exist")
     check_ref(problems, "ref", ref)

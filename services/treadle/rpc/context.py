@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 TENANT = "treadle-tenant"
 ACTOR = "treadle-actor"
 # Asks the gateway for one version of a deployment.
-PIN = "treadle-pin-version"
+VERSION_HEADER = "treadle-pin-version"
 # Metadata that a hop passes on to the next.
 FORWARDED = (ACTOR, "baggage")
 
 
 @dataclass(slots=True)
-class Call:
+class RequestContext:
     """One call. `deadline` is on `time.monotonic()`'s clock; None means no limit. Nobody changes it but `tracing`."""
 
     deadline: float | None = None
@@ -33,11 +33,11 @@ class Call:
     """Of that span: the host adds them when the answer leaves."""
 
 
-_NO_CALL = Call()
-_call: ContextVar[Call] = ContextVar("treadle_call", default=_NO_CALL)
+_NO_CALL = RequestContext()
+_call: ContextVar[RequestContext] = ContextVar("treadle_call", default=_NO_CALL)
 
 
-def current() -> Call:
+def current() -> RequestContext:
     """The call being served, or an empty one outside of any."""
     return _call.get()
 
@@ -48,19 +48,19 @@ def remaining() -> float | None:
     return None if deadline is None else deadline - time.monotonic()
 
 
-def enter(call: Call) -> Token[Call]:
+def enter(call: RequestContext) -> Token[RequestContext]:
     """Makes `call` the present one, until `leave`."""
     return _call.set(call)
 
 
-def leave(token: Token[Call]) -> None:
+def leave(token: Token[RequestContext]) -> None:
     """Undoes `enter`. Like `tracing.detach`, it does not mind being called in another context."""
     with suppress(ValueError):
         _call.reset(token)
 
 
 @contextmanager
-def serving(call: Call) -> Iterator[None]:
+def request_scope(call: RequestContext) -> Iterator[None]:
     """Makes `call` the present one for a block."""
     token = enter(call)
     try:

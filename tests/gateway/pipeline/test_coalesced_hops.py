@@ -14,22 +14,22 @@ from opentelemetry.trace import NoOpTracer
 from treadle.core.column import Column
 from treadle.core.dtypes import NUMPY
 from treadle.core.errors import InvalidInput, TreadleError
+from treadle.core.model_ref import ModelRef
 from treadle.gateway.pipeline.coalesced import CoalescedFeatures, CoalescedInference
 from treadle.gateway.pipeline.feature_batch import MISSING, PRESENT, Features, FeatureValues
 from treadle.gateway.pipeline.lane import CoalesceLimits
 from treadle.gateway.pipeline.request import Tensors
-from treadle.gateway.policy.deployments import Ref
-from treadle.rpc.context import Call, current, serving
+from treadle.rpc.context import RequestContext, current, request_scope
 
 DTYPES = ("STRING", "INT64", "FP32", "TIMESTAMP", "BOOL", "BYTES")
-REF = Ref("m", 1)
+REF = ModelRef("m", 1)
 
 
 @dataclass
 class Lookup:
     """Gives back each column as a feature; its age is the number of rows of the whole lookup, its nulls are MISSING."""
 
-    calls: list[tuple[Call, int]] = field(default_factory=list)
+    calls: list[tuple[RequestContext, int]] = field(default_factory=list)
 
     async def look_up(
         self, service: str, entities: Sequence[Column], context: Sequence[Column], now_micros: int, timeout: float
@@ -51,7 +51,7 @@ class Model:
 
     calls: list[int] = field(default_factory=list)
 
-    async def infer(self, ref: Ref, inputs: Tensors, outputs: Sequence[str], timeout: float) -> Tensors:
+    async def infer(self, ref: ModelRef, inputs: Tensors, outputs: Sequence[str], timeout: float) -> Tensors:
         self.calls.append(len(next(iter(inputs.values()))))
         await asyncio.sleep(0)
         for name, array in inputs.items():
@@ -122,7 +122,7 @@ def inference(draw: st.DrawFn) -> dict[str, Any]:
     texts = np.empty(rows, object)
     texts[:] = draw(st.sampled_from([["t"] * rows, [b"t"] * rows]))
     inputs = {"x": np.array(cells, dtype).reshape(shape), "t": texts}
-    return {"ref": draw(st.sampled_from([REF, Ref("m", 2)])), "inputs": inputs, "outputs": draw(outputs)}
+    return {"ref": draw(st.sampled_from([REF, ModelRef("m", 2)])), "inputs": inputs, "outputs": draw(outputs)}
 
 
 outputs = st.sampled_from([(), ("x",), ("t", "x")])
@@ -151,7 +151,7 @@ async def test_callers_of_different_tenants_or_actors_are_never_asked_together()
     hop = CoalescedFeatures(lookup, CoalesceLimits(), NoOpTracer())
 
     async def ask(tenant: str, actor: str) -> None:
-        with serving(Call(tenant=tenant, metadata={"treadle-actor": actor, "user-agent": "any"})):
+        with request_scope(RequestContext(tenant=tenant, metadata={"treadle-actor": actor, "user-agent": "any"})):
             await hop.look_up("f", [Column.of("a", ["x"])], [], 0, 5.0)
 
     callers = [(tenant, actor) for tenant in "st" for actor in "ab"]
@@ -172,7 +172,7 @@ async def test_large_rows_go_in_smaller_calls() -> None:
 
 async def test_an_answer_of_another_number_of_rows_is_not_handed_out() -> None:
     class Short(Model):
-        async def infer(self, ref: Ref, inputs: Tensors, outputs: Sequence[str], timeout: float) -> Tensors:
+        async def infer(self, ref: ModelRef, inputs: Tensors, outputs: Sequence[str], timeout: float) -> Tensors:
             found = await super().infer(ref, inputs, outputs, timeout)
             return {name: array[:1] for name, array in found.items()}
 
@@ -187,7 +187,7 @@ async def test_a_call_for_many_has_the_longest_of_their_times() -> None:
     hop = CoalescedFeatures(lookup, CoalesceLimits(), NoOpTracer())
 
     async def ask(deadline: float, timeout: float) -> None:
-        with serving(Call(deadline=deadline)):
+        with request_scope(RequestContext(deadline=deadline)):
             await hop.look_up("f", [Column.of("a", ["x"])], [], 0, timeout)
 
     loop = asyncio.get_running_loop()

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from treadle.core.column import Column
 from treadle.core.errors import FailedPrecondition, InvalidInput
+from treadle.core.model_ref import ModelRef
 from treadle.gateway.pipeline.routing import parse_pin, pick, pinned, position, route, sticky_key
-from treadle.gateway.policy.deployments import Deployment, Ref, Share, Step
+from treadle.gateway.policy.deployments import Deployment, Share, Step
 
 KEYS = [str(number) for number in range(1_000)]
 
@@ -19,17 +20,17 @@ def traffic(draw: st.DrawFn) -> tuple[Share, ...]:
     cuts = sorted(draw(st.lists(st.integers(0, 100), max_size=4)))
     weights = [b - a for a, b in zip([0, *cuts], [*cuts, 100], strict=True)]
     numbers = draw(st.permutations(range(1, len(weights) + 1)))
-    return tuple(Share(Ref("m", number), weight) for number, weight in zip(numbers, weights, strict=True))
+    return tuple(Share(ModelRef("m", number), weight) for number, weight in zip(numbers, weights, strict=True))
 
 
-def share_of(shares: tuple[Share, ...]) -> dict[Ref, float]:
+def share_of(shares: tuple[Share, ...]) -> dict[ModelRef, float]:
     return {share.ref: share.weight for share in shares}
 
 
 @settings(deadline=None)  # a thousand keys take what time they take
 @given(traffic())
 def test_weights_are_respected(shares: tuple[Share, ...]) -> None:
-    counts: dict[Ref, int] = {}
+    counts: dict[ModelRef, int] = {}
     for key in KEYS:
         ref = pick(shares, position("d", key))
         counts[ref] = counts.get(ref, 0) + 1
@@ -52,8 +53,8 @@ def test_equal_keys_stay_together_whatever_the_order(shares: tuple[Share, ...], 
 
 @given(st.integers(0, 100), st.integers(0, 100))
 def test_with_two_versions_exactly_the_difference_moves(before: int, after: int) -> None:
-    def version(weight: int, point: float) -> Ref:
-        return pick((Share(Ref("m", 1), weight), Share(Ref("m", 2), 100 - weight)), point)
+    def version(weight: int, point: float) -> ModelRef:
+        return pick((Share(ModelRef("m", 1), weight), Share(ModelRef("m", 2), 100 - weight)), point)
 
     moved = {point for point in range(100) if version(before, point) != version(after, point)}
     assert len(moved) == abs(before - after)
@@ -69,24 +70,24 @@ def test_a_deployment_is_one_draw_and_another_is_another() -> None:
 
 
 def test_without_a_key_chance_decides() -> None:
-    deployment = Deployment("d", (Share(Ref("m", 1), 90), Share(Ref("m", 2), 10)))
+    deployment = Deployment("d", (Share(ModelRef("m", 1), 90), Share(ModelRef("m", 2), 10)))
     assert route(deployment, pin=None, key="", random=lambda: 0.89).ref.version == 1
     assert route(deployment, pin=None, key="", random=lambda: 0.91).ref.version == 2
 
 
 def test_pins_reach_traffic_shadows_and_fallbacks_and_nothing_else() -> None:
     deployment = Deployment(
-        "d", (Share(Ref("m", 1), 100),), (Ref("m", 2),), (Step("rule", Ref("m", 3)), Step("none", None))
+        "d", (Share(ModelRef("m", 1), 100),), (ModelRef("m", 2),), (Step("rule", ModelRef("m", 3)), Step("none", None))
     )
     for version in (1, 2, 3):
-        assert route(deployment, pin=version, key="", random=lambda: 0.0).ref == Ref("m", version)
+        assert route(deployment, pin=version, key="", random=lambda: 0.0).ref == ModelRef("m", version)
     with pytest.raises(FailedPrecondition):
         route(deployment, pin=4, key="", random=lambda: 0.0)
 
 
 def test_a_number_means_the_deployments_own_model_before_another_of_that_number() -> None:
-    deployment = Deployment("d", (Share(Ref("a", 2), 10), Share(Ref("b", 2), 90)))
-    assert pinned(deployment, 2) == Ref("b", 2)
+    deployment = Deployment("d", (Share(ModelRef("a", 2), 10), Share(ModelRef("b", 2), 90)))
+    assert pinned(deployment, 2) == ModelRef("b", 2)
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "x", "1.5", "٣", "9" * 21, "9" * 5_000])

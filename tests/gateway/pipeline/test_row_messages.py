@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from treadle.core.column import Column
 from treadle.core.dtypes import NUMPY
 from treadle.core.errors import InvalidInput
+from treadle.core.model_ref import ModelRef
 from treadle.gateway.pipeline import row_messages
 from treadle.gateway.pipeline.assembly import CannotAnswer, from_columns
 from treadle.gateway.pipeline.feature_batch import FeatureBatch, Features, FeatureValues
 from treadle.gateway.pipeline.request import Ask
-from treadle.gateway.policy.deployments import Ref, ServedVersion
+from treadle.gateway.policy.deployments import ServedVersion
 from treadle.plugins.tensor_spec import TensorSpec
 from treadle.plugins.tensors import Signature
 from treadle.rpc.codec.columns import decode
@@ -108,7 +109,7 @@ def test_inputs_made_for_a_batch_are_those_made_alone(
     features = {name: data.draw(feature(name, numeric)) for name in ("a", "d", "b")}
     sent = Column.of("key", [f"k{row}" for row in range(ROWS)])
     found = FeatureBatch(features, [sent], ROWS)
-    version = ServedVersion(Ref("m", 1), signature(allow_nan), "f")
+    version = ServedVersion(ModelRef("m", 1), signature(allow_nan), "f")
     for row in range(ROWS):
         context = {"d": Column.of("d", [7.0])} if overrides and row % 2 else {}
         ask = Ask("d", {"key": sent.take(slice(row, row + 1))}, context)

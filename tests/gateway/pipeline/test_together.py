@@ -17,6 +17,7 @@ from opentelemetry.trace import NoOpTracer
 
 from treadle.core.column import Column
 from treadle.core.errors import DeadlineExceeded, InvalidInput, TreadleError, Unavailable
+from treadle.core.model_ref import ModelRef
 from treadle.gateway.api.grpc.prediction_servicer import PredictionServicer
 from treadle.gateway.ledger.recorder import Recorder
 from treadle.gateway.ledger.spool import Spool, SpoolLimits, read
@@ -29,16 +30,16 @@ from treadle.gateway.pipeline.lane import CoalesceLimits
 from treadle.gateway.pipeline.request import Tensors
 from treadle.gateway.pipeline.shadows import Shadows
 from treadle.gateway.pipeline.together import Together
-from treadle.gateway.policy.deployments import Deployment, FeatureNeeds, Ref, ServedVersion, Share, Snapshot, Step
+from treadle.gateway.policy.deployments import Deployment, FeatureNeeds, ServedVersion, Share, Snapshot, Step
 from treadle.observability.telemetry.metrics import Meters
 from treadle.plugins.tensor_spec import TensorSpec
 from treadle.plugins.tensors import Signature
 from treadle.rpc.codec.columns import encode
-from treadle.rpc.context import PIN, Call, serving
+from treadle.rpc.context import VERSION_HEADER, RequestContext, request_scope
 from treadle.v1.evaluation_pb2 import PredictionBatch
 from treadle.v1.prediction_pb2 import PredictRequest, PredictResponse
 
-OLD, NEW, RULE = Ref("m", 1), Ref("m", 2), Ref("rule", 1)
+OLD, NEW, RULE = ModelRef("m", 1), ModelRef("m", 2), ModelRef("rule", 1)
 REFUSED, GONE_FEATURE, STALE_FEATURE = 13.0, 17, 19
 
 
@@ -71,9 +72,9 @@ class Models:
     """The sum of the inputs, plus the version; a row that sums up to `REFUSED` is refused."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[Ref, int]] = []
+        self.calls: list[tuple[ModelRef, int]] = []
 
-    async def infer(self, ref: Ref, inputs: Tensors, outputs: Sequence[str], timeout: float) -> Tensors:
+    async def infer(self, ref: ModelRef, inputs: Tensors, outputs: Sequence[str], timeout: float) -> Tensors:
         total = np.sum(list(inputs.values()), axis=0)
         self.calls.append((ref, len(total)))
         await asyncio.sleep(0)
@@ -82,7 +83,7 @@ class Models:
         return {"y": total + ref.version, "name": np.array([str(ref)] * len(total), object)}
 
 
-def version(ref: Ref, *columns: str, service: str = "") -> ServedVersion:
+def version(ref: ModelRef, *columns: str, service: str = "") -> ServedVersion:
     inputs = tuple(TensorSpec(column, "FP64", (-1,)) for column in columns)
     outputs = (TensorSpec("y", "FP64", (-1,)), TensorSpec("name", "STRING", (-1,)))
     return ServedVersion(ref, Signature(inputs, outputs), service)
@@ -127,8 +128,8 @@ class Door:
         grouped = Together(chain, recorder.remember_rows, CoalesceLimits(), NoOpTracer()) if together else None
         self.servicer = PredictionServicer(chain, grouped, 64)
 
-    async def ask(self, request: PredictRequest, call: Call | None = None) -> PredictResponse | str:
-        with serving(call or Call(trace_id=request.request_id)):
+    async def ask(self, request: PredictRequest, call: RequestContext | None = None) -> PredictResponse | str:
+        with request_scope(call or RequestContext(trace_id=request.request_id)):
             try:
                 return await self.servicer.Predict(request, None)  # type: ignore[arg-type]  # it asks no context
             except TreadleError as error:
@@ -252,8 +253,8 @@ async def test_what_failed_for_all_is_not_tried_again() -> None:
     assert {answer.degraded_reason for answer in answers} == {"features: UNAVAILABLE: away"}
 
 
-@pytest.mark.parametrize("call", [Call(metadata={PIN: "2"}), Call(sampled=True)])
-async def test_what_is_pinned_or_traced_goes_alone(call: Call) -> None:
+@pytest.mark.parametrize("call", [RequestContext(metadata={VERSION_HEADER: "2"}), RequestContext(sampled=True)])
+async def test_what_is_pinned_or_traced_goes_alone(call: RequestContext) -> None:
     async with door(deployment(traffic=(Share(OLD, 100), Share(NEW, 0))), Lookup(), together=True) as made:
         await asyncio.gather(*(made.ask(request(number, number), call) for number in range(3)))
         assert made.lookup.rows == [1, 1, 1]
@@ -275,7 +276,7 @@ async def test_the_time_of_one_does_not_end_the_others() -> None:
     lookup = Lookup(gate=asyncio.Event())
     async with door(deployment(traffic=(Share(OLD, 100),)), lookup, together=True) as made:
         now = asyncio.get_running_loop().time()
-        calls = [Call(deadline=now + seconds) for seconds in (60.0, 2.0, 60.0)]
+        calls = [RequestContext(deadline=now + seconds) for seconds in (60.0, 2.0, 60.0)]
         asked = [asyncio.create_task(made.ask(request(number, number), call)) for number, call in enumerate(calls)]
         hasty = await asked[1]
         lookup.gate.set()  # type: ignore[union-attr]  # it was made with one
@@ -296,6 +297,6 @@ async def test_who_goes_on_alone_stays_with_the_version_that_was_chosen() -> Non
 
 async def test_tenants_are_never_mixed() -> None:
     async with door(deployment(traffic=(Share(OLD, 100),)), Lookup(), together=True) as made:
-        calls = [Call(tenant=tenant) for tenant in "stst"]
+        calls = [RequestContext(tenant=tenant) for tenant in "stst"]
         await asyncio.gather(*(made.ask(request(number, number), call) for number, call in enumerate(calls)))
         assert made.lookup.rows == [2, 2]

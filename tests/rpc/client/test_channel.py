@@ -12,16 +12,18 @@ from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.rpc import context, contracts
 from treadle.rpc.client import retries
 from treadle.rpc.client.channel import Channel
-from treadle.rpc.context import Call, serving
+from treadle.rpc.context import RequestContext, request_scope
 from treadle.v1 import features_pb2, prediction_pb2, types_pb2
 
 from ..conftest import Stubs, echo, over_a_network, spans_by_the_sdk
 
 
 async def test_the_callers_deadline_tenant_and_actor_go_to_the_next_hop(mesh):
-    call = Call(deadline=time.monotonic() + 30, tenant="acme", metadata={"treadle-actor": "ann", "cookie": "secret"})
+    call = RequestContext(
+        deadline=time.monotonic() + 30, tenant="acme", metadata={"treadle-actor": "ann", "cookie": "secret"}
+    )
     async with mesh(echo) as (stubs, member):
-        with serving(call):
+        with request_scope(call):
             await stubs.predict(timeout=60)
     (seen,) = member.calls
     assert seen.deadline is not None
@@ -32,7 +34,10 @@ async def test_the_callers_deadline_tenant_and_actor_go_to_the_next_hop(mesh):
 
 async def test_a_call_whose_time_is_up_never_leaves(mesh):
     async with mesh(echo) as (stubs, member):
-        with serving(Call(deadline=time.monotonic() - 1)), pytest.raises(DeadlineExceeded, match="no time left"):
+        with (
+            request_scope(RequestContext(deadline=time.monotonic() - 1)),
+            pytest.raises(DeadlineExceeded, match="no time left"),
+        ):
             await stubs.predict()
         assert member.calls == []
 
@@ -123,7 +128,7 @@ async def test_a_cancelled_task_leaves_no_call_behind(mesh):
             async with asyncio.timeout(0.2):
                 await stubs.predict()
         assert waiting.is_set()
-    assert context.current() == Call()
+    assert context.current() == RequestContext()
 
 
 async def third_is_bad(name):

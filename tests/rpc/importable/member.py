@@ -25,7 +25,7 @@ class Member:
     """What the servicers do: `answer` maps a request's name to the answer's, and may raise or wait."""
 
     answer: Answer
-    calls: list[context.Call] = field(default_factory=list)
+    calls: list[context.RequestContext] = field(default_factory=list)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a stream's handler has come to its end, however it ended."""
     address: str = ""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from statistics import fmean
 
+from treadle.core.model_ref import ModelRef
 from treadle.gateway.ledger.spool import Spool
 from treadle.gateway.metrics import GatewayMeters
 from treadle.gateway.pipeline import row_messages
@@ -11,7 +12,7 @@ from treadle.gateway.pipeline.chain import Remembered
 from treadle.gateway.pipeline.feature_batch import Features
 from treadle.gateway.pipeline.request import Ask
 from treadle.gateway.pipeline.rows import SERVED_BY, AnsweredRows
-from treadle.gateway.policy.deployments import Deployment, Ref
+from treadle.gateway.policy.deployments import Deployment
 from treadle.rpc import tracing
 from treadle.rpc.codec.columns import encoded
 from treadle.rpc.codec.protobuf_wire import field
@@ -91,7 +92,7 @@ def _given(deployment: Deployment, ask: Ask, features: Features) -> Iterator[byt
 
 
 @lru_cache(maxsize=1024)
-def _kind(deployment: str, ref: Ref, served_by: str, tenant: str, shadow: bool) -> bytes:
+def _kind(deployment: str, ref: ModelRef, served_by: str, tenant: str, shadow: bool) -> bytes:
     """What many records have in common."""
     model = types_pb2.ModelRef(model=ref.model, version=ref.version)
     common = Record(deployment=deployment, model=model, served_by=served_by, tenant=tenant, shadow=shadow)

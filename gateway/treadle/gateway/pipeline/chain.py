@@ -20,6 +20,7 @@ from treadle.core.errors import (
     Unavailable,
     Violation,
 )
+from treadle.core.model_ref import ModelRef
 from treadle.gateway.pipeline import assembly
 from treadle.gateway.pipeline.admission import Admission
 from treadle.gateway.pipeline.feature_batch import Features
@@ -28,7 +29,7 @@ from treadle.gateway.pipeline.lookups import Lookups
 from treadle.gateway.pipeline.request import Answer, Ask, Tensors
 from treadle.gateway.pipeline.routing import Route, route, sticky_key
 from treadle.gateway.pipeline.shadows import Shadows
-from treadle.gateway.policy.deployments import Deployment, Ref, ServedVersion, Snapshot, Step
+from treadle.gateway.policy.deployments import Deployment, ServedVersion, Snapshot, Step
 from treadle.gateway.upstream.ports import FeatureLookup, Inference
 from treadle.rpc.context import remaining
 
@@ -76,7 +77,7 @@ class Tried(NamedTuple):
 
     since: float
     """When it arrived."""
-    ref: Ref | None = None
+    ref: ModelRef | None = None
     """The version that was chosen for it, if one was."""
     error: TreadleError | None = None
     """What the first step of its chain came to, if it was asked."""
@@ -135,7 +136,7 @@ class Chain:
         key = sticky_key(ask.sticky_key, ask.request_id, ask.entities, deployment.sticky_entity)
         return route(deployment, pin=ask.pin, key=key, random=self.random)
 
-    async def first_step(self, ask: Ask, deployment: Deployment, ref: Ref, seconds: float) -> Outcome:
+    async def first_step(self, ask: Ask, deployment: Deployment, ref: ModelRef, seconds: float) -> Outcome:
         """What one version makes of a request; TreadleError."""
         budget = Budget(self.clock() + seconds, self.clock)
         return await self._work(ask, deployment, budget).by(ref, budget)
@@ -147,16 +148,16 @@ class Chain:
         left = remaining()
         return Budget(started + _seconds(deployment) if left is None else self.clock() + left, self.clock)
 
-    def _answer(self, ask: Ask, outcome: Outcome, ref: Ref, served_by: str) -> Answer:
+    def _answer(self, ask: Ask, outcome: Outcome, ref: ModelRef, served_by: str) -> Answer:
         ids = tuple(self.ids.take(ask.rows))
         return Answer(outcome.outputs, ref, ids, outcome.features, served_by, outcome.degraded)
 
-    def _cast_shadows(self, work: "Work", chosen: Ref) -> None:
+    def _cast_shadows(self, work: "Work", chosen: ModelRef) -> None:
         for ref in work.deployment.shadows:
             if ref != chosen:
                 self._shadows.cast(str(ref), partial(self._shadow, work, ref))
 
-    async def _shadow(self, work: "Work", ref: Ref) -> None:
+    async def _shadow(self, work: "Work", ref: ModelRef) -> None:
         """The same request to a version whose answer only the ledger sees, with time of its own."""
         started = self.clock()
         shadow = replace(work, budget=self._budget(work.deployment, started))
@@ -191,7 +192,9 @@ class Work:
     inference: Inference
     budget: Budget
 
-    async def answer(self, chosen: Ref, served_by: str, tried: TreadleError | None = None) -> tuple[Outcome, Ref, str]:
+    async def answer(
+        self, chosen: ModelRef, served_by: str, tried: TreadleError | None = None
+    ) -> tuple[Outcome, ModelRef, str]:
         """The first outcome of the chosen version and the fallbacks behind it, who gave it, and as what.
 
         `tried` is what the chosen version came to, if it has been asked already.
@@ -218,10 +221,10 @@ class Work:
                     return outcome, chosen, served_by
                 reason = "; ".join(filter(None, [*failures, outcome.degraded]))
                 answered = Outcome(outcome.outputs, outcome.features, reason)
-                return answered, step.ref or Ref(chosen.model, 0), f"fallback:{step.name}"
+                return answered, step.ref or ModelRef(chosen.model, 0), f"fallback:{step.name}"
         raise _exhausted(failures, last)
 
-    def _attempts(self, chosen: Ref, served_by: str) -> Iterator[Step]:
+    def _attempts(self, chosen: ModelRef, served_by: str) -> Iterator[Step]:
         yield Step(served_by, chosen)
         for step in self.deployment.fallbacks:
             if step.ref != chosen:
@@ -235,7 +238,7 @@ class Work:
             return Outcome(_constant(step.constant, self.ask))
         return await self.by(step.ref, budget)
 
-    async def by(self, ref: Ref, budget: Budget) -> Outcome:
+    async def by(self, ref: ModelRef, budget: Budget) -> Outcome:
         """The outcome of one version. Messages begin with the hop that failed."""
         version = self.deployment.version(ref)
         if self.ask.outputs:

@@ -9,11 +9,11 @@ from opentelemetry.trace import Tracer
 
 from treadle.core.column import Column
 from treadle.core.errors import Internal
+from treadle.core.model_ref import ModelRef
 from treadle.gateway.pipeline.coalescer import Coalescer
 from treadle.gateway.pipeline.feature_batch import Features
 from treadle.gateway.pipeline.lane import CoalesceLimits
 from treadle.gateway.pipeline.request import Tensors
-from treadle.gateway.policy.deployments import Ref
 from treadle.gateway.upstream.ports import FeatureLookup, Inference
 from treadle.rpc.context import FORWARDED, current
 
@@ -74,7 +74,7 @@ class CoalescedFeatures:
 class _InferenceKey(NamedTuple):
     """What inferences must have in common."""
 
-    ref: Ref
+    ref: ModelRef
     tensors: tuple[object, ...]
     outputs: tuple[str, ...]
     caller: Caller
@@ -87,7 +87,7 @@ class CoalescedInference:
         self._hop = hop
         self._coalescer = Coalescer(self._call, limits, tracer)
 
-    async def infer(self, ref: Ref, inputs: Tensors, outputs: Sequence[str], timeout: float) -> Tensors:
+    async def infer(self, ref: ModelRef, inputs: Tensors, outputs: Sequence[str], timeout: float) -> Tensors:
         """See `Inference`."""
         key = _InferenceKey(ref, tuple([_kind(*item) for item in inputs.items()]), tuple(outputs), caller())
         size = sum([array.nbytes for array in inputs.values()]) // _ROW_BYTES

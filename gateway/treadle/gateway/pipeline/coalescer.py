@@ -31,7 +31,7 @@ from treadle.core.errors import (
     Unimplemented,
 )
 from treadle.gateway.pipeline.lane import AnswerT, CoalesceLimits, Lane, RequestT, Waiter, leader, started
-from treadle.rpc.context import current, serving
+from treadle.rpc.context import current, request_scope
 
 KeyT = TypeVar("KeyT", bound=Hashable)
 
@@ -137,7 +137,7 @@ class Coalescer(Generic[KeyT, RequestT, AnswerT]):
         timeout = max(0.0, deadline - self._clock())
         if len(waiters) == 1:
             return await self._call(key, requests, timeout)
-        with serving(replace(current(), deadline=time.monotonic() + timeout)), self._span(waiters):
+        with request_scope(replace(current(), deadline=time.monotonic() + timeout)), self._span(waiters):
             return await self._call(key, requests, timeout)
 
     @contextmanager

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from treadle.core.column import Column
+from treadle.core.model_ref import ModelRef
 from treadle.gateway.pipeline.feature_batch import Features
-from treadle.gateway.policy.deployments import Ref
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Answer:
     """What the caller gets."""
 
     outputs: tuple[Column, ...]
-    ref: Ref
+    ref: ModelRef
     prediction_ids: tuple[str, ...]
     features: Features
     """Those looked up; none when nothing was."""

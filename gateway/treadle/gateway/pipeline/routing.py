@@ -6,16 +6,17 @@ from hashlib import blake2b
 
 from treadle.core.column import Column
 from treadle.core.errors import FailedPrecondition, InvalidInput, Violation
+from treadle.core.model_ref import ModelRef
 from treadle.core.numbers import whole_number
-from treadle.gateway.policy.deployments import Deployment, Ref, Share
-from treadle.rpc.context import PIN
+from treadle.gateway.policy.deployments import Deployment, Share
+from treadle.rpc.context import VERSION_HEADER
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
     """The chosen version and how it was chosen: "traffic" or "pinned"."""
 
-    ref: Ref
+    ref: ModelRef
     served_by: str
 
 
@@ -39,7 +40,7 @@ def position(deployment: str, key: str) -> float:
     return (int.from_bytes(digest) >> 3) / (1 << 53) * 100.0
 
 
-def pick(traffic: Sequence[Share], point: float) -> Ref:
+def pick(traffic: Sequence[Share], point: float) -> ModelRef:
     """The version whose range holds `point`.
 
     The ranges lie end to end in [0, 100), ordered by version and not by weight or by place in the policy. So when
@@ -65,17 +66,17 @@ def sticky_key(sticky_key: str, request_id: str, entities: Mapping[str, Column],
 
 def parse_pin(metadata: Mapping[str, str]) -> int | None:
     """The version asked for by metadata `treadle-pin-version`; InvalidInput unless it is a positive number."""
-    text = metadata.get(PIN)
+    text = metadata.get(VERSION_HEADER)
     if text is None:
         return None
     version = whole_number(text)
     if not version:
         what = "must be a version number such as 3"
-        raise InvalidInput(f"metadata {PIN} {what}", [Violation(PIN, what)])
+        raise InvalidInput(f"metadata {VERSION_HEADER} {what}", [Violation(VERSION_HEADER, what)])
     return version
 
 
-def pinned(deployment: Deployment, version: int) -> Ref:
+def pinned(deployment: Deployment, version: int) -> ModelRef:
     """The deployment's version of that number; FailedPrecondition when it does not name one."""
     refs = [ref for ref in deployment.refs if ref.version == version]
     if not refs:

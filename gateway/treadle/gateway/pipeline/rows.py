@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from treadle.core.model_ref import ModelRef
 from treadle.gateway.pipeline import row_messages
 from treadle.gateway.pipeline.chain import Outcome
 from treadle.gateway.pipeline.request import Ask
-from treadle.gateway.policy.deployments import Deployment, Ref
+from treadle.gateway.policy.deployments import Deployment
 from treadle.rpc.codec.columns import encoded_rows
 from treadle.rpc.codec.protobuf_wire import field
 from treadle.v1 import types_pb2
@@ -20,7 +21,7 @@ class AnsweredRows:
     """N rows that one version answered, each for a request of its own."""
 
     deployment: Deployment
-    ref: Ref
+    ref: ModelRef
     ask: Ask
     outcome: Outcome
     prediction_ids: Sequence[str]

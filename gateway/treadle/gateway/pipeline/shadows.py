@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from treadle.core.errors import TreadleError
-from treadle.rpc.context import current, serving
+from treadle.rpc.context import current, request_scope
 
 
 class Shadows:
@@ -32,7 +32,7 @@ class Shadows:
             self._ended(version, "dropped")
             return
         # The caller's deadline ends with its answer, not with the shadow's.
-        with serving(replace(current(), deadline=None)):
+        with request_scope(replace(current(), deadline=None)):
             task = asyncio.create_task(self._run(version, work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

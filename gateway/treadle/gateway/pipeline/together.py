@@ -16,6 +16,7 @@ from typing import NamedTuple
 from opentelemetry.trace import Tracer
 
 from treadle.core.errors import InvalidInput, TreadleError
+from treadle.core.model_ref import ModelRef
 from treadle.gateway.pipeline.assembly import CannotAnswer
 from treadle.gateway.pipeline.chain import SHARE_WITH_NET, Chain, Outcome, Tried, seconds_for
 from treadle.gateway.pipeline.coalesced import Caller, caller
@@ -26,9 +27,9 @@ from treadle.gateway.pipeline.plain import Form, joined, plain
 from treadle.gateway.pipeline.request import Ask
 from treadle.gateway.pipeline.routing import route, sticky_key
 from treadle.gateway.pipeline.rows import AnsweredRows, messages
-from treadle.gateway.policy.deployments import Deployment, Ref
+from treadle.gateway.policy.deployments import Deployment
 from treadle.rpc import tracing
-from treadle.rpc.context import PIN, Call
+from treadle.rpc.context import VERSION_HEADER, RequestContext
 from treadle.v1.prediction_pb2 import PredictRequest, PredictResponse
 
 Result = PredictResponse | Tried | None
@@ -70,9 +71,9 @@ class Together:
             self._unit, replace(limits, patience_seconds=_PATIENCE_SECONDS), tracer, chain.clock
         )
 
-    async def predict(self, request: PredictRequest, call: Call) -> Result:
+    async def predict(self, request: PredictRequest, call: RequestContext) -> Result:
         """See `Result`. Overloaded if there is no room for it."""
-        found = None if tracing.is_recording() or PIN in call.metadata else plain(request)
+        found = None if tracing.is_recording() or VERSION_HEADER in call.metadata else plain(request)
         deployment = found and self._chain.snapshot().deployments.get(found.form.deployment)
         if not found or not deployment or deployment.shadows:
             return None
@@ -105,7 +106,7 @@ class Together:
             return await self._by(next(iter(versions)), deployment, ask, members, timeout)
         results: list[Result] = [None] * len(members)
 
-        async def part(ref: Ref, rows: list[int]) -> None:
+        async def part(ref: ModelRef, rows: list[int]) -> None:
             found = await self._by(ref, deployment, ask.take(rows), [members[row] for row in rows], timeout)
             for row, result in zip(rows, found, strict=True):
                 results[row] = result
@@ -113,11 +114,11 @@ class Together:
         await asyncio.gather(*[part(*each) for each in versions.items()])
         return results
 
-    def _routed(self, deployment: Deployment, ask: Ask, members: Sequence[_Member]) -> dict[Ref, list[int]]:
+    def _routed(self, deployment: Deployment, ask: Ask, members: Sequence[_Member]) -> dict[ModelRef, list[int]]:
         """Which rows go to which version."""
         if len(deployment.traffic) == 1:
             return {deployment.traffic[0].ref: [*range(ask.rows)]}
-        parts: dict[Ref, list[int]] = defaultdict(list)
+        parts: dict[ModelRef, list[int]] = defaultdict(list)
         column = ask.entities.get(deployment.sticky_entity)
         for row, member in enumerate(members):
             sticky = {} if column is None else {column.name: column.take(slice(row, row + 1))}
@@ -126,7 +127,7 @@ class Together:
         return parts
 
     async def _by(
-        self, ref: Ref, deployment: Deployment, ask: Ask, members: Sequence[_Member], timeout: float
+        self, ref: ModelRef, deployment: Deployment, ask: Ask, members: Sequence[_Member], timeout: float
     ) -> list[Result]:
         """What one version makes of its rows."""
         try:
@@ -143,7 +144,7 @@ class Together:
         return results
 
     def _answered(
-        self, ref: Ref, deployment: Deployment, ask: Ask, outcome: Outcome, members: Sequence[_Member]
+        self, ref: ModelRef, deployment: Deployment, ask: Ask, outcome: Outcome, members: Sequence[_Member]
     ) -> Iterator[PredictResponse]:
         """Records rows that were answered alike, and makes the answers."""
         chain, now = self._chain, self._chain.clock()

@@ -2,28 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from treadle.core.column import Column
 from treadle.core.errors import NotFound, Unavailable
+from treadle.core.model_ref import ModelRef
 from treadle.plugins.tensors import Signature
-
-
-class Ref(NamedTuple):
-    """A model version. Version 0 means none."""
-
-    model: str
-    version: int
-
-    def __str__(self) -> str:
-        return f"{self.model}/{self.version}"
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
     """A version's part of the traffic, in percent."""
 
-    ref: Ref
+    ref: ModelRef
     weight: float
 
 
@@ -32,7 +22,7 @@ class Step:
     """One step of a fallback chain: a version, or (`ref` is None) one constant row."""
 
     name: str
-    ref: Ref | None
+    ref: ModelRef | None
     constant: tuple[Column, ...] = ()
     timeout_seconds: float = 0.0
     """0: what is left of the request's time."""
@@ -42,7 +32,7 @@ class Step:
 class ServedVersion:
     """What the gateway must know of a model version to call it."""
 
-    ref: Ref
+    ref: ModelRef
     signature: Signature
     feature_service: str
     """Empty for a model that needs no looked-up feature."""
@@ -73,7 +63,7 @@ class Deployment:
 
     name: str
     traffic: tuple[Share, ...]
-    shadows: tuple[Ref, ...] = ()
+    shadows: tuple[ModelRef, ...] = ()
     fallbacks: tuple[Step, ...] = ()
     sticky_entity: str = ""
     timeout_seconds: float = 5.0
@@ -81,7 +71,7 @@ class Deployment:
     """0: half of the request's time."""
     strict: bool = False
     """A stale value counts as missing."""
-    versions: Mapping[Ref, ServedVersion] = field(default_factory=dict)
+    versions: Mapping[ModelRef, ServedVersion] = field(default_factory=dict)
     """Those whose manifest is known; a version that is not here can't be called."""
     feature_services: Mapping[str, FeatureNeeds] = field(default_factory=dict)
     """Those that have been described; the feature service may have been out of reach so far."""
@@ -91,17 +81,17 @@ class Deployment:
     """Columns that may not be recorded; None while that is not known: then none may be."""
 
     @property
-    def refs(self) -> tuple[Ref, ...]:
+    def refs(self) -> tuple[ModelRef, ...]:
         """Every version the policy names, each once: traffic, shadows, fallbacks."""
         steps = (step.ref for step in self.fallbacks if step.ref)
         return tuple(dict.fromkeys([*(share.ref for share in self.traffic), *self.shadows, *steps]))
 
     @property
-    def primary(self) -> Ref:
+    def primary(self) -> ModelRef:
         """The version with the largest share; the newer one when equal."""
         return max(self.traffic, key=lambda share: (share.weight, share.ref)).ref
 
-    def version(self, ref: Ref) -> ServedVersion:
+    def version(self, ref: ModelRef) -> ServedVersion:
         """Raises Unavailable while the version's manifest is not known here."""
         try:
             return self.versions[ref]

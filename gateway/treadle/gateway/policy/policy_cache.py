@@ -13,7 +13,8 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from treadle.core.errors import DataLoss, TreadleError
-from treadle.gateway.policy.deployments import Deployment, FeatureNeeds, Ref, ServedVersion, Share, Snapshot, Step
+from treadle.core.model_ref import ModelRef
+from treadle.gateway.policy.deployments import Deployment, FeatureNeeds, ServedVersion, Share, Snapshot, Step
 from treadle.plugins.tensors import Signature
 from treadle.rpc.codec.columns import decode_all, from_proto
 from treadle.v1 import features_pb2, registry_pb2, types_pb2
@@ -29,7 +30,7 @@ class Catalog:
     cursor: str = ""
     """Where the watch of the registry goes on."""
     deployments: dict[str, registry_pb2.Deployment] = field(default_factory=dict)
-    versions: dict[Ref, registry_pb2.ModelVersion] = field(default_factory=dict)
+    versions: dict[ModelRef, registry_pb2.ModelVersion] = field(default_factory=dict)
     """Without files, samples and whatever else is not needed to call them."""
     services: dict[str, features_pb2.FeatureServiceSpec] = field(default_factory=dict)
     views: dict[str, features_pb2.FeatureView] = field(default_factory=dict)
@@ -42,7 +43,7 @@ class Catalog:
         )
         self.versions[_ref(version.ref)] = registry_pb2.ModelVersion(ref=version.ref, manifest=manifest)
 
-    def wanted(self) -> set[Ref]:
+    def wanted(self) -> set[ModelRef]:
         """Versions that the deployments name and that are not known yet."""
         return self._named() - self.versions.keys()
 
@@ -56,7 +57,7 @@ class Catalog:
         named = self._named()
         self.versions = {ref: version for ref, version in self.versions.items() if ref in named}
 
-    def _named(self) -> set[Ref]:
+    def _named(self) -> set[ModelRef]:
         return {ref for pb in self.deployments.values() for ref in _refs(pb)}
 
     def snapshot(self, refused: Callable[[str, TreadleError], None]) -> Snapshot:
@@ -108,7 +109,7 @@ def _parsed(cls: type[MessageT], items: list[Any]) -> list[MessageT]:
     return [json_format.ParseDict(item, cls(), ignore_unknown_fields=True) for item in items]
 
 
-KeyT = TypeVar("KeyT", str, Ref)
+KeyT = TypeVar("KeyT", str, ModelRef)
 PbT = TypeVar("PbT", bound=Message)
 ReadT = TypeVar("ReadT")
 
@@ -123,11 +124,11 @@ def _readable(
             refused(str(key), error)
 
 
-def _ref(pb: types_pb2.ModelRef) -> Ref:
-    return Ref(pb.model, pb.version)
+def _ref(pb: types_pb2.ModelRef) -> ModelRef:
+    return ModelRef(pb.model, pb.version)
 
 
-def _refs(pb: registry_pb2.Deployment) -> list[Ref]:
+def _refs(pb: registry_pb2.Deployment) -> list[ModelRef]:
     steps = [step.ref for step in pb.fallbacks if step.HasField("ref")]
     return [_ref(ref) for ref in [*(share.ref for share in pb.traffic), *pb.shadows, *steps]]
 
@@ -138,7 +139,7 @@ def _version(pb: registry_pb2.ModelVersion) -> ServedVersion:
 
 
 def _deployment(
-    pb: registry_pb2.Deployment, versions: Mapping[Ref, ServedVersion], needs: Mapping[str, FeatureNeeds]
+    pb: registry_pb2.Deployment, versions: Mapping[ModelRef, ServedVersion], needs: Mapping[str, FeatureNeeds]
 ) -> Deployment:
     return Deployment(
         name=pb.name,

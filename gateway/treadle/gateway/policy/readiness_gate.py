@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 
 from treadle import oip
 from treadle.core.errors import NotFound, TreadleError
-from treadle.gateway.policy.deployments import Deployment, Ref
+from treadle.core.model_ref import ModelRef
+from treadle.gateway.policy.deployments import Deployment
 
 _ASK_SECONDS = 0.05
 _ASK_TIMEOUT_SECONDS = 2.0
@@ -22,8 +23,8 @@ class Switch:
     def __init__(self, inference: oip.GRPCInferenceServiceStub, changed: Callable[[], None]) -> None:
         self._inference = inference
         self._changed = changed
-        self._ready: set[Ref] = set()
-        self._asking: dict[Ref, asyncio.Task[None]] = {}
+        self._ready: set[ModelRef] = set()
+        self._asking: dict[ModelRef, asyncio.Task[None]] = {}
 
     def chosen(self, serving: Mapping[str, Deployment], wanted: Mapping[str, Deployment]) -> dict[str, Deployment]:
         """Of each wanted deployment the policy to serve now: the one that serves where the wanted one must wait."""
@@ -51,7 +52,7 @@ class Switch:
                 self._asking[ref] = asyncio.get_running_loop().create_task(self._until_ready(ref))
         return serving if waiting else wanted
 
-    async def _until_ready(self, ref: Ref) -> None:
+    async def _until_ready(self, ref: ModelRef) -> None:
         request = oip.ModelReadyRequest(name=ref.model, version=str(ref.version))
         while not await self._answers(request):  # noqa: ASYNC110  # another process: no event to wait for
             await asyncio.sleep(_ASK_SECONDS)
@@ -68,5 +69,5 @@ class Switch:
             return True
 
 
-def _traffic(deployment: Deployment) -> frozenset[Ref]:
+def _traffic(deployment: Deployment) -> frozenset[ModelRef]:
     return frozenset(share.ref for share in deployment.traffic if share.weight > 0)

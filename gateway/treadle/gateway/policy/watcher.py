@@ -10,8 +10,9 @@ from structlog.typing import FilteringBoundLogger
 from treadle import oip
 from treadle.core.errors import NotFound, OutOfRange, TreadleError
 from treadle.core.files import read_if_there, write_atomically
+from treadle.core.model_ref import ModelRef
 from treadle.core.tasks import in_thread
-from treadle.gateway.policy.deployments import Ref, Snapshot
+from treadle.gateway.policy.deployments import Snapshot
 from treadle.gateway.policy.policy_cache import Catalog
 from treadle.gateway.policy.readiness_gate import Switch
 from treadle.v1 import features_pb2, features_pb2_grpc, registry_pb2, registry_pb2_grpc
@@ -138,7 +139,7 @@ class PolicyWatch:
         if names:
             await self._asked("feature services", partial(self._fetch_services, names))
 
-    async def _fetch_version(self, ref: Ref) -> None:
+    async def _fetch_version(self, ref: ModelRef) -> None:
         request = registry_pb2.GetModelVersionRequest(model=ref.model, version=ref.version)
         self._catalog.add_version(await self._registry.GetModelVersion(request, timeout=_ASK_SECONDS))
 

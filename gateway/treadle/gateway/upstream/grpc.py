@@ -7,9 +7,9 @@ import numpy as np
 from treadle import oip
 from treadle.core.column import Column
 from treadle.core.errors import Internal, InvalidInput
+from treadle.core.model_ref import ModelRef
 from treadle.gateway.pipeline.feature_batch import Features, FeatureValues
 from treadle.gateway.pipeline.request import Tensors
-from treadle.gateway.policy.deployments import Ref
 from treadle.rpc.codec.columns import decode, encode_all
 from treadle.rpc.codec.tensors import decode_outputs, encode_inputs
 from treadle.v1 import features_pb2, features_pb2_grpc, types_pb2
@@ -55,7 +55,7 @@ class RpcInference:
     def __init__(self, stub: oip.GRPCInferenceServiceStub) -> None:
         self._stub = stub
 
-    async def infer(self, ref: Ref, inputs: Tensors, outputs: Sequence[str], timeout: float) -> Tensors:
+    async def infer(self, ref: ModelRef, inputs: Tensors, outputs: Sequence[str], timeout: float) -> Tensors:
         """See `Inference`. Tensors travel raw."""
         request = oip.ModelInferRequest(model_name=ref.model, model_version=str(ref.version))
         encode_inputs(request, inputs)

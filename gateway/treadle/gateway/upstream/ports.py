@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from treadle.core.column import Column
+from treadle.core.model_ref import ModelRef
 from treadle.gateway.pipeline.feature_batch import Features
 from treadle.gateway.pipeline.request import Tensors
-from treadle.gateway.policy.deployments import Ref
 
 
 class FeatureLookup(Protocol):
@@ -27,6 +27,6 @@ class FeatureLookup(Protocol):
 class Inference(Protocol):
     """Runs a model version."""
 
-    async def infer(self, ref: Ref, inputs: Tensors, outputs: Sequence[str], timeout: float) -> Tensors:
+    async def infer(self, ref: ModelRef, inputs: Tensors, outputs: Sequence[str], timeout: float) -> Tensors:
         """Outputs by name with as many rows as the inputs; all of them when `outputs` is empty. Raises TreadleError."""
         ...

@@ -98,7 +98,7 @@ def _tell(served: Served, answer: Answer, response: oip.ModelInferResponse) -> N
     response.parameters[QUEUE_MS].double_param = queue_ms
     tracing.annotate(
         {
-            "treadle.model": key.name,
+            "treadle.model": key.model,
             "treadle.version": key.version,
             "treadle.rows": answer.rows,
             "treadle.batch.id": batch.id,

@@ -13,7 +13,7 @@ def metadata(served: Served, versions: list[str]) -> oip.ModelMetadataResponse:
     """Names, datatypes and shapes; -1 for the axis of rows."""
     registered = served.registered
     return oip.ModelMetadataResponse(
-        name=registered.key.name,
+        name=registered.key.model,
         versions=versions,
         platform=registered.backend,
         inputs=[_tensor(spec) for spec in registered.signature.inputs],
@@ -25,7 +25,7 @@ def config(served: Served, max_rows: int) -> oip.ModelConfig:
     """Triton's view: shapes without the axis of rows, greedy batching as dynamic batching without delay."""
     registered = served.registered
     return oip.ModelConfig(
-        name=registered.key.name,
+        name=registered.key.model,
         platform=registered.backend,
         backend=registered.backend,
         max_batch_size=max_rows,
@@ -42,7 +42,7 @@ def statistics(served: Served) -> oip.ModelStatistics:
     """Counts since the version was loaded."""
     key, totals = served.registered.key, served.observer.statistics
     return oip.ModelStatistics(
-        name=key.name,
+        name=key.model,
         version=str(key.version),
         last_inference=totals.last_inference_ms,
         inference_count=totals.rows,

@@ -138,7 +138,7 @@ class Wire:
 
     def _response(self, outputs: Mapping[str, Array], selection: Selection, *, raw: bool) -> oip.ModelInferResponse:
         key = self._registered.key
-        response = oip.ModelInferResponse(model_name=key.name, model_version=str(key.version))
+        response = oip.ModelInferResponse(model_name=key.model, model_version=str(key.version))
         encode_outputs(response, {name: outputs[name] for name in selection.names}, raw=raw)
         return response
 

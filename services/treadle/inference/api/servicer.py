@@ -5,13 +5,13 @@ from importlib.metadata import version as installed_version
 
 from treadle import oip
 from treadle.core.errors import FailedPrecondition, InvalidInput, TreadleError, Violation
+from treadle.core.model_ref import ModelRef
 from treadle.core.numbers import whole_number
 from treadle.inference.api import descriptions as describe
 from treadle.inference.api.data_plane import Inferring
 from treadle.inference.api.infer_codec import refuse_unknown
 from treadle.inference.models.entry import State
 from treadle.inference.models.manifest_cache import Catalogue
-from treadle.inference.models.models import ModelKey
 from treadle.inference.models.repository import Repository
 from treadle.oip.service import Context
 from treadle.rpc import context as call_context
@@ -72,7 +72,7 @@ class InferenceServicer(oip.GRPCInferenceServiceServicer):
         versions = [
             str(entry.key.version)
             for entry in self._repository.entries
-            if entry.key.name == request.name and entry.state is State.READY
+            if entry.key.model == request.name and entry.state is State.READY
         ]
         return describe.metadata(served, versions)
 
@@ -90,7 +90,7 @@ class InferenceServicer(oip.GRPCInferenceServiceServicer):
         else:
             if request.name:
                 self._repository.find(request.name)
-            found = [e for e in self._repository.entries if not request.name or e.key.name == request.name]
+            found = [e for e in self._repository.entries if not request.name or e.key.model == request.name]
         return oip.ModelStatisticsResponse(
             model_stats=[describe.statistics(entry.served) for entry in found if entry.served is not None]
         )
@@ -132,7 +132,7 @@ class InferenceServicer(oip.GRPCInferenceServiceServicer):
         return oip.RepositoryIndexResponse(
             models=[
                 oip.RepositoryIndexResponse.ModelIndex(
-                    name=entry.key.name, version=str(entry.key.version), state=entry.state, reason=entry.reason
+                    name=entry.key.model, version=str(entry.key.version), state=entry.state, reason=entry.reason
                 )
                 for entry in self._repository.entries
                 if entry.state is State.READY or not request.ready
@@ -147,7 +147,7 @@ class InferenceServicer(oip.GRPCInferenceServiceServicer):
         if version is None:
             key = await self._catalogue.latest(request.model_name)
         else:
-            key = ModelKey(request.model_name, version)
+            key = ModelRef.checked(request.model_name, version)
         new = key not in self._repository.pinned
         self._repository.pin([key])
         try:
@@ -168,7 +168,7 @@ class InferenceServicer(oip.GRPCInferenceServiceServicer):
         keys = [
             entry.key
             for entry in self._repository.entries
-            if entry.key.name == request.model_name and version in {None, entry.key.version}
+            if entry.key.model == request.model_name and version in {None, entry.key.version}
         ]
         needed = [str(key) for key in keys if key in self._repository.desired]
         if needed:

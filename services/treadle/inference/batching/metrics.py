@@ -13,8 +13,8 @@ from time import time_ns
 from opentelemetry import trace
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, StatusCode, Tracer
 
+from treadle.core.model_ref import ModelRef
 from treadle.inference.batching.batch import Batch
-from treadle.inference.models.models import ModelKey
 from treadle.observability.telemetry.metrics import SIZE_BUCKETS, Meters
 
 _LABELS = ("model", "version")
@@ -87,12 +87,12 @@ class ModelMeters:
 class ModelObserver:
     """Watches one model version."""
 
-    def __init__(self, key: ModelKey, tracer: Tracer, meters: ModelMeters) -> None:
+    def __init__(self, key: ModelRef, tracer: Tracer, meters: ModelMeters) -> None:
         self.statistics = Statistics()
         self._key = key
         self._tracer = tracer
         self._meters = meters
-        self._labels = {"model": key.name, "version": str(key.version)}
+        self._labels = {"model": key.model, "version": str(key.version)}
         self._fresh = _Fresh()
         self._telling: asyncio.TimerHandle | None = None
 
@@ -109,7 +109,7 @@ class ModelObserver:
             context=trace.set_span_in_context(NonRecordingSpan(requests[0])),
             links=[Link(request) for request in requests],
             attributes={
-                "treadle.model": self._key.name,
+                "treadle.model": self._key.model,
                 "treadle.version": self._key.version,
                 "treadle.batch.id": batch.id,
                 "treadle.batch.size": batch.rows,

@@ -79,7 +79,7 @@ class Artifacts:
         return self._cache / file.sha256[:2] / file.sha256
 
     def _folder(self, registered: Registered) -> Path:
-        return self._models / registered.key.name / str(registered.key.version)
+        return self._models / registered.key.model / str(registered.key.version)
 
 
 def _append(write: Callable[[bytes], object], update: Callable[[bytes], None], chunk: bytes) -> None:

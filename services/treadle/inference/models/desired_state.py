@@ -14,8 +14,8 @@ from structlog.typing import FilteringBoundLogger
 
 from treadle.core.errors import InvalidInput, OutOfRange, TreadleError
 from treadle.core.files import read_if_there, write_atomically
+from treadle.core.model_ref import ModelRef
 from treadle.core.tasks import in_thread
-from treadle.inference.models.models import ModelKey
 from treadle.inference.models.repository import Repository
 from treadle.rpc.client.channel import Channel
 from treadle.v1 import registry_pb2, types_pb2
@@ -64,7 +64,7 @@ class Desired:
             return
         try:
             self._known = Remembered(**json.loads(content))
-            pinned = [ModelKey.parse(text) for text in self._known.pinned]
+            pinned = [ModelRef.parse(text) for text in self._known.pinned]
             self._tell()
         except (ValueError, TypeError, InvalidInput) as error:
             # The registry will tell all of it again.
@@ -116,11 +116,11 @@ class Desired:
             self._tell()
             await self._save()
 
-    def _wanted(self, deployment: registry_pb2.Deployment) -> set[ModelKey]:
-        wanted: set[ModelKey] = set()
+    def _wanted(self, deployment: registry_pb2.Deployment) -> set[ModelRef]:
+        wanted: set[ModelRef] = set()
         for ref in _refs(deployment):
             try:
-                wanted.add(ModelKey(ref.model, ref.version))
+                wanted.add(ModelRef.checked(ref.model, ref.version))
             except InvalidInput as error:
                 self._log.warning(
                     "a deployment names no model version", deployment=deployment.name, error=error.message
@@ -129,7 +129,7 @@ class Desired:
 
     def _tell(self) -> None:
         self._repository.set_desired(
-            ModelKey.parse(text) for wanted in self._known.deployments.values() for text in wanted
+            ModelRef.parse(text) for wanted in self._known.deployments.values() for text in wanted
         )
 
     async def _save(self) -> None:

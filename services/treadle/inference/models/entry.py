@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from treadle.core.errors import TreadleError
+from treadle.core.model_ref import ModelRef
 from treadle.inference.api.infer_codec import Wire
 from treadle.inference.batching.batcher import Batcher
 from treadle.inference.batching.metrics import ModelObserver
 from treadle.inference.batching.worker import Worker
-from treadle.inference.models.models import ModelKey, Registered
+from treadle.inference.models.models import Registered
 from treadle.plugins.checked import CheckedModel
 
 
@@ -38,7 +39,7 @@ class Served:
 class Entry:
     """One version and its state."""
 
-    key: ModelKey
+    key: ModelRef
     state: State = State.LOADING
     error: TreadleError | None = None
     """What the last attempt to load, or to serve, failed of."""

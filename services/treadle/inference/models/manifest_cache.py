@@ -8,7 +8,8 @@ from pathlib import Path
 
 from treadle.core.errors import DeadlineExceeded, NotFound, Unavailable
 from treadle.core.files import read_if_there, write_atomically
-from treadle.inference.models.models import ModelKey, Registered
+from treadle.core.model_ref import ModelRef
+from treadle.inference.models.models import Registered
 from treadle.rpc.client.channel import Channel
 from treadle.v1 import registry_pb2
 from treadle.v1.registry_pb2_grpc import RegistryServiceStub
@@ -24,10 +25,10 @@ class Catalogue:
     channel: Channel
     home: Path
 
-    async def describe(self, key: ModelKey) -> Registered:
+    async def describe(self, key: ModelRef) -> Registered:
         """The version as the registry has it, or as it had it when it could last be asked: versions never change."""
-        path = self.home / "manifests" / key.name / f"{key.version}.binpb"
-        request = registry_pb2.GetModelVersionRequest(model=key.name, version=key.version)
+        path = self.home / "manifests" / key.model / f"{key.version}.binpb"
+        request = registry_pb2.GetModelVersionRequest(model=key.model, version=key.version)
         try:
             pb = await RegistryServiceStub(self.channel).GetModelVersion(request, timeout=ANSWER_SECONDS)
         except (Unavailable, DeadlineExceeded) as error:
@@ -40,13 +41,13 @@ class Catalogue:
                 await asyncio.to_thread(_remember, path, pb.SerializeToString(deterministic=True))
         return Registered.from_proto(pb)
 
-    async def latest(self, name: str) -> ModelKey:
+    async def latest(self, name: str) -> ModelRef:
         """The newest version of a model; NotFound if there is none."""
         request = registry_pb2.GetModelRequest(name=name)
         model = await RegistryServiceStub(self.channel).GetModel(request, timeout=ANSWER_SECONDS)
         if model.latest_version == 0:
             raise NotFound(f"model {name!r} has no versions")
-        return ModelKey(name, model.latest_version)
+        return ModelRef.checked(name, model.latest_version)
 
     async def fetch(self, sha256: str) -> AsyncIterator[bytes]:
         """The bytes of an artifact, in chunks."""

@@ -6,37 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from treadle.core.errors import InvalidInput
-from treadle.core.numbers import whole_number
+from treadle.core.model_ref import ModelRef
 from treadle.plugins.checked import Sample
 from treadle.plugins.compiling.comparing import Tolerance
 from treadle.plugins.tensors import Signature
 from treadle.v1 import registry_pb2
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_END_OF_VERSIONS = 1 << 63
-"""The registry's messages hold versions as int64."""
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class ModelKey:
-    """A model version; names and versions become folder names, so both are checked here."""
-
-    name: str
-    version: int
-
-    def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name) or not 1 <= self.version < _END_OF_VERSIONS:
-            raise InvalidInput(f"{self.name[:128]!r} version {self.version} is no model version")
-
-    def __str__(self) -> str:
-        return f"{self.name}/{self.version}"
-
-    @classmethod
-    def parse(cls, text: str) -> "ModelKey":
-        """The key that `str` gave."""
-        name, _, version = text.rpartition("/")
-        return cls(name, whole_number(version) or 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +46,7 @@ class Compiled:
 class Registered:
     """A version as registered, ready to be loaded."""
 
-    key: ModelKey
+    key: ModelRef
     backend: str
     signature: Signature
     options: Mapping[str, str]
@@ -84,7 +60,7 @@ class Registered:
         """Raises InvalidInput for a manifest that cannot be used."""
         manifest = pb.manifest
         return cls(
-            key=ModelKey(pb.ref.model, pb.ref.version),
+            key=ModelRef.checked(pb.ref.model, pb.ref.version),
             backend=manifest.backend,
             signature=Signature.from_proto(manifest.signature),
             options=dict(manifest.backend_options),

@@ -21,6 +21,7 @@ from typing import Any
 from structlog.typing import FilteringBoundLogger
 
 from treadle.core.errors import Internal, InvalidInput, NotFound, StorageFull, TreadleError, Unavailable
+from treadle.core.model_ref import ModelRef
 from treadle.core.numbers import whole_number
 from treadle.inference.api.admission import Limits
 from treadle.inference.api.infer_codec import Wire
@@ -29,10 +30,10 @@ from treadle.inference.batching.metrics import ModelObserver
 from treadle.inference.batching.worker import Worker
 from treadle.inference.models.entry import Entry, Served, State
 from treadle.inference.models.memory import give_back
-from treadle.inference.models.models import ModelKey, Registered
+from treadle.inference.models.models import Registered
 from treadle.plugins.checked import CheckedModel
 
-Describe = Callable[[ModelKey], Awaitable[Registered]]
+Describe = Callable[[ModelRef], Awaitable[Registered]]
 Load = Callable[[Registered, Worker], Awaitable[CheckedModel]]
 FIRST_RETRY_SECONDS = 0.5
 LAST_RETRY_SECONDS = 30.0
@@ -46,7 +47,7 @@ class Tools:
     describe: Describe
     load: Load
     discard: Callable[[Registered], Awaitable[None]]
-    observer: Callable[[ModelKey], ModelObserver]
+    observer: Callable[[ModelRef], ModelObserver]
     announce: Callable[[str, bool], Awaitable[None]]
     """Tells health whether "model/NAME/VERSION" serves."""
     limits: Limits
@@ -61,9 +62,9 @@ class Repository:
     def __init__(self, tools: Tools, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         self._tools = tools
         self._sleep = sleep
-        self._entries: dict[ModelKey, Entry] = {}
-        self._desired: frozenset[ModelKey] = frozenset()
-        self._pinned: frozenset[ModelKey] = frozenset()
+        self._entries: dict[ModelRef, Entry] = {}
+        self._desired: frozenset[ModelRef] = frozenset()
+        self._pinned: frozenset[ModelRef] = frozenset()
         self._found: dict[tuple[str, str], Served] = {}
         """What requests have meant since something last changed."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -78,27 +79,27 @@ class Repository:
         return [self._entries[key] for key in sorted(self._entries)]
 
     @property
-    def pinned(self) -> frozenset[ModelKey]:
+    def pinned(self) -> frozenset[ModelRef]:
         """Versions kept because somebody asked for them by name."""
         return self._pinned
 
     @property
-    def desired(self) -> frozenset[ModelKey]:
+    def desired(self) -> frozenset[ModelRef]:
         """Versions that deployments ask for."""
         return self._desired
 
-    def set_desired(self, keys: Iterable[ModelKey]) -> None:
+    def set_desired(self, keys: Iterable[ModelRef]) -> None:
         """Makes these the versions that deployments ask for: loads what is new, later unloads what nobody needs."""
         self._desired = frozenset(keys)
         self._found.clear()
         self._reconcile()
 
-    def pin(self, keys: Iterable[ModelKey]) -> None:
+    def pin(self, keys: Iterable[ModelRef]) -> None:
         """Keeps these until `unpin`."""
         self._pinned |= frozenset(keys)
         self._reconcile()
 
-    def unpin(self, keys: Iterable[ModelKey]) -> None:
+    def unpin(self, keys: Iterable[ModelRef]) -> None:
         """Unloads these at once; versions that deployments ask for stay."""
         keys = frozenset(keys)
         self._pinned -= keys
@@ -107,7 +108,7 @@ class Repository:
                 self._unload(self._entries[key])
         self._reconcile()
 
-    async def loaded(self, key: ModelKey) -> None:
+    async def loaded(self, key: ModelRef) -> None:
         """Returns once the pinned or desired version is READY; raises what kept it from being so. One that was
         UNAVAILABLE is loaded anew first."""
         entry = self._entries[key]
@@ -119,7 +120,7 @@ class Repository:
         if entry.error is not None:
             raise type(entry.error)(f"model {key} cannot be loaded: {entry.error.message}", entry.error.violations)
 
-    async def gone(self, keys: Iterable[ModelKey]) -> None:
+    async def gone(self, keys: Iterable[ModelRef]) -> None:
         """Waits until these are no longer here."""
         tasks = [entry.task for key in keys if (entry := self._entries.get(key)) and entry.task]
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -132,7 +133,7 @@ class Repository:
             if entry is None:
                 raise NotFound(f"model {name!r} version {version[:32]!r} is not here; deploy it, or load it")
             return entry
-        found = [entry for entry in self._entries.values() if entry.key.name == name]
+        found = [entry for entry in self._entries.values() if entry.key.model == name]
         if not found:
             raise NotFound(f"model {name[:128]!r} is not here; deploy it, or load it")
         return max(found, key=lambda e: (e.state is State.READY, e.key in self._desired, e.key.version))
@@ -173,14 +174,14 @@ class Repository:
                 entry.lingering = self._start(self._linger(entry))
 
     async def _linger(self, entry: Entry) -> None:
-        while any(self._awaited(key, entry.key.name) for key in self._desired):
+        while any(self._awaited(key, entry.key.model) for key in self._desired):
             await self._turned.wait()
         await self._sleep(self._tools.linger_seconds)
         self._unload(entry)
 
-    def _awaited(self, key: ModelKey, name: str) -> bool:
+    def _awaited(self, key: ModelRef, name: str) -> bool:
         entry = self._entries.get(key)
-        return key.name == name and (entry is None or entry.state is not State.READY)
+        return key.model == name and (entry is None or entry.state is not State.READY)
 
     def _turn(self, entry: Entry, state: State) -> None:
         entry.state = state
@@ -222,7 +223,7 @@ class Repository:
                 entry.error = None
                 self._turn(entry, State.READY)
                 await self._announce(entry.key)
-                self._tools.log.info("model ready", model=entry.key.name, version=entry.key.version)
+                self._tools.log.info("model ready", model=entry.key.model, version=entry.key.version)
                 entry.settled.set()
                 return
             await self._fail(entry, error)
@@ -283,7 +284,7 @@ class Repository:
         entry.settled.set()
         del self._entries[entry.key]
         await self._announce(entry.key)
-        self._tools.log.info("model unloaded", model=entry.key.name, version=entry.key.version)
+        self._tools.log.info("model unloaded", model=entry.key.model, version=entry.key.version)
         self._reconcile()
 
     async def _free(self, served: Served) -> None:
@@ -295,11 +296,11 @@ class Repository:
         served.worker.stop()
         served.observer.tell()
 
-    async def _announce(self, key: ModelKey) -> None:
+    async def _announce(self, key: ModelRef) -> None:
         """Health of the version, and of the model: it serves if any version of it does."""
-        ready = [e.key for e in self._entries.values() if e.state is State.READY and e.key.name == key.name]
+        ready = [e.key for e in self._entries.values() if e.state is State.READY and e.key.model == key.model]
         await self._tools.announce(f"model/{key}", key in ready)
-        await self._tools.announce(f"model/{key.name}", bool(ready))
+        await self._tools.announce(f"model/{key.model}", bool(ready))
 
 
 def _cancel(task: "asyncio.Task[None] | None") -> None:
@@ -307,10 +308,10 @@ def _cancel(task: "asyncio.Task[None] | None") -> None:
         task.cancel()
 
 
-def _key(name: str, version: str) -> ModelKey:
+def _key(name: str, version: str) -> ModelRef:
     if not (version.isascii() and version.isdigit()):
         raise InvalidInput(f"{version[:32]!r} is no version; versions are numbers from 1")
     try:
-        return ModelKey(name, whole_number(version) or 0)
+        return ModelRef.checked(name, whole_number(version) or 0)
     except InvalidInput:
         raise NotFound(f"model {name[:128]!r} version {version[:32]!r} is not here; deploy it, or load it") from None

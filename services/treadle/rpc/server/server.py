@@ -26,7 +26,7 @@ from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.rpc import context as call_context
 from treadle.rpc import tracing
 from treadle.rpc.client.stream_status import cancelled_by_nobody
-from treadle.rpc.context import Call
+from treadle.rpc.context import RequestContext
 
 # Their calls come every few seconds from machines and tell nothing about requests.
 _UNTRACED = ("/grpc.health.", "/grpc.reflection.", "/opentelemetry.")
@@ -207,15 +207,15 @@ class _Observed:
         self._started = time.perf_counter()
         self._span: trace.Span = trace.INVALID_SPAN
         call = getattr(context, "call", None)
-        self._call: Call = call if isinstance(call, Call) else self._received()
+        self._call: RequestContext = call if isinstance(call, RequestContext) else self._received()
 
-    def _received(self) -> Call:
+    def _received(self) -> RequestContext:
         """The call as grpcio tells of it; its span is ours to record."""
         received = self._context.invocation_metadata() or ()
         metadata = {k: v for k, v in received if isinstance(v, str)}
         self._span = self._seam.start_span(received)
         left = self._context.time_remaining()
-        return Call(
+        return RequestContext(
             deadline=None if left is None else time.monotonic() + left,
             tenant=metadata.get(call_context.TENANT, ""),
             metadata=metadata,

@@ -12,7 +12,7 @@ import grpc.aio
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from treadle.rpc.client.channel import Channel
-from treadle.rpc.context import FORWARDED, PIN, TENANT, current
+from treadle.rpc.context import FORWARDED, TENANT, VERSION_HEADER, current
 from treadle.v1 import evaluation_pb2, features_pb2, registry_pb2
 
 FORWARDED_SERVICES: Mapping[str, ServiceDescriptor] = {
@@ -22,7 +22,18 @@ FORWARDED_SERVICES: Mapping[str, ServiceDescriptor] = {
 }
 # What each hop sets itself.
 _OWN = frozenset(
-    {"user-agent", "te", "content-type", "traceparent", "tracestate", "host", "authority", TENANT, PIN, *FORWARDED}
+    {
+        "user-agent",
+        "te",
+        "content-type",
+        "traceparent",
+        "tracestate",
+        "host",
+        "authority",
+        TENANT,
+        VERSION_HEADER,
+        *FORWARDED,
+    }
 )
 
 

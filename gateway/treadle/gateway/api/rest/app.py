@@ -28,7 +28,7 @@ from treadle.gateway.pipeline.routing import parse_pin
 from treadle.observability.telemetry.propagation import extract, trace_id_of
 from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.rpc import tracing
-from treadle.rpc.context import TENANT, Call, current, serving
+from treadle.rpc.context import TENANT, RequestContext, current, request_scope
 
 TIMEOUT_HEADER = "treadle-timeout-seconds"
 _HTTP_STATUS = {
@@ -168,12 +168,12 @@ class Observed:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str], trace_id: str) -> None:
         try:
-            call = Call(_deadline(headers), headers.get(TENANT, ""), headers, trace_id)
+            call = RequestContext(_deadline(headers), headers.get(TENANT, ""), headers, trace_id)
         except TreadleError as error:
             await _failed(Request(scope), error)(scope, receive, send)
             return
         # What is unexpected has been answered and logged when Starlette raises it again.
-        with serving(call), suppress(Exception):
+        with request_scope(call), suppress(Exception):
             await self._app(scope, receive, send)
 
 

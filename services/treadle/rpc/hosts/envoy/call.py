@@ -77,7 +77,7 @@ class EnvoyCall(CallStatus):
                 metadata[name.decode("latin-1")] = value.decode("latin-1")
         left = wire.seconds_of(timeout) if timeout else None
         traceparent = context_of(span, metadata.get(TRACEPARENT, ""), getrandbits)
-        self.call = context.Call(
+        self.call = context.RequestContext(
             None if left is None else now + left,
             metadata.get(context.TENANT, ""),
             metadata,
