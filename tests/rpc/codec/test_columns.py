@@ -43,7 +43,7 @@ def test_numbers_survive_the_wire_bit_for_bit(column):
 @given(numeric_columns() | st.lists(st.text(), max_size=5).map(lambda values: Column.of("c", values, dtype="STRING")))
 def test_rows_on_their_own_are_what_each_would_be_alone(column):
     rows = [column.take(slice(row, row + 1)) for row in range(column.rows)]
-    wires = [types_pb2.Column.FromString(wire) for wire in columns.encoded_rows(column)]
+    wires = [types_pb2.Column.FromString(wire) for wire in columns.encode_each_row(column)]
     assert [str(wire) for wire in wires] == [str(columns.encode(row)) for row in rows]
 
 

@@ -176,7 +176,7 @@ _KIND_OF_NUMBERS = {"f": "doubles", "u": "uint64s", "i": "int64s"}
 _TYPED_AT_MOST = 24
 
 
-def encoded(column: Column) -> bytes:
+def encode_column(column: Column) -> bytes:
     """The message of `encode` as bytes; for plain text and floats without nulls, without making it."""
     values = column.values
     if column.nulls is None and values.ndim == 1 and values.size:
@@ -191,7 +191,7 @@ def encoded(column: Column) -> bytes:
     return encode(column).SerializeToString()
 
 
-def encoded_rows(column: Column) -> list[bytes]:
+def encode_each_row(column: Column) -> list[bytes]:
     """Of each row, the message of `encode` for that row alone."""
     values, kind = column.values, column.values.dtype.kind
     if column.nulls is not None or values.ndim != 1 or not (kind in "iuf" or column.dtype == "STRING"):
