@@ -11,7 +11,7 @@ import numpy as np
 from treadle.core.column import Array, Column
 from treadle.evaluation.ledger.file_store import FileStore
 from treadle.evaluation.ledger.tables import BATCHES, LABELS, SCALARS, batch_schema, label_schema
-from treadle.rpc.codec import column_gather as gathered
+from treadle.rpc.codec import column_gather
 from treadle.v1 import evaluation_pb2, types_pb2
 
 MEMORY = "512MB"
@@ -88,15 +88,15 @@ class Rows:
 
     def entities(self) -> dict[str, Column]:
         """Keys asked for, by name."""
-        return self._columns(gathered.entities)
+        return self._columns(column_gather.entities)
 
     def features(self) -> dict[str, Column]:
         """What the models were given, by name."""
-        return self._columns(gathered.features)
+        return self._columns(column_gather.features)
 
     def outputs(self) -> dict[str, Column]:
         """What was answered, by name."""
-        return self._columns(gathered.outputs)
+        return self._columns(column_gather.outputs)
 
     def statuses(self, feature: str) -> list[tuple[str, float] | None]:
         """Status ("PRESENT", …) and age in seconds of one feature in each row; None where a row has none."""
@@ -111,9 +111,9 @@ class Rows:
                 found += zip(names, mine.ages_seconds, strict=True)
         return [found[row] for row in self._places().tolist()]
 
-    def _columns(self, part: gathered.Part) -> dict[str, Column]:
+    def _columns(self, part: column_gather.ColumnSelector) -> dict[str, Column]:
         places = self._places()
-        found = gathered.gather(self._messages, self._counts.tolist(), part)
+        found = column_gather.gather(self._messages, self._counts.tolist(), part)
         return {name: column.take(places) for name, column in found.items()}
 
     def _places(self) -> Array:
