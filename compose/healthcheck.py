@@ -4,14 +4,14 @@ import asyncio
 import os
 import sys
 
-from treadle.mesh.health import Health, check
+from treadle.mesh.health import HealthStatus, check
 
 
 def main() -> int:
     """Asks the port of TREADLE_LISTEN for the health of the whole process."""
     port = os.environ["TREADLE_LISTEN"].rpartition(":")[2]
     health = asyncio.run(check(f"127.0.0.1:{port}"))
-    if health is Health.SERVING:
+    if health is HealthStatus.SERVING:
         return 0
     sys.stderr.write(f"{health.value}\n")
     return 1

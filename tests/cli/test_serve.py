@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from treadle.core.errors import FailedPrecondition
-from treadle.mesh.health import Health, check
+from treadle.mesh.health import HealthStatus, check
 from treadle.mesh.ports import free_base_port
 from treadle.rpc.hosts import choice
 
@@ -102,12 +102,12 @@ async def test_workers_share_a_port_and_end_together(host: str, tmp_path: Path, 
                         break
                     except httpx.ConnectError:
                         await asyncio.sleep(0.1)
-            while await check(f"127.0.0.1:{port}") is not Health.SERVING:
+            while await check(f"127.0.0.1:{port}") is not HealthStatus.SERVING:
                 await asyncio.sleep(0.1)
     finally:
         process.send_signal(signal.SIGTERM)
     assert await process.wait() == 0
-    assert await check(f"127.0.0.1:{port}") is Health.UNREACHABLE
+    assert await check(f"127.0.0.1:{port}") is HealthStatus.UNREACHABLE
 
 
 def test_the_data_plane_gets_envoy_where_it_can_run_and_the_rest_grpcio() -> None:

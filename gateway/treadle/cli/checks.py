@@ -13,10 +13,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from treadle.mesh.health import Health, check
+from treadle.mesh.health import HealthStatus, check
 from treadle.mesh.meshfile import MeshFile
-from treadle.mesh.ports import busy, next_base_port
-from treadle.mesh.services import COLOCATED, Plan
+from treadle.mesh.ports import next_base_port, ports_in_use
+from treadle.mesh.services import COLOCATED, MeshPlan
 
 _ENOUGH_BYTES = 1 << 30
 _FILES_WANTED = 1024
@@ -133,8 +133,8 @@ async def _mesh(home: Path, base_port: int) -> AsyncIterator[Finding]:
     """The running mesh's health, or whether one could start."""
     mesh = MeshFile.read(home)
     if mesh is None:
-        plan = Plan(home, base_port)
-        taken = ", ".join(map(str, busy(plan)))
+        plan = MeshPlan(home, base_port)
+        taken = ", ".join(map(str, ports_in_use(plan)))
         if taken:
             do = f"treadle up --base-port {next_base_port(plan)}, or end what holds them"
             yield Finding("problem", "ports", f"in use: {taken}", do)
@@ -144,7 +144,7 @@ async def _mesh(home: Path, base_port: int) -> AsyncIterator[Finding]:
         return
     healths = await asyncio.gather(*(check(address) for address in mesh.addresses.values()))
     for (name, address), health in zip(mesh.addresses.items(), healths, strict=True):
-        if health is Health.SERVING:
+        if health is HealthStatus.SERVING:
             yield Finding("ok", f"mesh: {name}", f"serves at {address}")
         else:
             do = f"treadle start {name}; its log: {mesh.logs[name]}"

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from treadle.cli.ui.output import Output
-from treadle.mesh.errors import IS_IT_RUNNING, CommandError
+from treadle.mesh.errors import NOT_RUNNING_HINT, CommandError
 from treadle.mesh.meshfile import DEFAULT_HOME, MeshFile
 from treadle.mesh.services import BASE_PORT, GATEWAY, HOST, SERVICES, TRACES
 
@@ -79,7 +79,7 @@ async def require_listening(address: str) -> None:
 
     local = address.removeprefix("dns:///")
     if "://" not in local and not await listens(local, timeout_seconds=3.0):
-        raise CommandError(f"no mesh answers at {address}", IS_IT_RUNNING, "UNAVAILABLE")
+        raise CommandError(f"no mesh answers at {address}", NOT_RUNNING_HINT, "UNAVAILABLE")
 
 
 class Command(click.Command):

@@ -72,9 +72,9 @@ def _serve(services: Sequence[str], host: str | None, environ: Mapping[str, str]
 
         launch(services, environ)
     if supervised:
-        from treadle.mesh.parent_watch import end_with_parent
+        from treadle.mesh.parent_watch import terminate_with_parent
 
-        end_with_parent()
+        terminate_with_parent()
     asyncio.run(_serve_on_grpcio(services, environ))
 
 
@@ -89,11 +89,11 @@ async def _serve_on_grpcio(services: Sequence[str], environ: Mapping[str, str]) 
 
 
 def _envoy_config(services: Sequence[str]) -> dict[str, object]:
-    from treadle.mesh.envoy_app import settings_of
+    from treadle.mesh.envoy_app import envoy_settings_for
     from treadle.rpc.hosts.envoy.config import envoy_config
 
     refuse_misspelt(os.environ)
-    return envoy_config(settings_of(services, os.environ))
+    return envoy_config(envoy_settings_for(services, os.environ))
 
 
 def refuse_misspelt(environ: Mapping[str, str]) -> None:
