@@ -57,8 +57,8 @@ class TreadleError(Exception):
         self.violations = tuple(violations)
         self.retry_after_seconds = retry_after_seconds
 
-    def again(self, message: str = "") -> Self:
-        """The same as an object of its own, with a traceback of its own; `message` replaces the text."""
+    def clone(self, message: str = "") -> Self:
+        """A new error of the same class and details, with its own traceback; `message` replaces the text if given."""
         return type(self)(message or self.message, self.violations, self.retry_after_seconds)
 
     def to_status(self) -> status_pb2.Status:
