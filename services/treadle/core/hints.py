@@ -1,4 +1,4 @@
-"""What to add to "unknown NAME", so that a slip of the pen mends itself."""
+"""Suggestions for error messages about unknown names: the closest known names."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -6,7 +6,7 @@ from difflib import get_close_matches
 _LISTED = 10
 
 
-def near(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The closest known names, or the first few of all: "; did you mean 'wind'?", "; known: gusts, wind"."""
     names = sorted(known)
     close = get_close_matches(name, names, n=3, cutoff=0.6)
@@ -18,5 +18,5 @@ def near(name: str, known: Iterable[str]) -> str:
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """The whole of it: "unknown metric 'roc_acu'; did you mean 'roc_auc'?"."""
-    return f"unknown {kind} {name!r:.80}{near(name, known)}"
+    """The whole message: "unknown metric 'roc_acu'; did you mean 'roc_auc'?"."""
+    return f"unknown {kind} {name!r:.80}{did_you_mean(name, known)}"

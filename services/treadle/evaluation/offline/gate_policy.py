@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from treadle.core.errors import InvalidInput, NotFound
-from treadle.core.hints import near
+from treadle.core.hints import did_you_mean
 from treadle.v1 import evaluation_pb2
 
 _POLICY_KEYS: Mapping[str, type] = {"name": str, "minimum_rows": int, "threshold": list}
@@ -96,7 +96,7 @@ class _Reader:
     def check(self, values: Mapping[str, Any], keys: Mapping[str, type], *, table: int | None) -> None:
         for key, value in values.items():
             if key not in keys:
-                raise self._wrong(key, table, f"is unknown{near(key, keys)}")
+                raise self._wrong(key, table, f"is unknown{did_you_mean(key, keys)}")
             if not _is(value, keys[key]):
                 raise self._wrong(key, table, f"must be {_KINDS[keys[key]]}")
 
