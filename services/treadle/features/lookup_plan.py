@@ -55,7 +55,8 @@ class Plan:
         check_unique(outputs, "output")
         for name in outputs:
             if name not in self.outputs:
-                what = f"feature service {self.service.name!r} has no output {name!r:.80}{did_you_mean(name, self.outputs)}"
+                hint = did_you_mean(name, self.outputs)
+                what = f"feature service {self.service.name!r} has no output {name!r:.80}{hint}"
                 raise InvalidInput(what, [Violation("outputs", what)])
         return _trim(replace(self, outputs=tuple(outputs)))
 
