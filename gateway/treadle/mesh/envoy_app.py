@@ -27,10 +27,10 @@ def settings_of(services: Sequence[str], environ: Mapping[str, str]) -> EnvoySet
 def launch(services: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
     """Turns this process into the Envoy that hosts them."""
     from treadle.core.settings import settings_from
-    from treadle.rpc.app.serving import ProcessSettings, with_ports
+    from treadle.rpc.app.serving import ProcessSettings, resolve_ports
     from treadle.rpc.hosts.envoy.process import become_envoy
 
-    environ = with_ports(services, environ)
+    environ = resolve_ports(services, environ)
     drain_seconds = settings_from(ProcessSettings, environ, "").drain_seconds
     become_envoy(settings_of(services, environ), {**environ, _SERVING: ",".join(services)}, drain_seconds=drain_seconds)
 

@@ -296,7 +296,7 @@ def _envoy_tracing(service: str, process: ProcessSettings) -> Tracing | None:
     )
 
 
-def with_ports(services: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
+def resolve_ports(services: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
     """The environment with a free port wherever it leaves the choice open: an Envoy must know before it starts.
 
     FailedPrecondition for a port that is taken.
@@ -305,7 +305,7 @@ def with_ports(services: Sequence[str], environ: Mapping[str, str]) -> dict[str,
     chosen = dict(environ)
     for name, own in zip(services, _each_process(process, services, environ), strict=True):
         variable = "TREADLE_LISTEN" if name == services[0] else f"TREADLE_LISTEN_{name.upper()}"
-        chosen[variable] = own.listen if own.share_port else bindable(own.listen)
+        chosen[variable] = own.listen if own.share_port else probe_port(own.listen)
     return chosen
 
 
@@ -315,7 +315,7 @@ def _each_process(
     return [process, *(process.of(name, environ) for name in services[1:])]
 
 
-def bindable(address: str) -> str:
+def probe_port(address: str) -> str:
     """The address with a port that is free now; FailedPrecondition if it names one that is taken."""
     host, _, port = address.rpartition(":")
     if address.startswith("unix:"):
