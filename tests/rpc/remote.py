@@ -15,7 +15,7 @@ from remote_member import Told, receive, send
 
 from treadle.mesh.health import listens
 from treadle.rpc import context
-from treadle.rpc.app.serving import probe_port
+from treadle.rpc.app.ports import probe_port
 from treadle.rpc.hosts.listen import Listen
 
 PROGRAM = Path(__file__).parent / "importable" / "remote_member.py"
