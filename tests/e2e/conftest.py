@@ -138,7 +138,7 @@ async def _open_shop(shop: Shop, folder: Path) -> None:
             [service_to_proto(service) for service in definitions.services],
         )
         chance = np.random.default_rng(3)
-        rows = {
+        rows: dict[str, Any] = {
             "customer": np.arange(CUSTOMERS),
             "visits": chance.integers(1, 30, CUSTOMERS),
             "mean_amount": chance.uniform(5, 200, CUSTOMERS),

@@ -57,7 +57,7 @@ class Bridge:
     async def _answer(self, number: int, name: str, call: context.RequestContext) -> None:
         self.member.calls.append(call)
         try:
-            answered = ("answer", number, await self.member.answer(name))
+            answered: tuple[str, int, object] = ("answer", number, await self.member.answer(name))
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():

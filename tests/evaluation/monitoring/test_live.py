@@ -162,7 +162,7 @@ async def test_a_service_that_keeps_for_a_day_forgets_what_is_older(
 
 
 @pytest.mark.parametrize("wrong", [{"live_metrics_rows": 0}, {"retention_days": -1}, {"parallel_evaluations": 0}])
-def test_settings_that_make_no_sense(wrong: dict[str, int]) -> None:
+def test_settings_that_make_no_sense(wrong: dict[str, Any]) -> None:
     with pytest.raises(FailedPrecondition, match="TREADLE_EVALUATION_"):
         Settings(**wrong)
 

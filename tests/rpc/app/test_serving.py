@@ -8,7 +8,8 @@ from treadle.core.errors import FailedPrecondition
 from treadle.rpc.app.runtime import ServiceSpec
 from treadle.rpc.app.serving import serve
 
-from ..conftest import Member, NoSettings, echo, opener
+from ...conftest import NoSettings
+from ..conftest import Member, echo, opener
 
 
 @pytest.mark.parametrize("port", ["99999", "-1", "x", ""])
