@@ -86,6 +86,7 @@ def test_timestamps_survive_the_wire(values):
 def test_none_among_values_is_a_null():
     column = Column.of("c", [1.5, None, 2.5])
     assert column.dtype == "FP64"
+    assert column.nulls is not None
     assert column.nulls.tolist() == [False, True, False]
     assert np.isnan(column.as_float()[1])
 
