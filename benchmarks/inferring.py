@@ -31,7 +31,7 @@ from treadle.inference.batching.worker import Worker
 from treadle.inference.models.models import Registered
 from treadle.inference.models.repository import Repository, Tools
 from treadle.observability.telemetry.telemetry import Telemetry
-from treadle.plugins.checked import CheckedModel, load_proven
+from treadle.plugins.checked import CheckedModel, load_verified
 from treadle.plugins.manager import Plugins
 from treadle.plugins.packaging import read_package, save_model, source_of
 from treadle.rpc.codec.tensors import encode_inputs
@@ -80,7 +80,7 @@ async def served(
 
     async def load(registered: Registered, worker: Worker) -> CheckedModel:
         backend, source = plugins.backend(manifest.backend), source_of(manifest, folder)
-        return await worker.call(lambda: load_proven(backend, source, registered.sample))
+        return await worker.call(lambda: load_verified(backend, source, registered.sample))
 
     async def nothing(*_: Any) -> None:
         return
