@@ -76,7 +76,7 @@ def test_services_that_are_unknown_or_named_twice_are_refused(treadle: Treadle) 
     assert "named twice" in treadle("serve", "features", "features").stderr
 
 
-def test_what_cannot_be_shared_is_not_run_in_several_processes(treadle: Treadle) -> None:
+def test_services_that_cannot_share_a_port_are_refused(treadle: Treadle) -> None:
     assert "features cannot run in several processes" in treadle("serve", "features", "--workers", "2").stderr
     assert "needs a port to share" in treadle("serve", "inference", "--workers", "2").stderr
 

@@ -1,4 +1,4 @@
-"""`treadle start|stop|down`: what another terminal can send_command of a running mesh."""
+"""`treadle start|stop|down`: control of a running mesh from another terminal."""
 
 import click
 

@@ -1,4 +1,4 @@
-"""`treadle serve SERVICE…`: services in this process; what `treadle up` starts six of."""
+"""`treadle serve SERVICE…`: runs services in this process; `treadle up` starts one for each service."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from treadle.mesh.errors import CommandError
 from treadle.mesh.failure_log import log_failure
 from treadle.mesh.services import SERVICES
 
-# Besides those of the processes: where commands find a mesh, and what tests are told.
+# Variables other than the settings of processes: those of commands, the supervisor and tests.
 _READ_BY_COMMANDS = frozenset({
     "TREADLE_ADDRESS", "TREADLE_BASE_PORT", "TREADLE_SUPERVISED", "TREADLE_REQUIRE_SERVICES", "TREADLE_HOST",
     "TREADLE_ENVOY_ADMIN", "TREADLE_SERVING",
@@ -97,7 +97,7 @@ def _envoy_config(services: Sequence[str]) -> dict[str, object]:
 
 
 def refuse_misspelt(environ: Mapping[str, str]) -> None:
-    """A variable of Treadle's that nothing reads is an error. Each service looks at its own, TREADLE_<SERVICE>_…."""
+    """Refuses unknown variables TREADLE_…. Those of a service, TREADLE_<SERVICE>_…, are checked by the service."""
     from treadle.core.errors import InvalidInput
     from treadle.core.hints import unknown
     from treadle.rpc.app.process_settings import ProcessSettings

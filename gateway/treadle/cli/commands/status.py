@@ -1,4 +1,4 @@
-"""`treadle status`: every service of the mesh, asked for its health, without grpc."""
+"""`treadle status`: the health of every service of the mesh, checked without importing grpc."""
 
 import asyncio
 from typing import Any
@@ -33,7 +33,7 @@ async def status(session: Session) -> None:
 
 
 async def _supervised(control: str) -> dict[str, dict[str, Any]]:
-    """What the supervisor knows; nothing when it is busy dying."""
+    """The state of the services from the supervisor; empty if it does not respond."""
     try:
         services: dict[str, dict[str, Any]] = (await send_command(control, "status"))["services"]
     except CommandError:
