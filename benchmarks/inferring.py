@@ -1,4 +1,4 @@
-"""What one ModelInfer costs inside the inference service, without a host: `python benchmarks/inferring.py`.
+"""CPU time of a ModelInfer in the inference service, without a host: `python benchmarks/inferring.py`.
 
 A number of callers in this process, each with one request in flight, hand the bytes of a request to the servicer and
 take the bytes of the answer, on one event loop. Printed beside it is what parsing and serializing alone cost, so that
@@ -42,7 +42,7 @@ MODELS = ("lr", "rf", "sklearn-lr", "sklearn-rf")
 
 
 def data() -> tuple[Any, Any]:
-    """Rows and labels that no model needs to be good at."""
+    """Random rows and labels."""
     random = np.random.default_rng(0)
     rows = random.normal(size=(400, FEATURES)).astype(np.float32)
     return rows, (rows[:, 0] + rows[:, 1] > 0).astype(int)
@@ -115,7 +115,7 @@ def request(folder: Path, rows: int) -> bytes:
 
 
 async def run(handle: Any, body: bytes, in_flight: int, seconds: float) -> tuple[float, list[float]]:
-    """Requests a second, and the time that each took."""
+    """Requests a second, and the latency of each request."""
     taken: list[float] = []
     ends = time.perf_counter() + seconds
 
@@ -137,7 +137,7 @@ async def measure(options: argparse.Namespace) -> None:
         package(options.model, folder)
         body = request(folder, options.rows)
         async with served(folder, Telemetry.off()) as servicer:
-            handle: Any = servicer.ModelInfer  # without a context: it looks at none
+            handle: Any = servicer.ModelInfer  # it does not use the context
             await run(handle, body, options.in_flight, 1.0)
             answer = await handle(oip.ModelInferRequest.FromString(body), None)
 
