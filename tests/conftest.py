@@ -18,12 +18,12 @@ from treadle.core.column import Column
 from treadle.mesh.ports import free_base_port
 from treadle.plugins.packaging import save_model
 from treadle.rpc.codec.columns import encode
-from treadle.rpc.hosts.choice import why_no_envoy
+from treadle.rpc.hosts.choice import envoy_unavailable_reason
 from treadle.v1 import types_pb2
 
 BasePort = Callable[[], int]
 
-needs_envoy = pytest.mark.skipif(bool(why_no_envoy()), reason=why_no_envoy() or "it can run")
+needs_envoy = pytest.mark.skipif(bool(envoy_unavailable_reason()), reason=envoy_unavailable_reason() or "it can run")
 """For tests of the Envoy host."""
 
 

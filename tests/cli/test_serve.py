@@ -112,7 +112,7 @@ def test_the_data_plane_gets_envoy_where_it_can_run_and_the_rest_grpcio() -> Non
     assert choice.choose(["registry"], None).host == "grpcio"
     assert choice.choose(["inference"], "grpcio").why == "asked for"
     data_plane = choice.choose(["gateway", "registry"], None)
-    missing = choice.why_no_envoy()
+    missing = choice.envoy_unavailable_reason()
     assert (data_plane.host, missing in data_plane.why) == ("grpcio" if missing else "envoy", True)
     with pytest.raises(FailedPrecondition, match="no host 'nginx'"):
         choice.choose(["gateway"], "nginx")
