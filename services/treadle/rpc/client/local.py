@@ -120,7 +120,7 @@ class _LocalCall:
         serialize = self._handler.response_serializer
         if self._deserialize is None:
             return answer if serialize is None else serialize(answer)
-        return self._deserialize(answer) if serialize is None else answer
+        return self._deserialize(answer) if serialize is None or type(answer) is bytes else answer
 
 
 async def _each(convert: Callable[[Any], Any], requests: Any) -> AsyncIterator[Any]:
