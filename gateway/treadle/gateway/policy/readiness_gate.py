@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from treadle import oip
 from treadle.core.errors import NotFound, TreadleError
 from treadle.core.model_ref import ModelRef
-from treadle.gateway.policy.deployments import Deployment
+from treadle.gateway.policy.deployments import ServedDeployment
 
 _ASK_SECONDS = 0.05
 _ASK_TIMEOUT_SECONDS = 2.0
@@ -26,7 +26,9 @@ class Switch:
         self._ready: set[ModelRef] = set()
         self._asking: dict[ModelRef, asyncio.Task[None]] = {}
 
-    def chosen(self, serving: Mapping[str, Deployment], wanted: Mapping[str, Deployment]) -> dict[str, Deployment]:
+    def chosen(
+        self, serving: Mapping[str, ServedDeployment], wanted: Mapping[str, ServedDeployment]
+    ) -> dict[str, ServedDeployment]:
         """Of each wanted deployment the policy to serve now: the one that serves where the wanted one must wait."""
         named = {ref for deployment in wanted.values() for ref in _traffic(deployment)}
         self._ready &= named
@@ -41,7 +43,7 @@ class Switch:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _one(self, serving: Deployment | None, wanted: Deployment) -> Deployment:
+    def _one(self, serving: ServedDeployment | None, wanted: ServedDeployment) -> ServedDeployment:
         traffic = _traffic(wanted)
         if serving is None:
             return wanted
@@ -69,5 +71,5 @@ class Switch:
             return True
 
 
-def _traffic(deployment: Deployment) -> frozenset[ModelRef]:
+def _traffic(deployment: ServedDeployment) -> frozenset[ModelRef]:
     return frozenset(share.ref for share in deployment.traffic if share.weight > 0)

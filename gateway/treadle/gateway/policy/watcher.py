@@ -12,7 +12,7 @@ from treadle.core.errors import NotFound, OutOfRange, TreadleError
 from treadle.core.files import read_if_there, write_atomically
 from treadle.core.model_ref import ModelRef
 from treadle.core.tasks import in_thread
-from treadle.gateway.policy.deployments import Snapshot
+from treadle.gateway.policy.deployments import PolicySnapshot
 from treadle.gateway.policy.policy_cache import Catalog
 from treadle.gateway.policy.readiness_gate import Switch
 from treadle.v1 import features_pb2, features_pb2_grpc, registry_pb2, registry_pb2_grpc
@@ -46,7 +46,7 @@ class PolicyWatch:
         self._refresh_seconds = refresh_seconds
         self._hide = hide
         self._catalog = Catalog()
-        self._snapshot = Snapshot()
+        self._snapshot = PolicySnapshot()
         self._switch = Switch(inference, self._publish)
         self._unheard: set[str] = set()
         self._live = False
@@ -54,7 +54,7 @@ class PolicyWatch:
         self._saved = ""
         self.caught_up = asyncio.Event()
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> PolicySnapshot:
         """The present picture."""
         return self._snapshot
 
@@ -162,7 +162,7 @@ class PolicyWatch:
 
     def _publish(self) -> None:
         wanted = self._catalog.snapshot(self._refused).deployments
-        self._snapshot = Snapshot(self._switch.chosen(self._snapshot.deployments, wanted))
+        self._snapshot = PolicySnapshot(self._switch.chosen(self._snapshot.deployments, wanted))
         for deployment in wanted.values():
             self._hide(deployment.sensitive_columns or frozenset())
 
