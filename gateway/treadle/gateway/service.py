@@ -25,7 +25,7 @@ from treadle.gateway.pipeline.ids import PredictionIds
 from treadle.gateway.pipeline.lane import CoalesceLimits
 from treadle.gateway.pipeline.shadows import Shadows
 from treadle.gateway.pipeline.together import Together
-from treadle.gateway.policy.watcher import PolicyWatch
+from treadle.gateway.policy.watcher import PolicyWatcher
 from treadle.gateway.upstream.grpc import RpcFeatures, RpcInference
 from treadle.gateway.upstream.ports import FeatureLookup, Inference
 from treadle.rpc.app.runtime import Runtime
@@ -76,7 +76,7 @@ async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[No
         meters = GatewayMeters(runtime.telemetry.meters)
         spool = _spool(settings, runtime, meters)
         stack.callback(spool.rotate)
-        watch = PolicyWatch(
+        watch = PolicyWatcher(
             registry_pb2_grpc.RegistryServiceStub(runtime.connect("registry")),
             features_pb2_grpc.FeatureServiceStub(runtime.connect("features")),
             oip.GRPCInferenceServiceStub(runtime.connect("inference")),
@@ -130,7 +130,7 @@ def _chain(
     settings: Settings,
     runtime: Runtime,
     meters: GatewayMeters,
-    watch: PolicyWatch,
+    watch: PolicyWatcher,
     recorder: Recorder,
     stack: AsyncExitStack,
 ) -> Chain:

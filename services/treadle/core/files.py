@@ -13,7 +13,7 @@ NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @contextmanager
-def storing(full: str) -> Iterator[None]:
+def map_disk_full(full: str) -> Iterator[None]:
     """For code that writes files: where they find no room, it ends with StorageFull(`full`)."""
     try:
         yield

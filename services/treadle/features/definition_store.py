@@ -14,7 +14,7 @@ from typing import Any, Final
 from google.protobuf import json_format
 
 from treadle.core.errors import Conflict, DataLoss, FailedPrecondition, NotFound, TreadleError
-from treadle.core.files import storing, write_atomically
+from treadle.core.files import map_disk_full, write_atomically
 from treadle.core.hints import near
 from treadle.features import definition_codec as codec
 from treadle.features.definition_diff import Change, change
@@ -212,5 +212,5 @@ def _save(file: Path, state: CatalogState) -> None:
         "definitions": json_format.MessageToDict(codec.to_request(definitions)),
         "layouts": {view: [each.fields for each in history] for view, history in state.layouts.items()},
     }
-    with storing("the disk is full; the definitions stay as they were"):
+    with map_disk_full("the disk is full; the definitions stay as they were"):
         write_atomically(file, json.dumps(content, indent=1).encode())

@@ -13,9 +13,9 @@ from treadle.inference.api.data_plane import Inferring
 from treadle.inference.api.servicer import InferenceServicer
 from treadle.inference.batching.metrics import ModelMeters, ModelObserver
 from treadle.inference.models.artifacts import Artifacts
-from treadle.inference.models.desired_state import Desired
+from treadle.inference.models.desired_state import DesiredStateFollower
 from treadle.inference.models.loader import Loader, Loading
-from treadle.inference.models.manifest_cache import Catalogue
+from treadle.inference.models.manifest_cache import ManifestCache
 from treadle.inference.models.repository import Repository, Tools
 from treadle.plugins.checked import SAMPLE_TOLERANCE
 from treadle.plugins.manager import Plugins, names_in
@@ -81,12 +81,12 @@ async def open_service(settings: Settings, runtime: Runtime, plugins: Plugins | 
     """Starts with what it served last, and follows the registry from there."""
     plugins = plugins or Plugins.load(blocked=names_in(settings.blocked_plugins))
     registry = runtime.connect("registry")
-    catalogue = Catalogue(registry, runtime.home)
-    repository = _repository(settings, runtime, plugins, catalogue)
-    desired = Desired(registry, repository, runtime.home / "desired.json", runtime.telemetry.log)
+    manifests = ManifestCache(registry, runtime.home)
+    repository = _repository(settings, runtime, plugins, manifests)
+    desired = DesiredStateFollower(registry, repository, runtime.home / "desired.json", runtime.telemetry.log)
     servicer = InferenceServicer(
         Inferring(repository, settings.max_request_rows),
-        catalogue,
+        manifests,
         save_pins=desired.save_pins,
         max_batch_rows=settings.max_batch_rows,
         stream_in_flight=settings.stream_in_flight,
@@ -102,8 +102,8 @@ async def open_service(settings: Settings, runtime: Runtime, plugins: Plugins | 
         await repository.close()
 
 
-def _repository(settings: Settings, runtime: Runtime, plugins: Plugins, catalogue: Catalogue) -> Repository:
-    telemetry, artifacts = runtime.telemetry, Artifacts(runtime.home, catalogue.fetch)
+def _repository(settings: Settings, runtime: Runtime, plugins: Plugins, manifests: ManifestCache) -> Repository:
+    telemetry, artifacts = runtime.telemetry, Artifacts(runtime.home, manifests.fetch)
     meters = ModelMeters(telemetry.meters)
     how = Loading(
         threads=settings.threads_per_model,
@@ -114,7 +114,7 @@ def _repository(settings: Settings, runtime: Runtime, plugins: Plugins, catalogu
     )
     loader = Loader(plugins, artifacts, how, telemetry.log)
     tools = Tools(
-        describe=catalogue.describe,
+        describe=manifests.describe,
         load=loader.load,
         discard=artifacts.discard,
         observer=lambda key: ModelObserver(key, telemetry.tracer, meters),

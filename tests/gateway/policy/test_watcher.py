@@ -11,7 +11,7 @@ from treadle import oip
 from treadle.core.errors import NotFound
 from treadle.core.files import write_atomically
 from treadle.core.tasks import end
-from treadle.gateway.policy import watcher as watching
+from treadle.gateway.policy import watcher
 from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.v1 import features_pb2_grpc, registry_pb2, registry_pb2_grpc
 
@@ -90,11 +90,11 @@ async def test_no_write_outlives_the_watch(shared: Any, tmp_path: Path, monkeypa
         disk.wait(20)
         write_atomically(path, content)
 
-    monkeypatch.setattr(watching, "write_atomically", write_slowly)
+    monkeypatch.setattr(watcher, "write_atomically", write_slowly)
     registry = registry_pb2_grpc.RegistryServiceStub(shared.connect("registry"))
     features = features_pb2_grpc.FeatureServiceStub(shared.connect("features"))
     inference = oip.GRPCInferenceServiceStub(shared.connect("inference"))
-    watch = watching.PolicyWatch(registry, features, inference, tmp_path, Telemetry.off().log, 60.0)
+    watch = watcher.PolicyWatcher(registry, features, inference, tmp_path, Telemetry.off().log, 60.0)
     following = asyncio.create_task(watch.run())
     await asyncio.to_thread(begun.wait, 20)
     ending = asyncio.create_task(end(following))
@@ -102,4 +102,4 @@ async def test_no_write_outlives_the_watch(shared: Any, tmp_path: Path, monkeypa
     assert not ending.done()
     disk.set()
     await ending
-    assert (tmp_path / watching.FILE).exists()
+    assert (tmp_path / watcher.FILE).exists()

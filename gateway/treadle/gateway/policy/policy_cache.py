@@ -24,7 +24,7 @@ MessageT = TypeVar("MessageT", bound=Message)
 
 
 @dataclass
-class Catalog:
+class PolicyCache:
     """What has been heard so far. Its snapshot is made anew when something in it changes."""
 
     cursor: str = ""

@@ -17,7 +17,7 @@ _ASK_SECONDS = 0.05
 _ASK_TIMEOUT_SECONDS = 2.0
 
 
-class Switch:
+class ReadinessGate:
     """Knows which versions are READY. `changed` is called when one has become so."""
 
     def __init__(self, inference: oip.GRPCInferenceServiceStub, changed: Callable[[], None]) -> None:

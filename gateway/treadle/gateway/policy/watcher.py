@@ -13,8 +13,8 @@ from treadle.core.files import read_if_there, write_atomically
 from treadle.core.model_ref import ModelRef
 from treadle.core.tasks import in_thread
 from treadle.gateway.policy.deployments import Snapshot
-from treadle.gateway.policy.policy_cache import Catalog
-from treadle.gateway.policy.readiness_gate import Switch
+from treadle.gateway.policy.policy_cache import PolicyCache
+from treadle.gateway.policy.readiness_gate import ReadinessGate
 from treadle.v1 import features_pb2, features_pb2_grpc, registry_pb2, registry_pb2_grpc
 
 FILE = "policies.json"
@@ -22,8 +22,8 @@ _ASK_SECONDS = 5.0
 _RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0)
 
 
-class PolicyWatch:
-    """Owns the catalog. `snapshot()` is the present picture; it is replaced, never changed.
+class PolicyWatcher:
+    """Owns the cache. `snapshot()` is the present picture; it is replaced, never changed.
 
     `run` and `refresh_forever` run beside the service, for ever. Neither the registry nor the feature service must
     be up: what was known last is served. `hide` is told the names of sensitive columns as they become known.
@@ -45,9 +45,9 @@ class PolicyWatch:
         self._log = log
         self._refresh_seconds = refresh_seconds
         self._hide = hide
-        self._catalog = Catalog()
+        self._cache = PolicyCache()
         self._snapshot = Snapshot()
-        self._switch = Switch(inference, self._publish)
+        self._gate = ReadinessGate(inference, self._publish)
         self._unheard: set[str] = set()
         self._live = False
         self._saving = asyncio.Lock()
@@ -68,8 +68,8 @@ class PolicyWatch:
         if content is None:
             return
         try:
-            self._catalog = Catalog.from_json(content)
-            self._log.info("serving the last good copy of the policies", deployments=len(self._catalog.deployments))
+            self._cache = PolicyCache.from_json(content)
+            self._log.info("serving the last good copy of the policies", deployments=len(self._cache.deployments))
         except TreadleError as error:
             broken = self._path.with_suffix(".broken")
             self._path.replace(broken)
@@ -77,7 +77,7 @@ class PolicyWatch:
 
     async def close(self) -> None:
         """Ends what waits for versions to become READY."""
-        await self._switch.close()
+        await self._gate.close()
 
     async def run(self) -> None:
         """Follows the registry, through its absences."""
@@ -89,7 +89,7 @@ class PolicyWatch:
                     await self._take(event)
             except OutOfRange:
                 self._log.warning("the registry has another history; reading all deployments again")
-                self._catalog.cursor = ""
+                self._cache.cursor = ""
             except TreadleError as error:
                 if failures == 0:
                     self._log.warning("the registry cannot be watched; serving what is known", error=error.message)
@@ -99,24 +99,24 @@ class PolicyWatch:
     def _events(self) -> AsyncIterable[registry_pb2.DeploymentEvent]:
         # Without a cursor the registry tells all there is, so what it has not named by the end of that is gone.
         self._live = False
-        self._unheard = set() if self._catalog.cursor else set(self._catalog.deployments)
-        return self._registry.WatchDeployments(registry_pb2.WatchDeploymentsRequest(cursor=self._catalog.cursor))
+        self._unheard = set() if self._cache.cursor else set(self._cache.deployments)
+        return self._registry.WatchDeployments(registry_pb2.WatchDeploymentsRequest(cursor=self._cache.cursor))
 
     async def _take(self, event: registry_pb2.DeploymentEvent) -> None:
         kind = event.WhichOneof("change")
         if kind == "applied":
-            self._catalog.deployments[event.applied.name] = event.applied
+            self._cache.deployments[event.applied.name] = event.applied
             self._unheard.discard(event.applied.name)
         elif kind == "deleted":
-            self._catalog.deployments.pop(event.deleted, None)
+            self._cache.deployments.pop(event.deleted, None)
         else:
             for name in self._unheard:
-                self._catalog.deployments.pop(name, None)
+                self._cache.deployments.pop(name, None)
             self._unheard = set()
             self._live = True
-        self._catalog.cursor = event.cursor or self._catalog.cursor
+        self._cache.cursor = event.cursor or self._cache.cursor
         if self._live:  # until then there is more to come, and what is known already is served
-            self._catalog.prune()
+            self._cache.prune()
             await self._complete()
             self._publish()
             await self._save()
@@ -125,7 +125,7 @@ class PolicyWatch:
     async def refresh_forever(self) -> None:
         """Asks again, now and then, for what deployments name: definitions of features change without an event."""
         while True:
-            pending = self._catalog.wanted() or set(self._catalog.wanted_services()) - self._catalog.services.keys()
+            pending = self._cache.wanted() or set(self._cache.wanted_services()) - self._cache.services.keys()
             await asyncio.sleep(min(1.0, self._refresh_seconds) if pending else self._refresh_seconds)
             await self._complete()
             self._publish()
@@ -133,15 +133,15 @@ class PolicyWatch:
 
     async def _complete(self) -> None:
         """Asks for manifests that are not known, and for feature services; what can't be had now is had later."""
-        for ref in self._catalog.wanted():
+        for ref in self._cache.wanted():
             await self._asked(f"model {ref}", partial(self._fetch_version, ref))
-        names = self._catalog.wanted_services()
+        names = self._cache.wanted_services()
         if names:
             await self._asked("feature services", partial(self._fetch_services, names))
 
     async def _fetch_version(self, ref: ModelRef) -> None:
         request = registry_pb2.GetModelVersionRequest(model=ref.model, version=ref.version)
-        self._catalog.add_version(await self._registry.GetModelVersion(request, timeout=_ASK_SECONDS))
+        self._cache.add_version(await self._registry.GetModelVersion(request, timeout=_ASK_SECONDS))
 
     async def _fetch_services(self, names: list[str]) -> None:
         request = features_pb2.ListFeatureServicesRequest(names=names)
@@ -151,8 +151,8 @@ class PolicyWatch:
             found = await self._features.ListFeatureServices(
                 features_pb2.ListFeatureServicesRequest(), timeout=_ASK_SECONDS
             )
-        self._catalog.services = {spec.name: spec for spec in found.services if spec.name in names}
-        self._catalog.views = {view.name: view for view in found.views}
+        self._cache.services = {spec.name: spec for spec in found.services if spec.name in names}
+        self._cache.views = {view.name: view for view in found.views}
 
     async def _asked(self, what: str, ask: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -161,8 +161,8 @@ class PolicyWatch:
             self._log.warning("cannot be asked for now; asking again later", what=what, error=error.message)
 
     def _publish(self) -> None:
-        wanted = self._catalog.snapshot(self._refused).deployments
-        self._snapshot = Snapshot(self._switch.chosen(self._snapshot.deployments, wanted))
+        wanted = self._cache.snapshot(self._refused).deployments
+        self._snapshot = Snapshot(self._gate.chosen(self._snapshot.deployments, wanted))
         for deployment in wanted.values():
             self._hide(deployment.sensitive_columns or frozenset())
 
@@ -170,7 +170,7 @@ class PolicyWatch:
         self._log.error("cannot be served as it is registered", what=what, error=error.message)
 
     async def _save(self) -> None:
-        text = self._catalog.to_json()
+        text = self._cache.to_json()
         async with self._saving:
             if text == self._saved:
                 return

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from treadle.core.errors import StorageFull
-from treadle.core.files import storing, sync_folder
+from treadle.core.files import map_disk_full, sync_folder
 from treadle.evaluation.ledger.tables import ARRIVED, KEYS, UNIQUE
 
 _SCHEMA = """
@@ -183,7 +183,7 @@ class FileStore:
     @contextmanager
     def _storage(self) -> Iterator[None]:
         try:
-            with storing("the prediction ledger has no room left; nothing of this write was kept"):
+            with map_disk_full("the prediction ledger has no room left; nothing of this write was kept"):
                 yield
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}:

@@ -26,7 +26,7 @@ LAST_RETRY_SECONDS = 2.0
 
 
 @dataclass(slots=True)
-class Remembered:
+class DesiredState:
     """What is kept on disk."""
 
     cursor: str = ""
@@ -35,7 +35,7 @@ class Remembered:
     pinned: list[str] = field(default_factory=list)
 
 
-class Desired:
+class DesiredStateFollower:
     """Tells the repository what deployments ask for."""
 
     def __init__(
@@ -52,7 +52,7 @@ class Desired:
         self._path = path
         self._log = log
         self._sleep = sleep
-        self._known = Remembered()
+        self._known = DesiredState()
         self._snapshot: dict[str, list[str]] | None = None
         """Deployments seen since a watch began without a cursor; they replace the known ones when it has caught up."""
         self._saving = asyncio.Lock()
@@ -63,13 +63,13 @@ class Desired:
         if content is None:
             return
         try:
-            self._known = Remembered(**json.loads(content))
+            self._known = DesiredState(**json.loads(content))
             pinned = [ModelRef.parse(text) for text in self._known.pinned]
             self._tell()
         except (ValueError, TypeError, InvalidInput) as error:
             # The registry will tell all of it again.
             self._log.warning("the remembered deployments cannot be read", path=str(self._path), error=str(error))
-            self._known = Remembered()
+            self._known = DesiredState()
         else:
             self._repository.pin(pinned)
 
