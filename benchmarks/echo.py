@@ -49,18 +49,18 @@ class EchoServicer(oip.GRPCInferenceServiceServicer):
 
 
 @dataclass(frozen=True)
-class Settings:
+class EchoSettings:
     """None."""
 
 
 @asynccontextmanager
-async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[None]:
+async def open_service(settings: EchoSettings, runtime: Runtime) -> AsyncIterator[None]:
     """Registers the servicer."""
     oip.add_GRPCInferenceServiceServicer_to_server(EchoServicer(), runtime.server)
     yield
 
 
-_MEMBERS = (Member("echo", open_service, Settings),)
+_MEMBERS = (Member("echo", open_service, EchoSettings),)
 
 
 async def _run(process: EnvoyProcess) -> None:

@@ -33,7 +33,7 @@ from treadle.v1 import evaluation_pb2_grpc, features_pb2_grpc, prediction_pb2_gr
 
 
 @dataclass(frozen=True)
-class Settings:
+class GatewaySettings:
     """TREADLE_GATEWAY_…"""
 
     rest_listen: str | None = None
@@ -70,7 +70,7 @@ class Settings:
 
 
 @asynccontextmanager
-async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[None]:
+async def open_service(settings: GatewaySettings, runtime: Runtime) -> AsyncIterator[None]:
     """The gateway on `runtime`; serves with any of the other services down."""
     async with AsyncExitStack() as stack:
         meters = GatewayMeters(runtime.telemetry.meters)
@@ -115,7 +115,7 @@ async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[No
         yield
 
 
-def _spool(settings: Settings, runtime: Runtime, meters: GatewayMeters) -> Spool:
+def _spool(settings: GatewaySettings, runtime: Runtime, meters: GatewayMeters) -> Spool:
     log = runtime.telemetry.log
     limits = SpoolLimits(settings.spool_max_bytes, settings.spool_segment_bytes, settings.spool_segment_seconds)
 
@@ -127,7 +127,7 @@ def _spool(settings: Settings, runtime: Runtime, meters: GatewayMeters) -> Spool
 
 
 def _chain(
-    settings: Settings,
+    settings: GatewaySettings,
     runtime: Runtime,
     meters: GatewayMeters,
     watch: PolicyWatcher,
@@ -153,7 +153,7 @@ def _chain(
     )
 
 
-def _hops(settings: Settings, runtime: Runtime) -> tuple[FeatureLookup, Inference]:
+def _hops(settings: GatewaySettings, runtime: Runtime) -> tuple[FeatureLookup, Inference]:
     features = RpcFeatures(features_pb2_grpc.FeatureServiceStub(runtime.connect("features")))
     inference = RpcInference(oip.GRPCInferenceServiceStub(runtime.connect("inference")))
     if settings.coalesce_rows <= 1:
@@ -162,18 +162,18 @@ def _hops(settings: Settings, runtime: Runtime) -> tuple[FeatureLookup, Inferenc
     return CoalescedFeatures(features, limits, tracer), CoalescedInference(inference, limits, tracer)
 
 
-def _limits(settings: Settings) -> CoalesceLimits:
+def _limits(settings: GatewaySettings) -> CoalesceLimits:
     return CoalesceLimits(settings.coalesce_rows, settings.coalesce_calls)
 
 
-def _together(settings: Settings, runtime: Runtime, chain: Chain, recorder: Recorder) -> Together | None:
+def _together(settings: GatewaySettings, runtime: Runtime, chain: Chain, recorder: Recorder) -> Together | None:
     if settings.coalesce_rows <= 1:
         return None
     return Together(chain, recorder.remember_rows, _limits(settings), runtime.telemetry.tracer)
 
 
 def _register(
-    settings: Settings, runtime: Runtime, chain: Chain, together: Together | None, oip_servicer: OipServicer
+    settings: GatewaySettings, runtime: Runtime, chain: Chain, together: Together | None, oip_servicer: OipServicer
 ) -> None:
     server = runtime.server
     prediction_pb2_grpc.add_PredictionServiceServicer_to_server(

@@ -23,7 +23,9 @@ class Service:
 
     name: str
     module: str
-    """Holds `Settings` and `open_service`."""
+    """Holds its settings class and `open_service`."""
+    settings: str
+    """The name of the settings class."""
     offset: int
     """From the base port to its own."""
     runs_project_code: bool = False
@@ -39,12 +41,14 @@ COLOCATED = (GATEWAY, "features", "inference")
 SERVICES: Mapping[str, Service] = {
     service.name: service
     for service in (
-        Service(GATEWAY, "treadle.gateway.service", 0, shares_port=True),
-        Service("features", "treadle.features.service", 1, runs_project_code=True),
-        Service("inference", "treadle.inference.service", 2, runs_project_code=True, shares_port=True),
-        Service("evaluation", "treadle.evaluation.service", 3),
-        Service("registry", "treadle.registry.service", 4),
-        Service(TRACES, "treadle.traces.service", 5),
+        Service(GATEWAY, "treadle.gateway.service", "GatewaySettings", 0, shares_port=True),
+        Service("features", "treadle.features.service", "FeatureSettings", 1, runs_project_code=True),
+        Service(
+            "inference", "treadle.inference.service", "InferenceSettings", 2, runs_project_code=True, shares_port=True
+        ),
+        Service("evaluation", "treadle.evaluation.service", "EvaluationSettings", 3),
+        Service("registry", "treadle.registry.service", "RegistrySettings", 4),
+        Service(TRACES, "treadle.traces.service", "TraceSettings", 5),
     )
 }
 
@@ -55,8 +59,10 @@ def members(names: Sequence[str]) -> "list[Member]":
 
     from treadle.rpc.app.serving import Member
 
-    modules = [import_module(SERVICES[name].module) for name in names]
-    return [Member(name, module.open_service, module.Settings) for name, module in zip(names, modules, strict=True)]
+    modules = {name: import_module(SERVICES[name].module) for name in names}
+    return [
+        Member(name, module.open_service, getattr(module, SERVICES[name].settings)) for name, module in modules.items()
+    ]
 
 
 @dataclass(frozen=True)

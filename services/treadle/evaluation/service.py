@@ -23,7 +23,7 @@ FORGET_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvaluationSettings:
     """TREADLE_EVALUATION_…"""
 
     parallel_evaluations: int = 2
@@ -47,7 +47,9 @@ class Settings:
 
 
 @asynccontextmanager
-async def open_service(settings: Settings, runtime: Runtime, plugins: Plugins | None = None) -> AsyncIterator[None]:
+async def open_service(
+    settings: EvaluationSettings, runtime: Runtime, plugins: Plugins | None = None
+) -> AsyncIterator[None]:
     """Opens the ledger, which clears away what a crash left, then serves."""
     plugins = plugins or Plugins.load(blocked=names_in(settings.blocked_plugins))
     metrics = plugin_metrics(plugins)

@@ -34,7 +34,7 @@ _OVER_ZERO = (
 
 
 @dataclass(frozen=True)
-class Settings:
+class InferenceSettings:
     """TREADLE_INFERENCE_MAX_BATCH_ROWS and so on."""
 
     max_batch_rows: int = 1024
@@ -77,7 +77,9 @@ class Settings:
 
 
 @asynccontextmanager
-async def open_service(settings: Settings, runtime: Runtime, plugins: Plugins | None = None) -> AsyncIterator[None]:
+async def open_service(
+    settings: InferenceSettings, runtime: Runtime, plugins: Plugins | None = None
+) -> AsyncIterator[None]:
     """Starts with what it served last, and follows the registry from there."""
     plugins = plugins or Plugins.load(blocked=names_in(settings.blocked_plugins))
     registry = runtime.connect("registry")
@@ -102,7 +104,9 @@ async def open_service(settings: Settings, runtime: Runtime, plugins: Plugins | 
         await repository.close()
 
 
-def _repository(settings: Settings, runtime: Runtime, plugins: Plugins, manifests: ManifestCache) -> Repository:
+def _repository(
+    settings: InferenceSettings, runtime: Runtime, plugins: Plugins, manifests: ManifestCache
+) -> Repository:
     telemetry, artifacts = runtime.telemetry, Artifacts(runtime.home, manifests.fetch)
     meters = ModelMeters(telemetry.meters)
     how = Loading(

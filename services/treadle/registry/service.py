@@ -15,7 +15,7 @@ from treadle.v1 import registry_pb2_grpc
 
 
 @dataclass(frozen=True)
-class Settings:
+class RegistrySettings:
     """TREADLE_REGISTRY_…"""
 
     database_url: str = ""
@@ -33,7 +33,7 @@ class Settings:
 
 
 @asynccontextmanager
-async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[None]:
+async def open_service(settings: RegistrySettings, runtime: Runtime) -> AsyncIterator[None]:
     """Makes or migrates the database, then serves.
 
     FailedPrecondition  the database URL is of no use, or a newer release made the database

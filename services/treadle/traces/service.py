@@ -21,7 +21,7 @@ from treadle.v1 import traces_pb2_grpc
 
 
 @dataclass(frozen=True)
-class Settings:
+class TraceSettings:
     """TREADLE_TRACES_…"""
 
     max_spans: int = 500_000
@@ -35,7 +35,7 @@ class Settings:
 
 
 @asynccontextmanager
-async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[None]:
+async def open_service(settings: TraceSettings, runtime: Runtime) -> AsyncIterator[None]:
     """Opens the database in the service's home, then serves. A damaged one is put aside."""
     retention = Retention(settings.max_spans, settings.max_mib << 20, settings.max_age_hours * 3600)
     async with AsyncExitStack() as stack:
