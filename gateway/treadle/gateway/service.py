@@ -3,14 +3,11 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from structlog.typing import FilteringBoundLogger
-
 from treadle import oip
-from treadle.core.tasks import end
 from treadle.gateway.api.grpc.oip_servicer import OipServicer
 from treadle.gateway.api.grpc.passthrough import FORWARDED_SERVICES, forward
 from treadle.gateway.api.grpc.prediction_servicer import PredictionServicer
@@ -101,9 +98,10 @@ async def open_service(settings: GatewaySettings, runtime: Runtime) -> AsyncIter
             runtime.telemetry,
             meters,
         )
-        for work in (watch.run, watch.refresh_forever, sender.run):
-            task = asyncio.create_task(_kept_running(work, runtime.telemetry.log))
-            stack.push_async_callback(end, task)
+        background = await stack.enter_async_context(runtime.background())
+        background.start("watch_deployments", watch.run)
+        background.start("refresh_features", watch.refresh_forever)
+        background.start("send_records", sender.run)
         with suppress(TimeoutError):
             await asyncio.wait_for(watch.caught_up.wait(), settings.start_seconds)
         if settings.rest_listen:
@@ -183,13 +181,3 @@ def _register(
     runtime.reflect(oip.POOL)
     for name, service in FORWARDED_SERVICES.items():
         forward(service, runtime.connect(name), server)
-
-
-async def _kept_running(work: Callable[[], Awaitable[None]], log: FilteringBoundLogger) -> None:
-    """Background work that is meant to run for ever; what it did not foresee is logged, and it starts again."""
-    while True:
-        try:
-            await work()
-        except Exception as error:
-            log.error("background work failed and starts again", work=str(work), exc_info=error)
-            await asyncio.sleep(1.0)

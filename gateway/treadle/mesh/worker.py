@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 
-from treadle.core.tasks import end
+from treadle.core.tasks import cancel_and_wait
 from treadle.mesh.health import Health, check
 
 _POLL_SECONDS = 0.05
@@ -91,7 +91,7 @@ class Worker:
     async def stop(self, grace_seconds: float) -> None:
         """Asks the process to drain, waits for it, kills it when the grace is over. It stays down."""
         if self._keeper is not None:
-            await end(self._keeper)
+            await cancel_and_wait(self._keeper)
             self._keeper = None
         process, self._process = self._process, None
         if process is not None and process.returncode is None:

@@ -35,6 +35,7 @@ METRICS: dict[str, Metric] = {
     "treadle_ledger_rows_total": Metric("counter", "predictions and labels sent to the ledger, by outcome"),
     "treadle_metrics_overflow_total": Metric("counter", "observations whose labels became 'other'"),
     "treadle_spans_lost_total": Metric("counter", "spans that no collector accepted"),
+    "treadle_background_restarts_total": Metric("counter", "background loops that failed and started again, by loop"),
     "treadle_traces_expired_total": Metric("counter", "spans that the trace store let go"),
 }
 

@@ -1,14 +1,12 @@
 """The evaluation service: its settings, and how its parts are put together."""
 
-import asyncio
-import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from treadle import oip
-from treadle.core.errors import FailedPrecondition, TreadleError
-from treadle.core.tasks import end
+from treadle.core.errors import FailedPrecondition
 from treadle.evaluation.ledger.ledger import Ledger
 from treadle.evaluation.offline.metrics import Floats, Metric, Task
 from treadle.evaluation.offline.predictor import Predictor
@@ -19,7 +17,7 @@ from treadle.plugins.manager import Plugins, names_in
 from treadle.rpc.app.runtime import Runtime
 from treadle.v1 import evaluation_pb2_grpc, features_pb2_grpc, registry_pb2_grpc
 
-FORGET_SECONDS = 3600.0
+PURGE_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -71,20 +69,15 @@ async def open_service(
     evaluation_pb2_grpc.add_EvaluationServiceServicer_to_server(servicer, runtime.server)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(ledger.close)
+        background = await stack.enter_async_context(runtime.background())
+        background.start("compact_ledger", ledger.compact_forever)
         if settings.retention_days:
-            stack.push_async_callback(end, asyncio.create_task(_forget_hourly(ledger, runtime.telemetry)))
+            background.every("purge_ledger", PURGE_SECONDS, partial(_purge, ledger, runtime.telemetry))
         yield
 
 
-async def _forget_hourly(ledger: Ledger, telemetry: Telemetry) -> None:
-    """What goes wrong (a full disk, say) is logged, and tried again an hour later."""
-    while True:
-        try:
-            forgotten = await ledger.forget()
-            telemetry.log.info("forgot what is older than retention_days", rows=forgotten)
-        except (TreadleError, OSError, sqlite3.Error) as error:
-            telemetry.log.error("cannot forget what is older than retention_days", error=str(error))
-        await asyncio.sleep(FORGET_SECONDS)
+async def _purge(ledger: Ledger, telemetry: Telemetry) -> None:
+    telemetry.log.info("deleted what is older than retention_days", rows=await ledger.forget())
 
 
 def plugin_metrics(plugins: Plugins) -> Callable[[Task], Sequence[Metric]]:

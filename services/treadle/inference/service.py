@@ -1,13 +1,11 @@
 """The composition root of the inference service."""
 
-import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from treadle import oip
 from treadle.core.errors import FailedPrecondition
-from treadle.core.tasks import end
 from treadle.inference.api.admission import Limits
 from treadle.inference.api.data_plane import Inferring
 from treadle.inference.api.servicer import InferenceServicer
@@ -96,12 +94,11 @@ async def open_service(
     oip.add_GRPCInferenceServiceServicer_to_server(servicer, runtime.server)
     runtime.reflect(oip.POOL)
     desired.restore()
-    following = asyncio.create_task(desired.follow())
-    try:
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(repository.close)
+        background = await stack.enter_async_context(runtime.background())
+        background.start("follow_deployments", desired.follow)
         yield
-    finally:
-        await end(following)
-        await repository.close()
 
 
 def _repository(

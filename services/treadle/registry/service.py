@@ -50,8 +50,10 @@ async def open_service(settings: RegistrySettings, runtime: Runtime) -> AsyncIte
             reserve_bytes=settings.disk_reserve_mib << 20,
         )
         stack.push_async_callback(artifacts.close)
-        watches = Watches(store, runtime.telemetry.log)
-        await stack.enter_async_context(watches.open(settings.watch_poll_seconds))
+        watches = Watches(store)
+        stack.enter_context(watches.open())
+        background = await stack.enter_async_context(runtime.background())
+        background.every("poll_history", settings.watch_poll_seconds, watches.poll)
         runtime.health.on_drain(watches.close)
         registry_pb2_grpc.add_RegistryServiceServicer_to_server(Servicer(store, artifacts, watches), runtime.server)
         yield

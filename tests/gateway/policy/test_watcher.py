@@ -10,7 +10,7 @@ import pytest
 from treadle import oip
 from treadle.core.errors import NotFound
 from treadle.core.files import write_atomically
-from treadle.core.tasks import end
+from treadle.core.tasks import cancel_and_wait
 from treadle.gateway.policy import watcher
 from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.v1 import features_pb2_grpc, registry_pb2, registry_pb2_grpc
@@ -97,7 +97,7 @@ async def test_no_write_outlives_the_watch(shared: Any, tmp_path: Path, monkeypa
     watch = watcher.PolicyWatcher(registry, features, inference, tmp_path, Telemetry.off().log, 60.0)
     following = asyncio.create_task(watch.run())
     await asyncio.to_thread(begun.wait, 20)
-    ending = asyncio.create_task(end(following))
+    ending = asyncio.create_task(cancel_and_wait(following))
     await asyncio.wait([ending, asyncio.create_task(asyncio.to_thread(int))], return_when=asyncio.FIRST_COMPLETED)
     assert not ending.done()
     disk.set()
