@@ -89,8 +89,6 @@ async def open_service(settings: GatewaySettings, runtime: Runtime) -> AsyncIter
         )
         together = _together(settings, runtime, chain, recorder)
         _register(settings, runtime, chain, together, oip_servicer)
-        stack.push_async_callback(watch.close)
-        await watch.start()
         sender = Sender(
             spool,
             runtime.home,
@@ -99,8 +97,7 @@ async def open_service(settings: GatewaySettings, runtime: Runtime) -> AsyncIter
             meters,
         )
         background = await stack.enter_async_context(runtime.background())
-        background.start("watch_deployments", watch.run)
-        background.start("refresh_features", watch.refresh_forever)
+        await watch.start(background)
         background.start("send_records", sender.run)
         with suppress(TimeoutError):
             await asyncio.wait_for(watch.caught_up.wait(), settings.start_seconds)

@@ -93,11 +93,11 @@ async def open_service(
     )
     oip.add_GRPCInferenceServiceServicer_to_server(servicer, runtime.server)
     runtime.reflect(oip.POOL)
-    desired.restore()
     async with AsyncExitStack() as stack:
         stack.push_async_callback(repository.close)
+        await desired.restore()
         background = await stack.enter_async_context(runtime.background())
-        background.start("follow_deployments", desired.follow)
+        background.start("watch_deployments", desired.run)
         yield
 
 

@@ -18,7 +18,6 @@ def view(name: str, entity: str, *fields: features_pb2.FeatureField) -> features
 def deployment(*views: features_pb2.FeatureView) -> Deployment:
     """The deployment of a model that uses the views "first" and "second", of which `views` are known."""
     cache = PolicyCache(
-        deployments={"d": registry_pb2.Deployment(name="d", traffic=[registry_pb2.TrafficShare(ref=REF, weight=100)])},
         services={
             "s": features_pb2.FeatureServiceSpec(
                 name="s", sets=[features_pb2.FeatureSet(view=name) for name in ("first", "second")]
@@ -30,7 +29,8 @@ def deployment(*views: features_pb2.FeatureView) -> Deployment:
     signature = types_pb2.Signature(inputs=[tensor], outputs=[tensor])
     manifest = registry_pb2.Manifest(backend="python", signature=signature, feature_service="s")
     cache.add_version(registry_pb2.ModelVersion(ref=REF, manifest=manifest))
-    return cache.snapshot(_never).deployment("d")
+    named = registry_pb2.Deployment(name="d", traffic=[registry_pb2.TrafficShare(ref=REF, weight=100)])
+    return cache.snapshot({"d": named}, _never).deployment("d")
 
 
 def _never(what: str, error: TreadleError) -> None:
