@@ -65,10 +65,13 @@ class FakeRegistry:
     states: list[Mapping[str, int]] = field(default_factory=lambda: [{}])
     """Revisions by name after each change, in every history."""
     breaks: list[int] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+    """The cursor of each watch."""
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when no step is left and the watcher has taken everything."""
 
     async def WatchDeployments(self, request: WatchDeploymentsRequest) -> AsyncIterator[DeploymentEvent]:
+        self.asked.append(request.cursor)
         missed = [*self._missed(request.cursor), DeploymentEvent(cursor=self.cursor, caught_up=True)]
         breaks = self.breaks.pop(0) if self.breaks else None
         for count, event in enumerate(missed):
@@ -272,6 +275,7 @@ async def test_a_restart_begins_with_the_copy_and_asks_only_for_what_it_missed(
     registry.change(Apply("c"))
     await again.until_idle()
     assert again.seen == [{"a": 1, "b": 2, "c": 3}]
+    assert registry.asked == ["", "0-2"]
     assert again.follower.caught_up.is_set()
 
 
