@@ -15,9 +15,9 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from treadle.mesh.services import BASE_PORT, METRICS_OFFSET, REST_OFFSET, SERVICES, members
+from treadle.mesh.services import BASE_PORT, METRICS_OFFSET, REST_OFFSET, SERVICES, service_specs
 from treadle.observability.metric_catalog import METRICS
-from treadle.rpc.app.serving import ProcessSettings
+from treadle.rpc.app.process_settings import ProcessSettings
 
 PAGE = Path(__file__).with_name("operations.md")
 _BLOCK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -26,7 +26,7 @@ _TYPES = {str: "text", int: "whole number", float: "number", bool: "true or fals
 
 def settings_classes() -> dict[str, type]:
     """By prefix of their variables: TREADLE_ for every process, then each service's own."""
-    own = {f"TREADLE_{member.name.upper()}_": member.settings_class for member in members(sorted(SERVICES))}
+    own = {f"TREADLE_{spec.name.upper()}_": spec.settings_class for spec in service_specs(sorted(SERVICES))}
     return {"TREADLE_": ProcessSettings, **own}
 
 
