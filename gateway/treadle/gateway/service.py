@@ -3,14 +3,11 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from structlog.typing import FilteringBoundLogger
-
 from treadle import oip
-from treadle.core.tasks import end
 from treadle.gateway.api.grpc.oip_servicer import OipServicer
 from treadle.gateway.api.grpc.passthrough import FORWARDED_SERVICES, forward
 from treadle.gateway.api.grpc.prediction_servicer import PredictionServicer
@@ -24,14 +21,14 @@ from treadle.gateway.pipeline.ids import PredictionIds
 from treadle.gateway.pipeline.pipeline import PipelineParts, PredictionPipeline
 from treadle.gateway.pipeline.shadowing import ShadowRunner
 from treadle.gateway.pipeline.validation import RequestValidator
-from treadle.gateway.policy.watcher import PolicyWatch
+from treadle.gateway.policy.watcher import PolicyWatcher
 from treadle.gateway.upstream.grpc import GrpcFeatureClient, GrpcInferenceClient
 from treadle.rpc.app.runtime import Runtime
 from treadle.v1 import evaluation_pb2_grpc, features_pb2_grpc, prediction_pb2_grpc, registry_pb2_grpc
 
 
 @dataclass(frozen=True)
-class Settings:
+class GatewaySettings:
     """TREADLE_GATEWAY_…"""
 
     rest_listen: str | None = None
@@ -68,13 +65,13 @@ class Settings:
 
 
 @asynccontextmanager
-async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[None]:
+async def open_service(settings: GatewaySettings, runtime: Runtime) -> AsyncIterator[None]:
     """The gateway on `runtime`; serves with any of the other services down."""
     async with AsyncExitStack() as stack:
         meters = GatewayMeters(runtime.telemetry.meters)
         spool = _spool(settings, runtime, meters)
         stack.callback(spool.rotate)
-        watch = PolicyWatch(
+        watch = PolicyWatcher(
             registry_pb2_grpc.RegistryServiceStub(runtime.connect("registry")),
             features_pb2_grpc.FeatureServiceStub(runtime.connect("features")),
             oip.GRPCInferenceServiceStub(runtime.connect("inference")),
@@ -89,8 +86,6 @@ async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[No
             pipeline, oip.GRPCInferenceServiceStub(runtime.connect("inference")), settings.stream_in_flight
         )
         _register(settings, runtime, pipeline, oip_servicer)
-        stack.push_async_callback(watch.close)
-        await watch.start()
         sender = Sender(
             spool,
             runtime.home,
@@ -98,9 +93,9 @@ async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[No
             runtime.telemetry,
             meters,
         )
-        for work in (watch.run, watch.refresh_forever, sender.run):
-            task = asyncio.create_task(_kept_running(work, runtime.telemetry.log))
-            stack.push_async_callback(end, task)
+        background = await stack.enter_async_context(runtime.background())
+        await watch.start(background)
+        background.start("send_records", sender.run)
         with suppress(TimeoutError):
             await asyncio.wait_for(watch.caught_up.wait(), settings.start_seconds)
         if settings.rest_listen:
@@ -112,7 +107,7 @@ async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[No
         yield
 
 
-def _spool(settings: Settings, runtime: Runtime, meters: GatewayMeters) -> Spool:
+def _spool(settings: GatewaySettings, runtime: Runtime, meters: GatewayMeters) -> Spool:
     log = runtime.telemetry.log
     limits = SpoolLimits(settings.spool_max_bytes, settings.spool_segment_bytes, settings.spool_segment_seconds)
 
@@ -124,10 +119,10 @@ def _spool(settings: Settings, runtime: Runtime, meters: GatewayMeters) -> Spool
 
 
 def _pipeline(
-    settings: Settings,
+    settings: GatewaySettings,
     runtime: Runtime,
     meters: GatewayMeters,
-    watch: PolicyWatch,
+    watch: PolicyWatcher,
     recorder: Recorder,
     stack: AsyncExitStack,
 ) -> PredictionPipeline:
@@ -156,13 +151,15 @@ def _pipeline(
     )
 
 
-def _coalesce_limits(settings: Settings) -> CoalesceLimits:
+def _coalesce_limits(settings: GatewaySettings) -> CoalesceLimits:
     # Batches of one request must not wait for one another.
     calls = settings.coalesce_calls if settings.coalesce_rows > 1 else settings.max_in_flight
     return CoalesceLimits(settings.coalesce_rows, calls)
 
 
-def _register(settings: Settings, runtime: Runtime, pipeline: PredictionPipeline, oip_servicer: OipServicer) -> None:
+def _register(
+    settings: GatewaySettings, runtime: Runtime, pipeline: PredictionPipeline, oip_servicer: OipServicer
+) -> None:
     server = runtime.server
     prediction_pb2_grpc.add_PredictionServiceServicer_to_server(
         PredictionServicer(pipeline, settings.stream_in_flight), server
@@ -171,13 +168,3 @@ def _register(settings: Settings, runtime: Runtime, pipeline: PredictionPipeline
     runtime.reflect(oip.POOL)
     for name, service in FORWARDED_SERVICES.items():
         forward(service, runtime.connect(name), server)
-
-
-async def _kept_running(work: Callable[[], Awaitable[None]], log: FilteringBoundLogger) -> None:
-    """Background work that is meant to run for ever; what it did not foresee is logged, and it starts again."""
-    while True:
-        try:
-            await work()
-        except Exception as error:
-            log.error("background work failed and starts again", work=str(work), exc_info=error)
-            await asyncio.sleep(1.0)

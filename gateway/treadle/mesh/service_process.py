@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 
-from treadle.core.tasks import end
+from treadle.core.tasks import cancel_and_wait
 from treadle.mesh.health import HealthStatus, check
 
 _POLL_SECONDS = 0.05
@@ -91,7 +91,7 @@ class ServiceProcess:
     async def stop(self, grace_seconds: float) -> None:
         """Asks the process to drain (SIGTERM) and kills it after `grace_seconds`. It stays stopped."""
         if self._restart_task is not None:
-            await end(self._restart_task)
+            await cancel_and_wait(self._restart_task)
             self._restart_task = None
         process, self._process = self._process, None
         if process is not None and process.returncode is None:
