@@ -16,12 +16,8 @@ from treadle.mesh.health import HealthStatus, check
 from treadle.mesh.ports import free_base_port
 from treadle.rpc.hosts import choice
 
-from ..conftest import BasePort
+from ..conftest import BasePort, needs_envoy
 from .conftest import Treadle
-
-needs_envoy = pytest.mark.skipif(
-    bool(choice.envoy_unavailable_reason()), reason=choice.envoy_unavailable_reason() or "it can run"
-)
 
 NOTHING = """
 async def app(scope, receive, send):
