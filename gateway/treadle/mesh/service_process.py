@@ -32,8 +32,8 @@ class ServiceProcess:
     """Keeps a child process running until it is stopped.
 
     `parent_pipe` is the read end of a pipe, which the child gets as its standard input. When the supervisor ends for
-    any reason, the kernel closes the write end and the child ends itself (`parent_watch`). This works on every Unix, and a
-    pipe belongs to the process, whereas `PR_SET_PDEATHSIG` belongs to the thread that started the child.
+    any reason, the kernel closes the write end and the child ends itself (`parent_watch`). This works on every Unix,
+    and a pipe belongs to the process, whereas `PR_SET_PDEATHSIG` belongs to the thread that started the child.
     """
 
     def __init__(
