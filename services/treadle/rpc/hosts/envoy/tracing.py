@@ -22,7 +22,7 @@ Json = dict[str, Any]
 SPAN_HEADER: Final = "treadle-span"
 """Envoy's span of a recorded request, "00-<trace>-<span>-01". What callers send under this name is dropped.
 
-Where the caller's own span makes no sense, Envoy records nothing and this is shorter: see `context_of`.
+Where the caller's own span makes no sense, Envoy records nothing and this is shorter: see `trace_context`.
 """
 FLUSH_SECONDS: Final = 0.5
 """Spans leave after this long at most. A process that ends waits as long, or it loses those of its last requests."""
@@ -35,12 +35,12 @@ _UNTRACED = ("/grpc.", "/opentelemetry.")
 # As strict as `parse_traceparent`. Of a header that comes twice, the tracer takes the first and a matcher any.
 _RECORDED_CALLER = "[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f][13579bdf]"
 _OTHER_CALLER = ".*[02468ace]"
-_WHOLE = 55
+_TRACEPARENT_LENGTH = 55
 _CONTEXT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 # Envoy samples nothing without a request id, and samples by it. Here the route decides, so any id will do.
 _REQUEST_ID = "00000000-0000-4000-8000-000000000000"
 _SPANS_PER_EXPORT = 512
-_EXPORTS_UNDER_WAY = 16
+_EXPORTS_IN_FLIGHT = 16
 _REGEX_SIZE = 10_000  # ours are longer than Envoy takes unasked
 _MILLION = 1_000_000
 
@@ -83,7 +83,7 @@ def tracing(
         raise FailedPrecondition(f"the share of requests to trace is {ratio}; it must be within 0 and 1")
     return Tracing(
         hcm=_tracing(service, resource or {}),
-        early=_early({"remove": SPAN_HEADER}, _set("x-request-id", _REQUEST_ID)),
+        early=_early({"remove": SPAN_HEADER}, _overwrite("x-request-id", _REQUEST_ID)),
         routes=_routes(ratio, streams),
         filters=[_filter({"request_mutations": [{"remove": "x-request-id"}]})],
         cluster=_cluster(endpoint, ca),
@@ -95,7 +95,7 @@ def tracing(
     )
 
 
-def without_forged_spans() -> list[Json]:
+def drop_forged_spans() -> list[Json]:
     """`early_header_mutation_extensions` for a process without tracing: what claims to be Envoy's word is dropped."""
     return _early({"remove": SPAN_HEADER})
 
@@ -105,13 +105,13 @@ def attribute_header(attribute: str) -> str:
     return "treadle-attr-" + attribute.removeprefix("treadle.").replace(".", "-").replace("_", "-")
 
 
-def context_of(span: str, traceparent: str, bits: Callable[[int], int]) -> str:
+def trace_context(span: str, traceparent: str, bits: Callable[[int], int]) -> str:
     """The trace context, "00-<trace>-<span>-<flags>", of a request with this `SPAN_HEADER` and this `traceparent`.
 
     It is `span` itself if, and only if, the request is recorded. Otherwise it is the caller's with the flag taken off,
     or a new one of random `bits`: what is called from here must know that nothing of this request is recorded.
     """
-    if len(span) == _WHOLE:
+    if len(span) == _TRACEPARENT_LENGTH:
         return span
     if traceparent and _CONTEXT.fullmatch(traceparent):
         return f"{traceparent[:53]}00"
@@ -146,13 +146,13 @@ def _tracing(service: str, resource: Mapping[str, str]) -> Json:
             {"tag": "rpc.system.name", "literal": {"value": "grpc"}},
             {"tag": "rpc.method", "value": "%PATH(NQ)%"},
             {"tag": "rpc.status_code", "value": "%GRPC_STATUS(SNAKE_STRING)%"},
-            *({"tag": name, "value": _said_by_python(attribute_header(name))} for name in REQUEST_ATTRIBUTES),
+            *({"tag": name, "value": _from_response(attribute_header(name))} for name in REQUEST_ATTRIBUTES),
         ],
         "max_path_tag_length": 1,  # a path may hold what is nobody's business
     }
 
 
-def _said_by_python(header: str) -> str:
+def _from_response(header: str) -> str:
     """Trailers come last, so they know best; an answer that is nothing but trailers has them as headers."""
     either = f'{{"command":"TRAILER","param":"{header}"}},{{"command":"RESP","param":"{header}"}}'
     return f'%COALESCE({{"operators":[{either}]}})%'
@@ -178,13 +178,13 @@ def _routes(ratio: float, streams: Collection[str]) -> list[Json]:
 def _recorded(match: Json, streams: Collection[str]) -> list[Json]:
     whole = {"numerator": 100}
     sampling = {"random_sampling": whole, "overall_sampling": whole}
-    told = {
+    span_header = {
         _FILTER: {
             "@type": f"{_MUTATION}PerRoute",
-            "mutations": {"request_mutations": [_set(SPAN_HEADER, "00-%TRACE_ID%-%SPAN_ID%-01")]},
+            "mutations": {"request_mutations": [_overwrite(SPAN_HEADER, "00-%TRACE_ID%-%SPAN_ID%-01")]},
         }
     }
-    route = {"non_forwarding_action": {}, "typed_per_filter_config": told}
+    route = {"non_forwarding_action": {}, "typed_per_filter_config": span_header}
     methods = {**match, "prefix": "/", "grpc": {}}
     plain = {**route, "match": methods, "tracing": sampling}
     if not streams:
@@ -212,7 +212,7 @@ def _filter(mutations: Json) -> Json:
     return {"name": _FILTER, "typed_config": {"@type": _MUTATION, "mutations": mutations}}
 
 
-def _set(header: str, value: str) -> Json:
+def _overwrite(header: str, value: str) -> Json:
     return {"append": {"header": {"key": header, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}}
 
 
@@ -230,7 +230,7 @@ def _cluster(endpoint: str, ca: str) -> Json:
         },
         # A collector that does not keep up loses spans; it must not fill the memory of those who send them.
         "circuit_breakers": {
-            "thresholds": [{"max_requests": _EXPORTS_UNDER_WAY, "max_pending_requests": _EXPORTS_UNDER_WAY}]
+            "thresholds": [{"max_requests": _EXPORTS_IN_FLIGHT, "max_pending_requests": _EXPORTS_IN_FLIGHT}]
         },
         "typed_extension_protocol_options": {
             options: {
