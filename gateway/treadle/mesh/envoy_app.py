@@ -3,7 +3,6 @@
 The environment says which services it holds (TREADLE_SERVING=gateway,features) and how they are configured.
 """
 
-import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
@@ -13,7 +12,6 @@ from treadle.mesh.services import members
 from treadle.rpc.app.serving import envoy_settings, serve
 from treadle.rpc.hosts.envoy.config import EnvoySettings
 from treadle.rpc.hosts.envoy.host import EnvoyProcess
-from treadle.rpc.hosts.envoy.tracing import FLUSH_SECONDS
 
 APP = f"{__name__}:app"
 _SERVING = "TREADLE_SERVING"
@@ -49,8 +47,6 @@ async def _run(process: EnvoyProcess) -> None:
             make_host=process.host,
             started=process.started.set,
         )
-        if os.environ.get("TREADLE_OTLP_ENDPOINT"):
-            await asyncio.sleep(2 * FLUSH_SECONDS)  # Envoy drops the spans that it has not sent when it ends
     except BaseException as error:
         log_failure(services[0], error)
         raise

@@ -6,7 +6,6 @@ import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, Self, TypeVar, cast
@@ -17,13 +16,18 @@ from treadle.core.errors import FailedPrecondition
 from treadle.core.imports import add_path
 from treadle.core.settings import settings_from
 from treadle.observability.telemetry.metrics import MetricsServer, serve_metrics
+from treadle.observability.telemetry.sampling import (
+    TRACES_PER_SECOND,
+    AdaptiveSampler,
+    RatioSampler,
+    RequestSampler,
+    TraceBudget,
+)
 from treadle.observability.telemetry.telemetry import Telemetry, setup
 from treadle.rpc.app.runtime import Health, OpenService, Runtime
 from treadle.rpc.client.channel import Channel, Tls
 from treadle.rpc.client.local import LocalChannel
-from treadle.rpc.contracts import streaming_paths
 from treadle.rpc.hosts.envoy.config import EnvoySettings
-from treadle.rpc.hosts.envoy.tracing import Tracing, tracing
 from treadle.rpc.hosts.grpcio import GrpcioHost
 from treadle.rpc.hosts.listen import Listen
 from treadle.rpc.server.server import Server
@@ -47,8 +51,11 @@ class ProcessSettings:
     """Folder of modules that users wrote (transforms, rules); put on the import path."""
     otlp_endpoint: str | None = None
     """Where spans go, such as http://127.0.0.1:7705; nowhere when empty."""
-    trace_ratio: float = 1.0
-    """Share of the traces that begin here which are recorded, 0 to 1."""
+    traces_per_second: int = TRACES_PER_SECOND
+    """Most traces that this process records a second, in bursts of as many at most. Requests that fail, are refused or
+    are degraded leave a span besides."""
+    trace_ratio: float | None = None
+    """Forces this share of the traces that begin here, 0 to 1, in place of the bound; callers decide for theirs."""
     log_level: str = "info"
     """debug, info, warning, error or critical."""
     log_json: bool = True
@@ -85,6 +92,15 @@ class ProcessSettings:
         return Listen(
             self.listen, self.tls, self.allow_plaintext, self.max_message_mib << 20, self.reflection, self.share_port
         )
+
+    def request_sampler(self) -> RequestSampler:
+        """What the services of the process share. FailedPrecondition for a share or a bound that makes no sense."""
+        try:
+            if self.trace_ratio is not None:
+                return RatioSampler(self.trace_ratio)
+            return AdaptiveSampler(TraceBudget(self.traces_per_second))
+        except ValueError as error:
+            raise FailedPrecondition(str(error)) from None
 
     def of(self, member: str, environ: Mapping[str, str]) -> Self:
         """Those of a further service in the same process: TREADLE_LISTEN_FEATURES, TREADLE_METRICS_LISTEN_FEATURES."""
@@ -223,11 +239,12 @@ async def serve(
         add_path(process.project)
     peers = {key.removeprefix(_PEER).lower(): value for key, value in environ.items() if key.startswith(_PEER)}
     local: dict[str, Server] = {}
+    sampler = process.request_sampler()
     async with AsyncExitStack() as stack:
         # Opened from the back: what the first one calls is there when it starts.
         for member in reversed(members):
             own = process if member is members[0] else process.of(member.name, environ)
-            await stack.enter_async_context(_serving(member, own, environ, peers, local, make_host))
+            await stack.enter_async_context(_serving(member, own, environ, peers, local, make_host, sampler))
         started()
         await stopping.wait()
 
@@ -240,13 +257,14 @@ async def _serving(
     peers: Mapping[str, str],
     local: dict[str, Server],
     make_host: MakeHost,
+    sampler: RequestSampler,
 ) -> AsyncIterator[None]:
     """One service of a process, with telemetry of its own."""
     settings = settings_from(member.settings_class, environ, member.name.upper())
     telemetry = setup(
         member.name,
         otlp_endpoint=process.otlp_endpoint,
-        sample_ratio=process.trace_ratio,
+        sampler=sampler,
         log_json=process.log_json,
         log_level=process.log_level,
     )
@@ -280,19 +298,6 @@ def envoy_settings(app: str, services: Sequence[str], environ: Mapping[str, str]
         app,
         [each.to_listen() for each in _each_process(process, services, environ)],
         [listen for listen in rest if listen],
-        tracing=_envoy_tracing(services[0], process),
-    )
-
-
-def _envoy_tracing(service: str, process: ProcessSettings) -> Tracing | None:
-    if not process.otlp_endpoint:
-        return None
-    return tracing(
-        service,
-        process.otlp_endpoint,
-        process.trace_ratio,
-        streams=streaming_paths(),
-        resource={"service.version": metadata.version("treadle"), "process.pid": str(os.getpid())},
     )
 
 

@@ -1,8 +1,8 @@
-"""From ASGI to the handlers of a `Server`, with as little as possible done for each call.
+"""From ASGI to the handlers of a `Server`, with as little work a call as possible.
 
-Deadlines and callers that leave are looked after by one sweep over the calls in flight, not by a timer each: most calls
-are over before it comes by, and a timer for each costs a third of the throughput. A deadline that is near gets a timer
-of its own, so that it is kept to the millisecond.
+One sweep over the calls in flight every 50 ms enforces deadlines and notices callers that disconnected: most calls end
+before the first sweep, and a timer for each call costs a third of the throughput. A deadline within the next two sweeps
+gets a timer of its own, so that it is kept to the millisecond.
 """
 
 import asyncio
@@ -16,23 +16,32 @@ import grpc
 import grpc.aio
 
 from treadle.core.errors import DeadlineExceeded, TreadleError, Unavailable
+from treadle.observability.telemetry.request_spans import RequestSpan
+from treadle.observability.telemetry.sampling import RequestSampler
 from treadle.rpc.hosts.envoy import grpc_framing
 from treadle.rpc.hosts.envoy.call import ClientDisconnected, EnvoyCall, Event, Receive, RequestReader, Send
+from treadle.rpc.server.instrumentation import fixed_attributes, is_traced
 from treadle.rpc.server.server import Server
 
 SWEEP_SECONDS = 0.05
 Scope = dict[str, Any]
-_DISCONNECTED = (ClientDisconnected, OSError)  # pyvoy raises an OSError for an answer that nobody reads
+_SUCCESS = (None, grpc.StatusCode.OK)
+_DISCONNECTED = (ClientDisconnected, OSError)  # pyvoy raises an OSError for a response that nobody reads
 
 
 @dataclass(slots=True)
 class _Method:
     """How one method is called."""
 
+    name: str
+    """ "package.Service/Method"."""
     run: Callable[["_Method", EnvoyCall], Coroutine[Any, Any, None]]
     handler: Any
     serialize: Callable[[Any], bytes]
     request_streaming: bool
+    response_streaming: bool
+    sampler: RequestSampler | None
+    """Decides which of its calls are traced; None where none leaves a span."""
 
 
 class GrpcAdapter:
@@ -45,23 +54,19 @@ class GrpcAdapter:
         self._in_flight: dict[EnvoyCall, None] = {}
         self._sweeping = False
         self._draining = False
-        self._service_attribute: dict[str, object] = {}
+        self._sampler = server.telemetry.sampler
+        self._record_span = server.telemetry.record
         self._idle = asyncio.Event()
-
-    def add_service_attribute(self) -> None:
-        """Names the service on each span: Envoy knows the process alone."""
-        self._service_attribute = {"treadle.service": self._server.name}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One call, from its headers to its status."""
         path = scope["path"]
         method = self._methods.get(path) or self._find_method(path)
-        call = EnvoyCall(scope["headers"], receive, send, method.serialize, time.monotonic())
+        call = EnvoyCall(scope["headers"], receive, send, method.serialize, time.monotonic(), method.sampler)
         if self._draining:
             await _send_error(call, Unavailable("this process is draining; try again"))
+            self._record(method, call)
             return
-        if self._service_attribute and call.call.sampled:
-            call.call.attributes.update(self._service_attribute)
         call.task = asyncio.current_task()
         self._in_flight[call] = None
         if not self._sweeping:
@@ -73,19 +78,20 @@ class GrpcAdapter:
         try:
             await method.run(method, call)
         except _DISCONNECTED:
-            pass
+            call.client_disconnected = True
         except asyncio.CancelledError:
             if not call.cancelled():
                 raise
             if call.deadline_exceeded and not call.client_disconnected:
                 await _send_error(call, DeadlineExceeded("the deadline passed"))
-        except Exception as error:  # of ours, not of a servicer: Envoy would make an OK of it
+        except Exception as error:  # a servicer's errors have become statuses; after any other Envoy would send OK
             await _send_error(call, self._server.unexpected(path, error))
         finally:
             self._finish(call)
+            self._record(method, call)
 
     async def drain(self, grace_seconds: float) -> None:
-        """Takes no new calls, gives those in flight `grace_seconds`, then ends them."""
+        """Refuses new calls, gives those in flight `grace_seconds`, then cancels them."""
         self._draining = True
         if not self._in_flight:
             return
@@ -99,12 +105,16 @@ class GrpcAdapter:
 
     def _find_method(self, path: str) -> _Method:
         handler = self._server.service(_call_details(path))
+        sampler = self._sampler if is_traced(path) else None
         if handler is None:
-            return _Method(_unimplemented, None, bytes, request_streaming=False)
+            return _Method(path[1:], _unimplemented, None, bytes, False, False, sampler)
         request_streaming, response_streaming = handler.request_streaming, handler.response_streaming
         kind = f"{'stream' if request_streaming else 'unary'}_{'stream' if response_streaming else 'unary'}"
         run = self._run_stream if response_streaming else self._run_unary
-        method = _Method(run, getattr(handler, kind), handler.response_serializer or bytes, request_streaming)
+        serialize = handler.response_serializer or bytes
+        method = _Method(
+            path[1:], run, getattr(handler, kind), serialize, request_streaming, response_streaming, sampler
+        )
         self._methods[path] = method
         return method
 
@@ -116,7 +126,7 @@ class GrpcAdapter:
             response = await method.handler(request, call)
         except grpc.aio.AbortError:
             await call.send_status()
-        except TreadleError as error:  # of the framing: what a servicer raises has become a status before
+        except TreadleError as error:  # an error of the framing: a servicer's errors have become statuses
             await _send_error(call, error)
         else:
             await call.send_response(response)
@@ -126,11 +136,11 @@ class GrpcAdapter:
             request = (
                 RequestReader(call, self._max_bytes) if method.request_streaming else await self._read_request(call)
             )
-            answers = method.handler(request, call)
-            if hasattr(answers, "__aiter__"):
-                await self._write_each(answers, call)
-            else:  # it calls `context.write` itself
-                await answers
+            responses = method.handler(request, call)
+            if hasattr(responses, "__aiter__"):
+                await self._write_each(responses, call)
+            else:  # the handler calls `context.write` itself
+                await responses
         except grpc.aio.AbortError:
             await call.send_status()
         except TreadleError as error:
@@ -138,15 +148,15 @@ class GrpcAdapter:
         else:
             await call.send_status()
 
-    async def _write_each(self, answers: Any, call: EnvoyCall) -> None:
+    async def _write_each(self, responses: Any, call: EnvoyCall) -> None:
         try:
-            async for message in answers:
+            async for message in responses:
                 await call.write(message)
         finally:
-            await answers.aclose()
+            await responses.aclose()
 
     async def _read_request(self, call: EnvoyCall) -> bytes:
-        """The one message of the request."""
+        """The message of a request that has one."""
         event = await call.receive()
         chunks = [_chunk(event)]
         if event.get("more_body"):
@@ -167,6 +177,28 @@ class GrpcAdapter:
         if self._draining and not self._in_flight:
             self._idle.set()
 
+    def _record(self, method: _Method, call: EnvoyCall) -> None:
+        """The span of a call that has ended: of every sampled one, and of others that failed or were degraded."""
+        request = call.call
+        plain = not request.sampled and not request.keep_span and not call.client_disconnected
+        if (plain and call.code() in _SUCCESS) or self._record_span is None or method.sampler is None:
+            return
+        code, start_nanos = call.final_code.name, call.start_nanos
+        self._record_span(
+            RequestSpan(
+                method.name,
+                request.trace_id,
+                request.traceparent[36:52],
+                request.parent_id,
+                start_nanos,
+                max(start_nanos, time.time_ns()),
+                code != "OK",
+                request.sampled,
+                fixed_attributes(method.name, code, streams=method.response_streaming),
+                request.attributes,
+            )
+        )
+
     def _start_deadline(self, call: EnvoyCall, seconds: float) -> None:
         call.timer = asyncio.get_running_loop().call_later(max(0.0, seconds), call.expire)
 
@@ -174,7 +206,7 @@ class GrpcAdapter:
         now = time.monotonic()
         for call in list(self._in_flight):
             if now - call.arrived_at < SWEEP_SECONDS:
-                break  # they stand in the order of their arrival
+                break  # calls are in the order of their arrival
             deadline = call.call.deadline
             if deadline is not None and call.timer is None and deadline - now < 2 * SWEEP_SECONDS:
                 self._start_deadline(call, deadline - now)
@@ -184,7 +216,7 @@ class GrpcAdapter:
             asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
 
     def _watch_for_disconnect(self, call: EnvoyCall) -> None:
-        """Whether the caller is still there. Who waits for more of the request hears of it by itself."""
+        """Cancels the call when its caller disconnects. A call that still reads its request notices that itself."""
         if call.request_complete:
             asyncio.ensure_future(call.receive()).add_done_callback(
                 lambda received: _cancel_if_disconnected(call, received)
@@ -204,7 +236,7 @@ def _chunk(event: Event) -> bytes:
 
 
 def _check_announced_size(chunk: bytes, max_bytes: int) -> None:
-    """Refuses what is too large as soon as it says so."""
+    """Refuses a message that is too large before the rest of it is read."""
     if len(chunk) >= grpc_framing.FRAME_HEADER_BYTES:
         grpc_framing.check_size(int.from_bytes(chunk[1 : grpc_framing.FRAME_HEADER_BYTES], "big"), max_bytes)
 

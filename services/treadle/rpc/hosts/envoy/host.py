@@ -9,7 +9,7 @@ from typing import Any
 from treadle.rpc.app.runtime import Health
 from treadle.rpc.hosts.envoy import grpc_framing, process
 from treadle.rpc.hosts.envoy.adapter import GrpcAdapter, Scope
-from treadle.rpc.hosts.envoy.call import SPAN, Event, Receive, Send
+from treadle.rpc.hosts.envoy.call import Event, Receive, Send
 from treadle.rpc.hosts.listen import Listen, add_common_services
 from treadle.rpc.server.server import Server
 
@@ -43,7 +43,8 @@ class EnvoyProcess:
         for name, value in scope["headers"]:
             if name == b"content-type":
                 if value.startswith(grpc_framing.CONTENT_TYPE):
-                    await self._adapters[scope["server"][1] or 0](scope, receive, send)
+                    server = scope["server"]  # None on a unix socket
+                    await self._adapters[server[1] if server else 0](scope, receive, send)
                     return
                 break
         if self._http is None:
@@ -52,7 +53,7 @@ class EnvoyProcess:
             return
         self._http_in_flight += 1
         try:
-            await self._http(_continued(scope), receive, send)
+            await self._http(scope, receive, send)
         finally:
             self._http_in_flight -= 1
             self._http_idle.set()
@@ -64,8 +65,6 @@ class EnvoyProcess:
     def route_port(self, port: int, adapter: GrpcAdapter) -> None:
         """Sends the gRPC calls of a port to `adapter`."""
         self._adapters[port] = adapter
-        for each in self._adapters.values() if len(self._adapters) > 1 else ():
-            each.add_service_attribute()
 
     @asynccontextmanager
     async def http(self, app: Any) -> AsyncIterator[None]:
@@ -132,12 +131,3 @@ class EnvoyHost:
         await self._health.drain()
         await process.stop_listening()
         await self._adapter.drain(grace_seconds)
-
-
-def _continued(scope: Scope) -> Scope:
-    """The request with Envoy's span in the place of the caller's."""
-    span = next((value for name, value in scope["headers"] if name == SPAN), None)
-    if span is None:
-        return scope
-    others = [pair for pair in scope["headers"] if pair[0] not in (SPAN, b"traceparent")]
-    return {**scope, "headers": [*others, (b"traceparent", span)]}
