@@ -14,11 +14,12 @@ import numpy as np
 
 from treadle import oip
 from treadle.core.errors import Unimplemented
-from treadle.rpc.app.runtime import Runtime
-from treadle.rpc.app.serving import Member, envoy_settings, serve
+from treadle.rpc.app.runtime import Runtime, ServiceSpec
+from treadle.rpc.app.serving import serve
 from treadle.rpc.codec.tensors import encode_outputs
 from treadle.rpc.hosts.envoy.host import EnvoyProcess
 from treadle.rpc.hosts.envoy.process import become_envoy
+from treadle.rpc.hosts.envoy.settings import envoy_settings
 
 PROBABILITY = (0.25, 0.75)
 
@@ -60,11 +61,11 @@ async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[No
     yield
 
 
-_MEMBERS = (Member("echo", open_service, Settings),)
+_SERVICES = (ServiceSpec("echo", open_service, Settings),)
 
 
 async def _run(process: EnvoyProcess) -> None:
-    await serve(_MEMBERS, os.environ, stopping=process.stopping, make_host=process.host, started=process.started.set)
+    await serve(_SERVICES, os.environ, stopping=process.stopping, make_host=process.host, started=process.started.set)
 
 
 app = EnvoyProcess(_run)
@@ -72,7 +73,7 @@ app = EnvoyProcess(_run)
 
 def launch(environ: Mapping[str, str]) -> None:
     """Turns this process into the Envoy that hosts the echo."""
-    become_envoy(envoy_settings("benchmarks.echo:app", [_MEMBERS[0].name], environ), environ, drain_seconds=1.0)
+    become_envoy(envoy_settings("benchmarks.echo:app", [_SERVICES[0].name], environ), environ, drain_seconds=1.0)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import numpy as np
 
 from treadle import oip
 from treadle.client import AsyncClient
-from treadle.core.errors import PUSHBACK
+from treadle.core.errors import PUSHBACK_KEY
 from treadle.mesh.ports import free_base_port
 from treadle.mesh.supervisor import Mesh
 from treadle.plugins.packaging import save_model
@@ -78,7 +78,7 @@ class Tally:
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
                 self.refused.append(time.perf_counter() - began)
-                self.pushbacks.append(float(dict(error.trailing_metadata() or ()).get(PUSHBACK, "nan")))
+                self.pushbacks.append(float(dict(error.trailing_metadata() or ()).get(PUSHBACK_KEY, "nan")))
             else:
                 self.failed[error.code().name] = self.failed.get(error.code().name, 0) + 1
         else:

@@ -22,7 +22,7 @@ from treadle.core.errors import TreadleError
 from treadle.mesh.errors import CommandError
 from treadle.mesh.ports import free_base_port
 from treadle.mesh.supervisor import Mesh
-from treadle.rpc.hosts.choice import ENVOY, why_no_envoy
+from treadle.rpc.hosts.choice import ENVOY, envoy_unavailable_reason
 
 _ON_THE_WAY = ("gateway", "features", "inference")
 
@@ -66,7 +66,7 @@ class RunningMesh:
 
     async def open(self) -> AsyncClient:
         """Starts it; a client of its gateway. ServerFailedError."""
-        if self._host == ENVOY and (missing := why_no_envoy()):
+        if self._host == ENVOY and (missing := envoy_unavailable_reason()):
             raise ServerFailedError(f"the Envoy host cannot run here: {missing}")
         home = self._open.enter_context(tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True))
         environ = {
@@ -143,7 +143,7 @@ class EchoServer(OwnProcess):
 
     async def start(self, model: Model) -> None:
         """ServerFailedError."""
-        if missing := why_no_envoy():
+        if missing := envoy_unavailable_reason():
             raise ServerFailedError(f"the Envoy host cannot run here: {missing}")
         self._address = f"127.0.0.1:{free_base_port(self.first_port)}"
         environment = {

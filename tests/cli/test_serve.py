@@ -19,7 +19,9 @@ from treadle.rpc.hosts import choice
 from ..conftest import BasePort
 from .conftest import Treadle
 
-needs_envoy = pytest.mark.skipif(bool(choice.why_no_envoy()), reason=choice.why_no_envoy() or "it can run")
+needs_envoy = pytest.mark.skipif(
+    bool(choice.envoy_unavailable_reason()), reason=choice.envoy_unavailable_reason() or "it can run"
+)
 
 NOTHING = """
 async def app(scope, receive, send):
@@ -118,7 +120,7 @@ def test_the_data_plane_gets_envoy_where_it_can_run_and_the_rest_grpcio() -> Non
     assert choice.choose(["registry"], None).host == "grpcio"
     assert choice.choose(["inference"], "grpcio").why == "asked for"
     data_plane = choice.choose(["gateway", "registry"], None)
-    missing = choice.why_no_envoy()
+    missing = choice.envoy_unavailable_reason()
     assert (data_plane.host, missing in data_plane.why) == ("grpcio" if missing else "envoy", True)
     with pytest.raises(FailedPrecondition, match="no host 'nginx'"):
         choice.choose(["gateway"], "nginx")

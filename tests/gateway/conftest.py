@@ -313,7 +313,7 @@ async def apply_features(channel: Channel, now: float) -> None:
         income=Column.of("income", [77.0, 78.0, 79.0]),
     )
     micros = [int((now - age) * 1e6) for age in (60, 2 * HOUR, 60)]
-    await stub.Push([features_pb2.PushRequest(view="aircraft", columns=table, event_micros=micros)])
+    await stub.Push(iter([features_pb2.PushRequest(view="aircraft", columns=table, event_micros=micros)]))
 
 
 async def push_models(home: Path, address: str) -> None:

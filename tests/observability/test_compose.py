@@ -56,7 +56,7 @@ def test_every_service_listens_where_its_peers_look() -> None:
 
 def test_every_setting_of_a_process_exists() -> None:
     from treadle.gateway.service import Settings as Gateway
-    from treadle.rpc.app.serving import ProcessSettings
+    from treadle.rpc.app.process_settings import ProcessSettings
 
     known = {f"TREADLE_{field.name.upper()}" for field in dataclasses.fields(ProcessSettings)}
     known |= {f"TREADLE_GATEWAY_{field.name.upper()}" for field in dataclasses.fields(Gateway)}

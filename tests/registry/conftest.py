@@ -64,7 +64,7 @@ class Registry:
         header = pb.UploadArtifactRequest.Header(sha256=sha256 or hashlib.sha256(data).hexdigest(), size_bytes=size)
         chunks = [data[start : start + (1 << 16)] for start in range(0, len(data), 1 << 16)]
         parts = [pb.UploadArtifactRequest(chunk=chunk) for chunk in chunks]
-        return await self.rpc.UploadArtifact([pb.UploadArtifactRequest(header=header), *parts])
+        return await self.rpc.UploadArtifact(iter([pb.UploadArtifactRequest(header=header), *parts]))
 
     async def download(self, sha256: str) -> bytes:
         """All of it."""

@@ -12,7 +12,7 @@ from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.rpc.app.serving import running
 from treadle.rpc.client.channel import Channel
 from treadle.rpc.client.local import LocalChannel
-from treadle.rpc.hosts.choice import why_no_envoy
+from treadle.rpc.hosts.choice import envoy_unavailable_reason
 from treadle.rpc.server.server import Server
 from treadle.v1 import features_pb2_grpc, prediction_pb2, prediction_pb2_grpc, registry_pb2_grpc
 
@@ -51,7 +51,7 @@ def telemetry() -> Telemetry:
 @pytest.fixture(params=["grpcio", "envoy", "local"])
 def host(request: pytest.FixtureRequest) -> str:
     """Each host in turn; "local" is none: the caller is in the member's process. See `over_a_network`."""
-    if request.param == "envoy" and (missing := why_no_envoy()):
+    if request.param == "envoy" and (missing := envoy_unavailable_reason()):
         pytest.skip(missing)
     return str(request.param)
 

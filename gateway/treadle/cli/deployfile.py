@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from treadle.client import Fallback
 from treadle.core.errors import InvalidInput, NotFound
-from treadle.core.hints import near
+from treadle.core.hints import did_you_mean
 
 _NUMBER = (int, float)
 _KEYS: Mapping[str, type | tuple[type, ...]] = {
@@ -115,7 +115,7 @@ def _constant(outputs: Mapping[str, Any]) -> dict[str, Any]:
 def _check(table: Mapping[str, Any], keys: Mapping[str, type | tuple[type, ...]], where: str) -> None:
     for key, value in table.items():
         if key not in keys:
-            raise InvalidInput(f'{where}: "{key}" is unknown{near(key, keys)}')
+            raise InvalidInput(f'{where}: "{key}" is unknown{did_you_mean(key, keys)}')
         if not _is(value, keys[key]):
             raise InvalidInput(f'{where}: "{key}" has the wrong type')
 

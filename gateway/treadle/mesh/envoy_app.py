@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from treadle.mesh.failure_log import log_failure
-from treadle.mesh.services import members
-from treadle.rpc.app.serving import envoy_settings, serve
+from treadle.mesh.services import service_specs
+from treadle.rpc.app.serving import serve
 from treadle.rpc.hosts.envoy.config import EnvoySettings
 from treadle.rpc.hosts.envoy.host import EnvoyProcess
+from treadle.rpc.hosts.envoy.settings import envoy_settings
 
 APP = f"{__name__}:app"
 _SERVING = "TREADLE_SERVING"
@@ -25,10 +26,11 @@ def settings_of(services: Sequence[str], environ: Mapping[str, str]) -> EnvoySet
 def launch(services: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
     """Turns this process into the Envoy that hosts them."""
     from treadle.core.settings import settings_from
-    from treadle.rpc.app.serving import ProcessSettings, with_ports
+    from treadle.rpc.app.ports import resolve_ports
+    from treadle.rpc.app.process_settings import ProcessSettings
     from treadle.rpc.hosts.envoy.process import become_envoy
 
-    environ = with_ports(services, environ)
+    environ = resolve_ports(services, environ)
     drain_seconds = settings_from(ProcessSettings, environ, "").drain_seconds
     become_envoy(settings_of(services, environ), {**environ, _SERVING: ",".join(services)}, drain_seconds=drain_seconds)
 
@@ -41,7 +43,7 @@ async def _run(process: EnvoyProcess) -> None:
         end_with_parent()
     try:
         await serve(
-            members(services),
+            service_specs(services),
             os.environ,
             stopping=process.stopping,
             make_host=process.host,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from treadle.rpc.app.serving import Member
+    from treadle.rpc.app.runtime import ServiceSpec
 
 HOST = "127.0.0.1"
 BASE_PORT = 7700
@@ -49,14 +49,16 @@ SERVICES: Mapping[str, Service] = {
 }
 
 
-def members(names: Sequence[str]) -> "list[Member]":
-    """Services as `treadle.rpc.app.serving` takes them, imported."""
+def service_specs(names: Sequence[str]) -> "list[ServiceSpec]":
+    """Services as `treadle.rpc.app.serving` runs them, imported."""
     from importlib import import_module
 
-    from treadle.rpc.app.serving import Member
+    from treadle.rpc.app.runtime import ServiceSpec
 
     modules = [import_module(SERVICES[name].module) for name in names]
-    return [Member(name, module.open_service, module.Settings) for name, module in zip(names, modules, strict=True)]
+    return [
+        ServiceSpec(name, module.open_service, module.Settings) for name, module in zip(names, modules, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

@@ -360,7 +360,7 @@ class TwistedBackend(ModelBackend):
         self.form = form
 
     def can_save(self, model: Any) -> bool:
-        return model == "twisted"
+        return bool(model == "twisted")
 
     def save(self, model: Any, folder: Path, sample: Tensors) -> None:
         (folder / "model.txt").write_text("twisted")

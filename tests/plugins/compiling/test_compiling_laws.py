@@ -48,9 +48,10 @@ def test_compiled_answers_as_the_original_on_rows_it_was_never_checked_on(
     kind: str, seed: int, classes: int, single: bool
 ) -> None:
     rng = np.random.default_rng(seed)
-    rows = rng.normal(size=(60, 3)).round(seed % 4).astype(np.float32 if single else np.float64)
     labels = np.arange(60) % classes
-    rows[:, 0] += labels
+    wide = rng.normal(size=(60, 3)).round(seed % 4)
+    wide[:, 0] += labels
+    rows = wide.astype(np.float32 if single else np.float64)
     model = models()[kind](seed).fit(rows, labels)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
@@ -62,8 +63,8 @@ def test_compiled_answers_as_the_original_on_rows_it_was_never_checked_on(
         fast = CheckedModel.load(PLUGINS.backend("onnx"), source_of_compiled(source, found))
         fresh = np.concatenate([rows, rng.uniform(-5, 5, size=(200, 3)).astype(rows.dtype)])
         tolerance = Tolerance(found.relative_tolerance, found.absolute_tolerance)
-        answers = [each.predict({"features": fresh}, len(fresh)) for each in (fast, original)]
-        assert not compare(*answers, tolerance).wrong
+        compiled, wanted = (each.predict({"features": fresh}, len(fresh)) for each in (fast, original))
+        assert not compare(compiled, wanted, tolerance).wrong
 
 
 @given(value=FINITE, threshold=FINITE, beside=st.integers(-2, 2))

@@ -18,7 +18,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from treadle.observability.telemetry.redaction import Redactor, SpanGuard
 from treadle.observability.tracestore.otlp_ingest import read_request
 from treadle.observability.tracestore.spans import SpanRecord
-from treadle.rpc.hosts.choice import why_no_envoy
+from treadle.rpc.hosts.choice import envoy_unavailable_reason
 from treadle.v1 import prediction_pb2, prediction_pb2_grpc
 
 pytestmark = pytest.mark.slow
@@ -76,7 +76,7 @@ Start = Callable[..., Any]
 
 @pytest.fixture(params=["grpcio", "envoy"])
 def host(request: pytest.FixtureRequest) -> str:
-    if request.param == "envoy" and (missing := why_no_envoy()):
+    if request.param == "envoy" and (missing := envoy_unavailable_reason()):
         pytest.skip(missing)
     return str(request.param)
 
@@ -88,7 +88,7 @@ def start(host: str, tmp_path: Path) -> Start:
     @asynccontextmanager
     async def run(**settings: str) -> AsyncIterator[Member]:
         server, collector = grpc.aio.server(), Collector()
-        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)  # type: ignore[no-untyped-call]
+        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         listen = f"unix:{tmp_path / 'member.sock'}"

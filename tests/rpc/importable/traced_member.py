@@ -13,11 +13,12 @@ from member import Member, opener
 
 from treadle.core.errors import InvalidInput, Overloaded
 from treadle.rpc import tracing
-from treadle.rpc.app.serving import Member as ServedMember
-from treadle.rpc.app.serving import envoy_settings, serve
+from treadle.rpc.app.runtime import ServiceSpec
+from treadle.rpc.app.serving import serve
 from treadle.rpc.hosts.choice import ENVOY
 from treadle.rpc.hosts.envoy.host import EnvoyProcess
 from treadle.rpc.hosts.envoy.process import become_envoy
+from treadle.rpc.hosts.envoy.settings import envoy_settings
 
 
 @dataclass(frozen=True)
@@ -44,17 +45,17 @@ async def answer(name: str) -> str:
     return name
 
 
-MEMBERS = (ServedMember("member", opener(Member(answer)), NoSettings),)
+SERVICES = (ServiceSpec("member", opener(Member(answer)), NoSettings),)
 
 
 async def envoy_services(process: EnvoyProcess) -> None:
-    await serve(MEMBERS, os.environ, stopping=process.stopping, make_host=process.host, started=process.started.set)
+    await serve(SERVICES, os.environ, stopping=process.stopping, make_host=process.host, started=process.started.set)
 
 
 async def grpcio_services() -> None:
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
-    await serve(MEMBERS, os.environ, stopping=stopping)
+    await serve(SERVICES, os.environ, stopping=stopping)
 
 
 app = EnvoyProcess(envoy_services)

@@ -91,15 +91,15 @@ def _picture(report: "evaluation_pb2.EvaluationReport") -> Any:
     from treadle.cli.ui.output import facts, table
     from treadle.cli.ui.to_jsonable import verdict
     from treadle.client.references import show
-    from treadle.evaluation.report.report import shown
+    from treadle.evaluation.report.report import estimate_text
 
     rows = []
     for part in report.slices:
         differences = {each.metric: each for each in part.difference}
         for each in part.candidate:
             gap = differences.get(each.metric)
-            cells = [part.slice or "all rows", f"{part.rows:,}", each.metric, shown(each)]
-            rows.append([*cells, "" if gap is None else shown(gap, signed=True)])
+            cells = [part.slice or "all rows", f"{part.rows:,}", each.metric, estimate_text(each)]
+            rows.append([*cells, "" if gap is None else estimate_text(gap, signed=True)])
     judged = [(verdict(each.verdict), each.reason) for each in report.gate.results]
     about = (
         ("version", show(report.ref)),

@@ -79,13 +79,13 @@ def _serve(services: Sequence[str], host: str | None, environ: Mapping[str, str]
 
 
 async def _serve_on_grpcio(services: Sequence[str], environ: Mapping[str, str]) -> None:
-    from treadle.mesh.services import members
+    from treadle.mesh.services import service_specs
     from treadle.rpc.app.serving import serve as serve_process
 
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    await serve_process(members(services), environ, stopping=stopping)
+    await serve_process(service_specs(services), environ, stopping=stopping)
 
 
 def _envoy_config(services: Sequence[str]) -> dict[str, object]:
@@ -100,7 +100,7 @@ def refuse_misspelt(environ: Mapping[str, str]) -> None:
     """A variable of Treadle's that nothing reads is an error. Each service looks at its own, TREADLE_<SERVICE>_…."""
     from treadle.core.errors import InvalidInput
     from treadle.core.hints import unknown
-    from treadle.rpc.app.serving import ProcessSettings
+    from treadle.rpc.app.process_settings import ProcessSettings
 
     read = {f"TREADLE_{field.name.upper()}" for field in fields(ProcessSettings)} | _READ_BY_COMMANDS
     read |= {f"TREADLE_{kind}_{name.upper()}" for kind in ("LISTEN", "METRICS_LISTEN") for name in SERVICES}

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from treadle.cli.ui.serving_form import served
 from treadle.cli.ui.to_jsonable import moment, verdict
 from treadle.client.references import show
-from treadle.evaluation.report.report import shown
+from treadle.evaluation.report.report import estimate_text
 from treadle.rpc.codec.columns import from_proto
 from treadle.v1 import evaluation_pb2, registry_pb2, types_pb2
 
@@ -59,7 +59,7 @@ def _report(report: evaluation_pb2.EvaluationReport) -> Iterator[str]:
     gate = f" Gate: **{verdict(report.gate.verdict)}**." if report.gate.results else ""
     yield from (f"{report.rows:,} rows, {moment(report.created_micros)}{against}.{gate}", "")
     rows = [
-        (part.slice or "all rows", f"{part.rows:,}", each.metric, shown(each))
+        (part.slice or "all rows", f"{part.rows:,}", each.metric, estimate_text(each))
         for part in report.slices
         for each in part.candidate
     ]
