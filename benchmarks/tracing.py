@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import inferring, load, processes
-from benchmarks.asks import INFER, Ask
+from benchmarks.server_requests import INFER, ServerRequest
 from benchmarks.treadle_servers import RunningMesh
 
 MODEL = "m"
@@ -48,19 +48,19 @@ class Runs:
 
 async def run(mesh: RunningMesh, body: bytes, seconds: float, runs: Runs) -> None:
     """One run, while the other meshes stand still."""
-    ask = Ask(mesh.address("inference"), INFER, body, check=lambda _: None)
+    request = ServerRequest(mesh.address("inference"), INFER, body, check=lambda _: None)
     processes.freeze(mesh.everything, frozen=False)
     try:
-        await load.closed(ask, IN_FLIGHT, 0.5, percentiles=False)
+        await load.closed(request, IN_FLIGHT, 0.5, percentiles=False)
         inference, store = mesh.pids("inference"), mesh.pids("traces")
         before = processes.cpu_seconds(inference), processes.cpu_seconds(store)
-        done = await load.closed(ask, IN_FLIGHT, seconds, percentiles=False)
+        done = await load.closed(request, IN_FLIGHT, seconds, percentiles=False)
         # The warm-up of the load generator counts in the time as well.
-        requests = done.requests * (1 + load.WARM_UP_SECONDS / done.seconds)
+        sent = done.requests * (1 + load.WARM_UP_SECONDS / done.seconds)
         await asyncio.sleep(1.5)  # for the spans that are under way
         runs.rates.append(done.requests_per_second)
-        runs.inference_us.append((processes.cpu_seconds(inference) - before[0]) / requests * 1e6)
-        runs.store_us.append((processes.cpu_seconds(store) - before[1]) / requests * 1e6)
+        runs.inference_us.append((processes.cpu_seconds(inference) - before[0]) / sent * 1e6)
+        runs.store_us.append((processes.cpu_seconds(store) - before[1]) / sent * 1e6)
     finally:
         processes.freeze(mesh.everything, frozen=True)
 

@@ -251,6 +251,7 @@ def test_a_disk_that_fills_up_meanwhile_leaves_nothing_behind(tmp_path: Path) ->
     assert _files(tmp_path) == [tmp_path / "sha256" / _digest(b"small")[:2] / _digest(b"small")[2:]]
 
 
+@pytest.mark.privileged
 async def test_a_full_disk_leaves_nothing_behind(tiny_disk: Path) -> None:
     artifacts = Artifacts(tiny_disk, limit_bytes=1 << 40)
     with pytest.raises(StorageFull, match="room for"):
