@@ -6,7 +6,7 @@ the code. OIP's paths under `/v2` answer errors in its form, `{"error": message}
 
 import time
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any
 
@@ -147,15 +147,25 @@ class Observed:
             return
         headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
         path: str = scope["path"]
-        span = self._telemetry.tracer.start_span(
+        name, caller, start_nanos = (
             f"{scope['method']} {openapi.template(path)}",
-            context=extract(headers.items()),
+            extract(headers.items()),
+            time.time_ns(),
+        )
+        span = self._telemetry.tracer.start_span(
+            name,
+            context=caller,
             kind=SpanKind.SERVER,
             attributes={"http.request.method": scope["method"], "url.path": path},
         )
 
+        status = 499  # as nginx notes a caller that left before the answer
+        request = RequestContext(trace_id=trace_id_of(span), metadata=headers)
+
         async def observed_send(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
+                status = message["status"]
                 span.set_attribute("http.response.status_code", message["status"])
                 if message["status"] >= 500:
                     span.set_status(StatusCode.ERROR)
@@ -163,18 +173,33 @@ class Observed:
 
         try:
             with tracing.active(span):
-                await self._answer(scope, receive, observed_send, headers, trace_id_of(span))
+                await self._answer(scope, receive, observed_send, request)
         finally:
+            if span.is_recording():
+                span.set_attributes(request.attributes)  # type: ignore[arg-type]  # services set what spans can hold
+            elif status >= 400 or request.keep_span:
+                request.attributes |= {"http.response.status_code": status, "url.path": path}
+                tracing.record_unsampled(
+                    self._telemetry,
+                    span,
+                    caller,
+                    request,
+                    name=name,
+                    failed=status >= 500,
+                    start_nanos=start_nanos,
+                    fixed=(("http.request.method", scope["method"]),),
+                )
             span.end()
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str], trace_id: str) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, request: RequestContext) -> None:
+        headers = request.metadata
         try:
-            call = RequestContext(_deadline(headers), headers.get(TENANT, ""), headers, trace_id)
+            request.deadline, request.tenant = _deadline(headers), headers.get(TENANT, "")
         except TreadleError as error:
             await _failed(Request(scope), error)(scope, receive, send)
             return
         # What is unexpected has been answered and logged when Starlette raises it again.
-        with request_scope(call), suppress(Exception):
+        with request_scope(request), suppress(Exception):
             await self._app(scope, receive, send)
 
 
@@ -199,7 +224,7 @@ def _failed(request: Request, error: Exception) -> Response:
     return reply(content, status, headers)
 
 
-def _deadline(headers: dict[str, str]) -> float | None:
+def _deadline(headers: Mapping[str, str]) -> float | None:
     text = headers.get(TIMEOUT_HEADER)
     if text is None:
         return None
