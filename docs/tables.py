@@ -18,7 +18,7 @@ from typing import Any
 
 from treadle.mesh.services import BASE_PORT, METRICS_OFFSET, REST_OFFSET, SERVICES
 from treadle.observability.metric_catalog import METRICS
-from treadle.rpc.app.serving import ProcessSettings
+from treadle.rpc.app.process_settings import ProcessSettings
 
 PAGE = Path(__file__).with_name("operations.md")
 _BLOCK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -104,6 +104,7 @@ def test_settings_come_from_the_environment() -> None:
     assert settings == Settings(artifacts=Path("/srv/artifacts"), artifact_limit_mib=5)
 
 
+@pytest.mark.privileged
 async def test_a_registry_on_a_full_disk_says_so_loses_nothing_and_recovers(
     open_registry: "Open", tiny_disk: Path
 ) -> None:

@@ -57,7 +57,7 @@ async def test_what_is_exported_is_found_with_its_batch(channel: Channel) -> Non
 
 async def test_an_ambiguous_prefix_asks_for_more(channel: Channel) -> None:
     spans = [_span(b"\xab\xcd" + bytes([n]) * 14, b"\1" * 8) for n in (1, 2)]
-    await trace_service_pb2_grpc.TraceServiceStub(channel).Export(_request(spans))  # type: ignore[no-untyped-call]
+    await trace_service_pb2_grpc.TraceServiceStub(channel).Export(_request(spans))
     with pytest.raises(FailedPrecondition, match="more digits"):
         await traces_pb2_grpc.TraceQueryServiceStub(channel).GetTrace(traces_pb2.GetTraceRequest(trace_id="abcd"))
 
@@ -73,7 +73,7 @@ async def test_garbage_is_counted_and_harms_nobody(channel: Channel) -> None:
     late.start_time_unix_nano = 2**64 - 1
     wrong = [_span(rng.randbytes(rng.randrange(16)), b"\1" * 8) for _ in range(50)]
     async with grpc.aio.insecure_channel(channel.address) as plain:
-        stub = trace_service_pb2_grpc.TraceServiceStub(plain)  # type: ignore[no-untyped-call]
+        stub = trace_service_pb2_grpc.TraceServiceStub(plain)
         answer = await stub.Export(_request([good, huge, late, *wrong]))
         many = [_span(b"\4" * 16, n.to_bytes(8, "big")) for n in range(1, 20_001)]
         answers = await asyncio.gather(*[stub.Export(_request(many)) for _ in range(2)])

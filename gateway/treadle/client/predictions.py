@@ -11,7 +11,7 @@ from treadle.client.connection import Connection
 from treadle.client.tables import Array, Feature, Table, from_columns, to_columns, to_feature, to_moment
 from treadle.core.dtypes import dtype_name
 from treadle.core.errors import TreadleError, from_status
-from treadle.rpc.client.stream_status import Outgoing
+from treadle.rpc.client.stream_status import RequestStream
 from treadle.rpc.context import VERSION_HEADER
 from treadle.v1 import prediction_pb2, prediction_pb2_grpc
 
@@ -182,6 +182,6 @@ def _prediction(pb: prediction_pb2.PredictResponse) -> Prediction:
 async def _numbered(asks: Iterable[Ask] | AsyncIterable[Ask]) -> AsyncIterator[prediction_pb2.PredictRequest]:
     """Requests, each with an id of its own: its position in the stream unless it has one."""
     position = 0
-    async for ask in Outgoing(asks):
+    async for ask in RequestStream(asks):
         yield ask.to_proto(str(position))
         position += 1

@@ -11,7 +11,7 @@ from treadle.features.definition_store import Catalog
 from treadle.features.metrics import FeatureMeters
 from treadle.features.online.lookups import OnlineFeatures
 from treadle.features.values import Feature
-from treadle.rpc.codec.columns import decode_all, encoded
+from treadle.rpc.codec.columns import decode_all, encode_column
 from treadle.rpc.codec.protobuf_wire import field
 from treadle.rpc.context import remaining
 from treadle.v1 import features_pb2 as pb
@@ -111,7 +111,7 @@ def encoded_feature(feature: Feature) -> bytes:
     """
     statuses = field(_STATUSES, feature.statuses.astype(np.uint8, copy=False).tobytes())
     ages = field(_AGES, feature.ages.astype("<f8", copy=False).tobytes())
-    return field(_COLUMN, encoded(feature.column)) + statuses + ages
+    return field(_COLUMN, encode_column(feature.column)) + statuses + ages
 
 
 _FEATURES = pb.GetOnlineFeaturesResponse.FEATURES_FIELD_NUMBER

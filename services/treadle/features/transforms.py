@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from treadle.core.column import Column
 from treadle.core.dtypes import numpy_dtype
 from treadle.core.errors import FailedPrecondition, TreadleError
-from treadle.core.hints import near
+from treadle.core.hints import did_you_mean
 from treadle.features.definitions import Field, Transform
 from treadle.features.values import Feature, Status, column_of
 
@@ -87,7 +87,9 @@ def _check_keys(transform: Transform, returned: Any) -> Mapping[str, Any]:
             raise _fault(transform, f"did not return {name!r}")
     for name in returned:
         if name not in wanted:
-            raise _fault(transform, f"returned {str(name)[:80]!r}, which it does not declare{near(str(name), wanted)}")
+            raise _fault(
+                transform, f"returned {str(name)[:80]!r}, which it does not declare{did_you_mean(str(name), wanted)}"
+            )
     return returned
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from opentelemetry.trace import NoOpTracer
 
 from treadle.core.column import Column
-from treadle.core.dtypes import NUMPY
+from treadle.core.dtypes import NUMPY_DTYPES
 from treadle.core.errors import InvalidInput, TreadleError
 from treadle.core.model_ref import ModelRef
 from treadle.gateway.pipeline.coalesced import CoalescedFeatures, CoalescedInference
@@ -69,7 +69,7 @@ def column(draw: st.DrawFn, name: str, dtype: str, rows: int) -> Column:
         values = np.empty(rows, object)
         values[:] = [str(number) if dtype == "STRING" else bytes([number]) for number in numbers]
     else:
-        values = np.array(numbers).astype(NUMPY[dtype])
+        values = np.array(numbers).astype(NUMPY_DTYPES[dtype])
     return Column(name, dtype, values, None if nulls is None else np.array(nulls))
 
 

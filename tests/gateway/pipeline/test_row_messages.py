@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from treadle.core.column import Column
-from treadle.core.dtypes import NUMPY
+from treadle.core.dtypes import NUMPY_DTYPES
 from treadle.core.errors import InvalidInput
 from treadle.core.model_ref import ModelRef
 from treadle.gateway.pipeline import row_messages
@@ -33,7 +33,7 @@ def feature(draw: st.DrawFn, name: str, dtypes: list[str]) -> FeatureValues:
         values = np.empty(ROWS, object)
         values[:] = ["ä" * number if dtype == "STRING" else bytes(number) for number in numbers]
     else:
-        values = np.array(numbers).astype(NUMPY[dtype])
+        values = np.array(numbers).astype(NUMPY_DTYPES[dtype])
     if dtype == "FP64" and draw(st.booleans()):
         values = np.stack([values, values], axis=1)
     elif dtype.startswith("FP"):
@@ -68,7 +68,7 @@ def check(pb: types_pb2.FeatureColumn, feature: FeatureValues) -> None:
     assert np.array(pb.ages_seconds).tobytes() == feature.ages_seconds.tobytes()
 
 
-@given(batch(list(NUMPY)))
+@given(batch(list(NUMPY_DTYPES)))
 def test_each_row_has_its_own_statuses_and_ages(found: FeatureBatch) -> None:
     for row, data in enumerate(row_messages.bare(found, FIELD)):
         for pb, feature in zip(decoded(data), own(found, row), strict=True):
@@ -76,7 +76,7 @@ def test_each_row_has_its_own_statuses_and_ages(found: FeatureBatch) -> None:
             assert pb.column.WhichOneof("values") is None
 
 
-@given(batch(list(NUMPY)), st.sets(st.sampled_from(["a", "d"])).map(frozenset))
+@given(batch(list(NUMPY_DTYPES)), st.sets(st.sampled_from(["a", "d"])).map(frozenset))
 def test_each_row_has_its_own_values_but_for_those_hidden(found: FeatureBatch, hidden: frozenset[str]) -> None:
     rows = row_messages.with_values(found, FIELD, hidden)
     if not found.features.keys() - hidden:

@@ -14,7 +14,7 @@ from treadle.gateway.pipeline.request import Ask
 from treadle.gateway.pipeline.rows import SERVED_BY, AnsweredRows
 from treadle.gateway.policy.deployments import Deployment
 from treadle.rpc import tracing
-from treadle.rpc.codec.columns import encoded
+from treadle.rpc.codec.columns import encode_column
 from treadle.rpc.codec.protobuf_wire import field
 from treadle.rpc.context import current
 from treadle.v1 import types_pb2
@@ -52,7 +52,7 @@ class Recorder:
             record.trace_ids.extend(done.trace_ids)
             record.latencies_seconds.extend(done.latencies)
         kind = _kind(deployment.name, done.ref, SERVED_BY, current().tenant, False)
-        outputs = [field(Record.OUTPUTS_FIELD_NUMBER, encoded(column)) for column in outcome.outputs]
+        outputs = [field(Record.OUTPUTS_FIELD_NUMBER, encode_column(column)) for column in outcome.outputs]
         given = _given(deployment, done.ask, outcome.features)
         self._spool.append(b"".join((record.SerializeToString(), kind, *outputs, *given)))
 
@@ -68,7 +68,7 @@ class Recorder:
             traceparent=tracing.traceparent(),
         )
         kind = _kind(done.deployment.name, answer.ref, answer.served_by, call.tenant, done.shadow)
-        outputs = [field(Record.OUTPUTS_FIELD_NUMBER, encoded(column)) for column in answer.outputs]
+        outputs = [field(Record.OUTPUTS_FIELD_NUMBER, encode_column(column)) for column in answer.outputs]
         return b"".join(
             (record.SerializeToString(), kind, *outputs, *_given(done.deployment, done.ask, answer.features))
         )
@@ -81,7 +81,7 @@ def _given(deployment: Deployment, ask: Ask, features: Features) -> Iterator[byt
         return
     for name, column in ask.entities.items():
         if name not in sensitive:
-            yield field(Record.ENTITIES_FIELD_NUMBER, encoded(column))
+            yield field(Record.ENTITIES_FIELD_NUMBER, encode_column(column))
     if features.is_one_row:
         rows = row_messages.with_values(features.batch, Record.FEATURES_FIELD_NUMBER, sensitive)
         yield rows[features.start] if rows else b""

@@ -44,7 +44,7 @@ class Admission:
         if self.in_flight >= self._limits.in_flight:
             raise Overloaded(f"the gateway has {self.in_flight} requests in flight, its limit; retry later")
         limit = self._by_deployment.get(deployment) or self._limit(deployment)
-        limit.enter()
+        limit.acquire()
         self.in_flight += 1
         return limit
 
@@ -56,9 +56,9 @@ class Admission:
         """
         self.in_flight -= 1
         if seconds is None:
-            limit.abandon(1)
+            limit.release_unmeasured(1)
         else:
-            limit.leave(1, seconds)
+            limit.release(1, seconds)
 
     def _limit(self, deployment: str) -> AdaptiveLimit:
         most = self._limits.in_flight
@@ -66,8 +66,8 @@ class Admission:
             f"deployment {deployment}",
             target_seconds=self._limits.target_seconds,
             start=most,
-            most=most,
-            least=min(_LEAST_IN_FLIGHT, most),
+            max_limit=most,
+            min_limit=min(_LEAST_IN_FLIGHT, most),
             clock=self._clock,
         )
         self._by_deployment[deployment] = limit

@@ -207,7 +207,7 @@ class Work:
         for position, step in enumerate(attempts):
             try:
                 if tried is not None and position == 0:
-                    raise tried.again() from tried  # others of its unit have the same
+                    raise tried.clone() from tried  # others of its unit have the same
                 outcome = await self._attempt(step, has_net=position + 1 < len(attempts))
             except TreadleError as error:
                 if isinstance(error, CALLERS_FAULT) and position == 0:
@@ -273,7 +273,7 @@ class _named:  # noqa: N801  # reads as the statement it is
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, TreadleError) and not isinstance(error, CALLERS_FAULT):
             text = f"{self._hop}: {error.code.name}: {error.message}"
-            raise error.again(text) from error
+            raise error.clone(text) from error
 
 
 def seconds_for(deployment: Deployment) -> float:

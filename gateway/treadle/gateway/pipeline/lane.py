@@ -53,7 +53,7 @@ class Waiter(Generic[RequestT, AnswerT]):
         if self.future.done():
             return
         if isinstance(error, TreadleError):
-            own = error.again()
+            own = error.clone()
             own.__cause__ = error
             self.future.set_exception(own)
         elif isinstance(error, asyncio.CancelledError):

@@ -8,7 +8,7 @@ from treadle.gateway.pipeline import row_messages
 from treadle.gateway.pipeline.chain import Outcome
 from treadle.gateway.pipeline.request import Ask
 from treadle.gateway.policy.deployments import Deployment
-from treadle.rpc.codec.columns import encoded_rows
+from treadle.rpc.codec.columns import encode_each_row
 from treadle.rpc.codec.protobuf_wire import field
 from treadle.v1 import types_pb2
 from treadle.v1.prediction_pb2 import PredictResponse
@@ -38,7 +38,7 @@ def messages(answered: AnsweredRows, request_ids: Sequence[str]) -> Iterator[Pre
         served_by=SERVED_BY,
         degraded_reason=outcome.degraded,
     ).SerializeToString()
-    parts = [encoded_rows(column) for column in outcome.outputs]
+    parts = [encode_each_row(column) for column in outcome.outputs]
     outputs = [[field(PredictResponse.OUTPUTS_FIELD_NUMBER, row) for row in rows] for rows in parts]
     features = outcome.features
     shown = [b""] * answered.ask.rows

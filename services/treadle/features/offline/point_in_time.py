@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from treadle.core.column import Column
 from treadle.core.errors import InvalidInput
-from treadle.core.hints import near
+from treadle.core.hints import did_you_mean
 from treadle.features.definitions import FeatureService, FeatureView
 from treadle.features.lookup_plan import Plan, ViewPlan, compile_plan
 from treadle.features.offline import arrow
@@ -73,7 +73,7 @@ def _check_columns(table: pa.Table, plan: Plan) -> None:
     needed = [ASKED_AT, *(each.name for each in plan.entities), *(each.name for each in plan.context)]
     for name in needed:
         if name not in table.column_names:
-            raise InvalidInput(f"the entity rows have no column {name!r}{near(name, table.column_names)}")
+            raise InvalidInput(f"the entity rows have no column {name!r}{did_you_mean(name, table.column_names)}")
     if not table.num_rows:
         raise InvalidInput("there are no entity rows")
 

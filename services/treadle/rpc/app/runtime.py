@@ -66,3 +66,12 @@ class OpenService(Protocol[SettingsT_contra]):
     def __call__(self, settings: SettingsT_contra, runtime: Runtime) -> AbstractAsyncContextManager[None]:
         """Raises a `TreadleError` if the service cannot start."""
         ...
+
+
+@dataclass(frozen=True)
+class ServiceSpec:
+    """A service that a process can run: its name, how it is opened, the class of its settings."""
+
+    name: str
+    open_service: OpenService[Any]
+    settings_class: type[Any]

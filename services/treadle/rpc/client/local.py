@@ -17,7 +17,7 @@ from treadle.core.errors import DeadlineExceeded
 from treadle.core.tasks import end
 from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.rpc.client.channel import Channel
-from treadle.rpc.client.stream_status import Outgoing
+from treadle.rpc.client.stream_status import RequestStream
 from treadle.rpc.server.server import Server
 from treadle.rpc.server.status import CallStatus
 
@@ -111,7 +111,7 @@ class _LocalCall:
 
     def _sent(self, request: Any) -> Any:
         convert = None if self._typed else self._serialize
-        if isinstance(request, Outgoing):
+        if isinstance(request, RequestStream):
             return request if convert is None else _each(convert, request)
         return request if convert is None else convert(request)
 
@@ -144,7 +144,7 @@ class _Ended:
             await self._time.__aexit__(kind, error, trace)
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed") from None
-        broken = self._request.failure if isinstance(self._request, Outgoing) else None
+        broken = self._request.failure if isinstance(self._request, RequestStream) else None
         if broken is not None and error is not None:
             raise broken
         context = self._call.context

@@ -16,7 +16,7 @@ from treadle.core.column import Column
 from treadle.core.dtypes import dtype_name
 from treadle.core.errors import InvalidInput, TreadleError
 from treadle.core.numbers import whole_number
-from treadle.gateway.api.grpc.passthrough import passed_on
+from treadle.gateway.api.grpc.passthrough import forwarded_metadata
 from treadle.gateway.api.grpc.prediction_servicer import annotate
 from treadle.gateway.pipeline.chain import Chain
 from treadle.gateway.pipeline.request import Answer, Ask
@@ -129,7 +129,7 @@ class OipServicer(oip.GRPCInferenceServiceServicer):
         """One inference: by the deployment's policy if the name is a deployment's, else passed on."""
         deployment = self._deployment(request.model_name)
         if deployment is None:
-            return await self.inference.ModelInfer(request, metadata=passed_on())
+            return await self.inference.ModelInfer(request, metadata=forwarded_metadata())
         pin = _version(request.model_version) if request.model_version else parse_pin(current().metadata)
         tensors = decode_inputs(request, _input_dtypes(deployment))
         ask = Ask(

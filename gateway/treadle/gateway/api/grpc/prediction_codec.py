@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from treadle.gateway.pipeline import row_messages
 from treadle.gateway.pipeline.request import Answer, Ask
 from treadle.gateway.pipeline.routing import parse_pin
-from treadle.rpc.codec.columns import decode_all, encoded
+from treadle.rpc.codec.columns import decode_all, encode_column
 from treadle.rpc.codec.protobuf_wire import field
 from treadle.v1 import types_pb2
 from treadle.v1.prediction_pb2 import PredictRequest, PredictResponse
@@ -38,7 +38,7 @@ def answer_to_proto(answer: Answer, ask: Ask, trace_id: str) -> PredictResponse:
         degraded_reason=answer.degraded_reason,
         trace_id=trace_id,
     )
-    columns = [field(PredictResponse.OUTPUTS_FIELD_NUMBER, encoded(column)) for column in answer.outputs]
+    columns = [field(PredictResponse.OUTPUTS_FIELD_NUMBER, encode_column(column)) for column in answer.outputs]
     if features.is_one_row and not ask.return_features:
         columns.append(row_messages.bare(features.batch, PredictResponse.FEATURES_FIELD_NUMBER)[features.start])
     else:
