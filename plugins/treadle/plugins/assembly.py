@@ -121,7 +121,7 @@ def from_tensors(signature: Signature, tensors: Mapping[str, Column]) -> ModelIn
             made[spec.name] = _values(spec, spec.name, InputColumn(column, source="tensors"), refusals)
     error = _structural_error(signature, made)
     if error is not None:
-        return ModelInputs(made, (Refusal(None, lambda _: error.again()),))
+        return ModelInputs(made, (Refusal(None, lambda _: error.clone()),))
     return ModelInputs(made, tuple(refusals))
 
 

@@ -149,7 +149,7 @@ def _wrong(spec: TensorSpec, check: _Check, array: Array, rows: int) -> str:
     if array.dtype != check.dtype:
         return f"dtype is {_dtype_text(array)}, {spec.dtype} is wanted"
     if not array.ndim or not fits(check.row_shape, array.shape[1:]):
-        return f"shape is {list(array.shape)}, {list(spec.shape)} is wanted"
+        return f"shape is {[-1, *array.shape[1:]] if array.ndim else []}, {list(spec.shape)} is wanted"
     if array.shape[0] != rows:
         return f"has {array.shape[0]} rows, the first tensor has {rows}"
     if rows == 0:
