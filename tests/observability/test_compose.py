@@ -57,11 +57,11 @@ def test_every_service_listens_where_its_peers_look() -> None:
 
 
 def test_every_setting_of_a_process_exists() -> None:
-    from treadle.gateway.service import Settings as Gateway
+    from treadle.gateway.service import GatewaySettings
     from treadle.rpc.app.process_settings import ProcessSettings
 
     known = {f"TREADLE_{field.name.upper()}" for field in dataclasses.fields(ProcessSettings)}
-    known |= {f"TREADLE_GATEWAY_{field.name.upper()}" for field in dataclasses.fields(Gateway)}
+    known |= {f"TREADLE_GATEWAY_{field.name.upper()}" for field in dataclasses.fields(GatewaySettings)}
     for service in read("compose.yaml")["services"].values():
         assert {key for key in service["environment"] if not key.startswith("TREADLE_PEER_")} <= known
 

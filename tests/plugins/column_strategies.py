@@ -12,7 +12,7 @@ from treadle.plugins.tensor_spec import FLOATS, TensorSpec
 from treadle.plugins.tensors import Signature
 
 OUTPUTS = (TensorSpec("y", "FP64", (-1,)),)
-TEXTS = {"STRING": ["", "ä", "plain", "\ud800"], "BYTES": [b"", "ä".encode(), b"plain", b"\xff"]}
+TEXTS: dict[str, list[Any]] = {"STRING": ["", "ä", "plain", "\ud800"], "BYTES": [b"", "ä".encode(), b"plain", b"\xff"]}
 NUMBERS = [0, 1, 2, 255, 256, -1, -129, 2**31, 2**53 + 1, 2**63 - 1, -(2**63), 2**64 - 1]
 REALS = [0.0, -0.0, 1.0, 2.5, -1.0, 255.0, 256.0, 65520.0, 1e300, 2.0**63, -(2.0**63), 2.0**64, np.inf, -np.inf]
 

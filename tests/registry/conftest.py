@@ -16,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 
 from treadle.observability.telemetry.telemetry import Telemetry
-from treadle.registry.service import Settings, open_service
+from treadle.registry.service import RegistrySettings, open_service
 from treadle.rpc.app.serving import running
 from treadle.rpc.client.channel import Channel
 from treadle.v1 import registry_pb2 as pb
@@ -102,9 +102,9 @@ Open = Callable[..., AbstractAsyncContextManager[Registry]]
 
 
 @asynccontextmanager
-async def _open(home: Path, settings: Settings | None = None) -> AsyncIterator[Registry]:
+async def _open(home: Path, settings: RegistrySettings | None = None) -> AsyncIterator[Registry]:
     async with (
-        running(open_service, settings or Settings(), home=home, drain_seconds=60) as address,
+        running(open_service, settings or RegistrySettings(), home=home, drain_seconds=60) as address,
         Channel(address, service="registry", telemetry=Telemetry.off()) as channel,
     ):
         yield Registry(address, home, channel)

@@ -37,6 +37,9 @@ METRICS: dict[str, MetricFamily] = {
     "treadle_ledger_rows_total": MetricFamily("counter", "predictions and labels sent to the ledger, by outcome"),
     "treadle_metrics_overflow_total": MetricFamily("counter", "observations whose labels became 'other'"),
     "treadle_spans_lost_total": MetricFamily("counter", "spans that no collector accepted"),
+    "treadle_background_restarts_total": MetricFamily(
+        "counter", "background loops that failed and were started again, by loop"
+    ),
     "treadle_traces_expired_total": MetricFamily("counter", "spans that the trace store expired"),
 }
 
