@@ -16,7 +16,7 @@ import numpy as np
 from treadle.core.dtypes import dtype_name, numpy_dtype
 from treadle.core.errors import InvalidInput, Violation
 from treadle.plugins.errors import BackendFault
-from treadle.plugins.tensor_spec import FLOATS, TensorSpec, faults, fits
+from treadle.plugins.tensor_spec import FLOATS, TensorSpec, fits, validate_specs
 from treadle.v1 import types_pb2
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -54,7 +54,7 @@ class Signature:
     _outputs: tuple[_Check, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        violations = [*faults("inputs", self.inputs), *faults("outputs", self.outputs)]
+        violations = [*validate_specs("inputs", self.inputs), *validate_specs("outputs", self.outputs)]
         if not self.inputs:
             violations.append(Violation("inputs", "empty; a model has at least one"))
         if violations:
