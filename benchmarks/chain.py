@@ -1,4 +1,4 @@
-"""What one request costs the processes of the chain in Python, without sockets: `python benchmarks/chain.py`.
+"""CPU time of a request in the processes of the chain, in Python and without sockets: `python benchmarks/chain.py`.
 
 The gateway's servicer, the feature service's and a trivial model, bytes in and bytes out, with some requests in
 flight. Every call between them is encoded and decoded as on the wire; what lies between (gRPC, the kernel) is left
@@ -59,8 +59,8 @@ REF = ModelRef("late", 1)
 
 
 @dataclass
-class Wire:
-    """Calls a handler as a peer would, and counts calls, rows and seconds."""
+class EncodedCalls:
+    """Calls a handler with encoded messages, as a client would, and counts calls, rows and seconds."""
 
     handler: Callable[[Any], Awaitable[Any]]
     request_class: Any
@@ -81,28 +81,28 @@ class Wire:
 
 
 @dataclass
-class Bench:
+class InProcessChain:
     """The whole chain in one process."""
 
     predict: PredictionServicer
-    features: Wire
-    model: Wire
+    features: EncodedCalls
+    model: EncodedCalls
     close: Callable[[], None]
 
 
-def made(home: Path, options: argparse.Namespace) -> Bench:
+def made(home: Path, options: argparse.Namespace) -> InProcessChain:
     """The chain on `home`, with its features pushed."""
     servicer, close = feature_service(home / "features")
-    features = Wire(
+    features = EncodedCalls(
         lambda request: servicer.GetOnlineFeatures(request, None),
         features_pb2.GetOnlineFeaturesRequest,
         features_pb2.GetOnlineFeaturesResponse,
     )
-    model = Wire(infer, oip.ModelInferRequest, oip.ModelInferResponse)
+    model = EncodedCalls(infer, oip.ModelInferRequest, oip.ModelInferResponse)
     whole, recorder = chain(home, features, model, options)
     limits = CoalesceLimits(options.rows, options.calls)
     together = None if options.rows <= 1 else Together(whole, recorder.remember_rows, limits, NoOpTracer())
-    return Bench(PredictionServicer(whole, together, 64), features, model, close)
+    return InProcessChain(PredictionServicer(whole, together, 64), features, model, close)
 
 
 def feature_service(home: Path) -> tuple[FeatureServicer, Callable[[], None]]:
@@ -139,18 +139,20 @@ async def infer(request: oip.ModelInferRequest) -> oip.ModelInferResponse:
 class FeatureStub:
     """What `RpcFeatures` calls."""
 
-    GetOnlineFeatures: Wire
+    GetOnlineFeatures: EncodedCalls
 
 
 @dataclass(frozen=True)
 class InferenceStub:
     """What `RpcInference` calls."""
 
-    ModelInfer: Wire
+    ModelInfer: EncodedCalls
 
 
-def chain(home: Path, features: Wire, model: Wire, options: argparse.Namespace) -> tuple[Chain, Recorder]:
-    """As the gateway's composition root makes it."""
+def chain(
+    home: Path, features: EncodedCalls, model: EncodedCalls, options: argparse.Namespace
+) -> tuple[Chain, Recorder]:
+    """The chain as the composition root of the gateway creates it."""
     names = tuple(f"aircraft__f{n}" for n in range(FEATURES))
     signature = Signature((TensorSpec("x", "FP64", (-1, FEATURES), names),), (TensorSpec("score", "FP64", (-1,)),))
     deployment = Deployment(
@@ -186,7 +188,7 @@ def hops(look_up: Any, run: Any, options: argparse.Namespace) -> tuple[FeatureLo
     return CoalescedFeatures(look_up, limits, tracer), CoalescedInference(run, limits, tracer)
 
 
-async def load(bench: Bench, seconds: float, in_flight: int) -> dict[str, float]:
+async def load(bench: InProcessChain, seconds: float, in_flight: int) -> dict[str, float]:
     """Microseconds of CPU a request in each part."""
     requests = [
         prediction_pb2.PredictRequest(
@@ -203,7 +205,7 @@ async def load(bench: Bench, seconds: float, in_flight: int) -> dict[str, float]
         nonlocal done
         data = requests[number % len(requests)]
         while time.perf_counter() - started < seconds:
-            response = await bench.predict.Predict(prediction_pb2.PredictRequest.FromString(data), None)  # type: ignore[arg-type]  # it asks no context
+            response = await bench.predict.Predict(prediction_pb2.PredictRequest.FromString(data), None)  # type: ignore[arg-type]  # it does not use the context
             response.SerializeToString()
             done += 1
 
@@ -222,7 +224,7 @@ async def load(bench: Bench, seconds: float, in_flight: int) -> dict[str, float]
 
 
 async def measure(options: argparse.Namespace) -> dict[str, float]:
-    """The least disturbed of some runs."""
+    """The run with the lowest times, which was disturbed least."""
     with tempfile.TemporaryDirectory() as home:
         bench = made(Path(home), options)
         try:
@@ -234,7 +236,7 @@ async def measure(options: argparse.Namespace) -> dict[str, float]:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--in-flight", type=int, default=64)
     parser.add_argument(

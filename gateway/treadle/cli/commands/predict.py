@@ -1,4 +1,4 @@
-"""`treadle predict`: asks a deployment, by entity keys or by tensors."""
+"""`treadle predict`: requests predictions by entity keys or by tensors."""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,7 +22,7 @@ _ROW_OPTIONS = (
 
 
 def row_options(run: FunctionT) -> FunctionT:
-    """The options by which people give rows; `given_rows` reads them."""
+    """The options that hold rows; `rows_from_options` parses them."""
     for option in reversed(_ROW_OPTIONS):
         run = option(run)
     return run
@@ -52,7 +52,7 @@ async def predict(
     treadle predict flight-delay -e tail_number=N14228 -c distance=1400
     """
     async with session.client() as client:
-        given = given_rows(entities, context, tensors, rows)
+        given = rows_from_options(entities, context, tensors, rows)
         if given.get("tensors"):
             answer = await client.predict_tensors(
                 deployment, given["tensors"], outputs=outputs, sticky_key=sticky_key, pin_version=pin
@@ -67,19 +67,19 @@ async def predict(
                 sticky_key=sticky_key,
                 pin_version=pin,
             )
-    from treadle.cli.ui.to_jsonable import plain
+    from treadle.cli.ui.to_jsonable import to_jsonable
 
-    session.out.show(plain(answer), lambda: _picture(answer, with_features))
+    session.out.show(to_jsonable(answer), lambda: _picture(answer, with_features))
 
 
-def given_rows(
+def rows_from_options(
     entities: tuple[str, ...], context: tuple[str, ...], tensors: tuple[str, ...], rows: str | None
 ) -> Mapping[str, Mapping[str, Any]]:
     """Columns by name under "entities", "context", "tensors", from options or a file. UsageError without any."""
-    from treadle.cli.ui.row_input import columns_of, read_rows
+    from treadle.cli.ui.row_input import columns_from_options, read_rows
 
     typed = {
-        part: columns_of(cells, part)
+        part: columns_from_options(cells, part)
         for part, cells in (("entities", entities), ("context", context), ("tensors", tensors))
     }
     given: Mapping[str, Mapping[str, Any]] = {key: columns for key, columns in typed.items() if columns}
@@ -98,10 +98,10 @@ def _picture(answer: "Prediction", with_features: bool) -> Any:
     from rich.console import Group
 
     from treadle.cli.ui.output import facts, table
-    from treadle.cli.ui.to_jsonable import plain
+    from treadle.cli.ui.to_jsonable import to_jsonable
 
     names = list(answer.outputs)
-    columns = [map(_cell, plain(answer.outputs[name])) for name in names]
+    columns = [map(_cell, to_jsonable(answer.outputs[name])) for name in names]
     rows = list(zip(answer.prediction_ids, *columns, strict=True))
     about = facts(
         (
@@ -118,14 +118,14 @@ def _picture(answer: "Prediction", with_features: bool) -> Any:
 
 
 def _features(features: "list[Feature]", with_values: bool) -> Any:
-    """The first row's features: a picture for people, not all the data."""
+    """A table of the features of the first row."""
     from treadle.cli.ui.output import table
-    from treadle.cli.ui.to_jsonable import plain
+    from treadle.cli.ui.to_jsonable import to_jsonable
 
     rows = []
     for feature in features:
-        age = plain(feature.ages_seconds)[0] if len(feature.ages_seconds) else None
-        value = plain(feature.values)[0] if feature.values is not None and len(feature.values) else ""
+        age = to_jsonable(feature.ages_seconds)[0] if len(feature.ages_seconds) else None
+        value = to_jsonable(feature.values)[0] if feature.values is not None and len(feature.values) else ""
         cells = [feature.name, feature.statuses[0] if feature.statuses else "", "" if age is None else f"{age:,.0f} s"]
         rows.append([*cells, _cell(value)] if with_values else cells)
     columns = ["feature (first row)", "status", ">age", *([">value"] if with_values else [])]
