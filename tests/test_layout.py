@@ -17,9 +17,8 @@ LARGER_FOLDERS = {
 SHARED_CLASS_NAMES = {
     "Settings",  # each service has its own, in its service.py
     # To be renamed; this list only shrinks.
-    "Admission", "Answer", "Artifacts", "Ask", "Catalog", "Chain", "Change", "Compiled", "Deployment", "Feature",
-    "Features", "Health", "Inference", "Layout", "Limits", "LoadedModel", "Metric", "Plan", "Pushed", "Remembered",
-    "Sample", "Servicer", "Share", "Signals", "State", "Step", "Threshold", "Worker",
+    "Admission", "Answer", "Artifacts", "Ask", "Catalog", "Change", "Compiled", "Deployment", "Feature", "Features",
+    "Inference", "Layout", "Limits", "LoadedModel", "Pushed", "Remembered", "Servicer", "Share", "Step",
 }  # fmt: skip
 
 
