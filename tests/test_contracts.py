@@ -1,10 +1,11 @@
 """The contracts: stubs are what the protos say, and everything in them is documented."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 from google.protobuf import descriptor_pb2
+
+from .conftest import module_of_file
 
 PROTOS = Path(__file__).parents[1] / "protos"
 GENERATED = ("*_pb2.py", "*_pb2.pyi", "*_pb2_grpc.py", "*_pb2_grpc.pyi", "*.binpb", "messages.pyi")
@@ -12,10 +13,7 @@ GENERATED = ("*_pb2.py", "*_pb2.pyi", "*_pb2_grpc.py", "*_pb2_grpc.pyi", "*.binp
 
 @pytest.fixture(scope="module")
 def generate():
-    spec = importlib.util.spec_from_file_location("generate", PROTOS / "generate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of_file(PROTOS / "generate.py")
 
 
 def test_the_committed_stubs_are_what_the_protos_generate(generate, tmp_path):

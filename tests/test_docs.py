@@ -2,7 +2,6 @@
 
 import ast
 import difflib
-import importlib.util
 import json
 import os
 import re
@@ -23,6 +22,8 @@ from treadle.mesh.services import SERVICES
 from treadle.plugins import hookspecs as spec
 from treadle.plugins.new import new_plugin
 
+from .conftest import module_of_file
+
 ROOT = Path(__file__).parents[1]
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
@@ -34,15 +35,7 @@ LINK = re.compile(r"\[[^\]\n]+\]\(([^)\s]+)\)")
 FILE_NAME = re.compile(r"# ([\w-]+\.\w+)\n")
 
 
-def load_tables():
-    """docs/tables.py as a module; it is no package's."""
-    found = importlib.util.spec_from_file_location("docs_tables", ROOT / "docs" / "tables.py")
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
-
-
-TABLES = load_tables()
+TABLES = module_of_file(ROOT / "docs" / "tables.py")
 
 
 def blocks(page, language):
@@ -82,7 +75,8 @@ COMMANDS = dict(leaves(main))
 
 def parse(words, *, complete):
     """Parses a command line as the program would, and runs nothing. An incomplete one may leave out arguments."""
-    command, context = main, click.Context(main, info_name="treadle")
+    command: click.Command = main
+    context = click.Context(main, info_name="treadle")
     while isinstance(command, click.Group):
         if not words:
             return
@@ -301,7 +295,7 @@ def test_mistakes_give_the_errors_that_the_guide_shows(plugin_author):
 import types
 
 import numpy as np
-from treadle.plugins import spec
+from treadle.plugins import hookspecs as spec
 from treadle.plugins.manager import Plugins
 from treadle.plugins.packaging import save_model
 from treadle_linear import LinearBackend, LinearModel, LoadedLinear

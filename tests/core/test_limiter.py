@@ -1,4 +1,4 @@
-"""The adaptive limit, on simulated servers with a clock of their own."""
+"""The adaptive limit, on simulated servers with simulated time."""
 
 from collections import deque
 from collections.abc import Callable
@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from treadle.core.errors import Overloaded
-from treadle.core.limiter import TIMES_THE_LEAST, AdaptiveLimit
+from treadle.core.limiter import LOWEST_LATENCY_MULTIPLE, AdaptiveLimit
 
 TARGET = 0.05
 
 
 @dataclass
 class Simulated:
-    """A server that takes up to `most_rows` of what waits at once and needs `seconds(rows)` for it."""
+    """A server that takes up to `most_rows` queued requests as one batch, which takes `seconds(rows)`."""
 
     seconds: Callable[[int], float]
     most_rows: int
@@ -26,17 +26,17 @@ class Simulated:
     running: list[float] = field(default_factory=list)
     ends: float = 0.0
     latencies: list[tuple[float, float]] = field(default_factory=list)
-    """When it was answered, and how long it took."""
+    """Time of the answer, and latency, of each request."""
     refused: int = 0
 
     def __post_init__(self) -> None:
         start = max(64, 4 * TARGET / self.seconds(1))
         self.limit = AdaptiveLimit(
-            "the server", target_seconds=TARGET, start=start, most=16_384, clock=lambda: self.now
+            "the server", target_seconds=TARGET, start=start, max_limit=16_384, clock=lambda: self.now
         )
 
     def load(self, rate: float, seconds: float, random: Random) -> None:
-        """Single requests at random moments."""
+        """Sends single requests at random times, `rate` a second on average."""
         end, arrival = self.now + seconds, self.now
         while arrival < end:
             arrival += random.expovariate(rate)
@@ -48,7 +48,7 @@ class Simulated:
 
     def arrive(self) -> None:
         try:
-            self.limit.enter()
+            self.limit.acquire()
         except Overloaded:
             self.refused += 1
             return
@@ -63,7 +63,7 @@ class Simulated:
     def finish(self) -> None:
         for entered in self.running:
             self.latencies.append((self.now, self.now - entered))
-            self.limit.leave(1, self.now - entered)
+            self.limit.release(1, self.now - entered)
         self.start()
 
     def capacity(self) -> float:
@@ -80,34 +80,34 @@ SERVERS = {
 
 @pytest.mark.parametrize("name", SERVERS)
 @pytest.mark.parametrize("times", [1.5, 3.0, 10.0])
-def test_goodput_stays_and_time_is_bounded_however_much_is_asked(name: str, times: float) -> None:
+def test_under_overload_goodput_stays_high_and_latency_bounded(name: str, times: float) -> None:
     shape = SERVERS[name]
     server, random = Simulated(shape.seconds, shape.most_rows), Random(7)
     capacity = server.capacity()
-    server.load(capacity * times, 6, random)  # the way there
+    server.load(capacity * times, 6, random)  # the limit adapts
     begun = server.now
     server.load(capacity * times, 8, random)
     steady = [latency for at, latency in server.latencies if at > begun]
     assert len(steady) / 8 >= 0.95 * capacity
-    assert np.percentile(steady, 99) <= 2 * max(TARGET, TIMES_THE_LEAST * server.seconds(1))
+    assert np.percentile(steady, 99) <= 2 * max(TARGET, LOWEST_LATENCY_MULTIPLE * server.seconds(1))
     assert server.refused
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_below_capacity_next_to_nothing_is_refused(name: str) -> None:
+def test_below_capacity_at_most_one_request_in_a_thousand_is_refused(name: str) -> None:
     shape = SERVERS[name]
     server, random = Simulated(shape.seconds, shape.most_rows), Random(7)
     server.load(server.capacity() * 0.7, 10, random)
     assert server.refused <= len(server.latencies) * 0.001
 
 
-def test_the_way_to_the_limit_is_short() -> None:
+def test_the_limit_is_found_within_seconds_of_an_overload() -> None:
     server, random = Simulated(SERVERS["slow rows"].seconds, 1024), Random(7)
-    server.load(300, 6, random)  # of 100 that it can do
+    server.load(300, 6, random)  # the capacity is 100 a second
     assert max(latency for at, latency in server.latencies if at > 3) <= 4 * TARGET
 
 
-def test_room_comes_back_after_an_overload() -> None:
+def test_after_an_overload_the_limit_grows_back() -> None:
     server, random = Simulated(SERVERS["one by one"].seconds, 1), Random(7)
     server.load(server.capacity() * 10, 3, random)
     server.load(server.capacity() * 0.7, 1, random)
@@ -118,32 +118,32 @@ def test_room_comes_back_after_an_overload() -> None:
 
 def test_one_hiccup_is_not_an_overload() -> None:
     now = [0.0]
-    limit = AdaptiveLimit("x", target_seconds=TARGET, start=100, most=1000, clock=lambda: now[0])
+    limit = AdaptiveLimit("x", target_seconds=TARGET, start=100, max_limit=1000, clock=lambda: now[0])
     for seconds in (0.001, 2.0, 0.001, 2.0, 0.001):
-        limit.enter()
+        limit.acquire()
         now[0] += 5
-        limit.leave(1, seconds)
+        limit.release(1, seconds)
     assert limit.limit == 100
 
 
-def test_a_refusal_says_how_long_work_takes() -> None:
+def test_a_refusal_carries_the_recent_latency_as_its_pushback() -> None:
     now = [0.0]
-    limit = AdaptiveLimit("model m/1", target_seconds=TARGET, start=4, most=4, clock=lambda: now[0])
+    limit = AdaptiveLimit("model m/1", target_seconds=TARGET, start=4, max_limit=4, clock=lambda: now[0])
     for _ in range(4):
-        limit.enter()
+        limit.acquire()
     now[0] = 0.03
-    limit.leave(1, 0.03)
-    limit.enter()
+    limit.release(1, 0.03)
+    limit.acquire()
     with pytest.raises(Overloaded, match="model m/1 has 4 in progress; 4 is") as caught:
-        limit.enter()
+        limit.acquire()
     assert caught.value.retry_after_seconds == pytest.approx(0.03)
-    limit.abandon(4)
-    assert limit.used == 0
+    limit.release_unmeasured(4)
+    assert limit.in_progress == 0
 
 
-def test_a_large_piece_may_go_past_the_limit_alone() -> None:
-    limit = AdaptiveLimit("x", target_seconds=TARGET, start=4, most=100)
-    limit.enter(3)
-    limit.enter(50)
+def test_one_large_request_may_exceed_the_limit() -> None:
+    limit = AdaptiveLimit("x", target_seconds=TARGET, start=4, max_limit=100)
+    limit.acquire(3)
+    limit.acquire(50)
     with pytest.raises(Overloaded):
-        limit.enter(1)
+        limit.acquire(1)

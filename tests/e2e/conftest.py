@@ -15,9 +15,8 @@ import pytest
 
 from treadle.client import AsyncClient, Fallback
 from treadle.mesh.supervisor import Mesh
-from treadle.rpc.hosts.choice import why_no_envoy
 
-from ..conftest import BasePort
+from ..conftest import BasePort, needs_envoy
 
 PROJECT = Path(__file__).parent / "project"
 CUSTOMERS = 200
@@ -78,7 +77,6 @@ class LiveMesh:
         self._loop.close()
 
 
-needs_envoy = pytest.mark.skipif(bool(why_no_envoy()), reason=why_no_envoy() or "it can run")
 APART, TOGETHER, ON_GRPCIO = (
     pytest.param(("envoy", False), id="apart", marks=needs_envoy),
     pytest.param(("envoy", True), id="together", marks=needs_envoy),
@@ -138,7 +136,7 @@ async def _open_shop(shop: Shop, folder: Path) -> None:
             [service_to_proto(service) for service in definitions.services],
         )
         chance = np.random.default_rng(3)
-        rows = {
+        rows: dict[str, Any] = {
             "customer": np.arange(CUSTOMERS),
             "visits": chance.integers(1, 30, CUSTOMERS),
             "mean_amount": chance.uniform(5, 200, CUSTOMERS),

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -51,7 +52,7 @@ def test_tritonclient_streams(triton):
     import queue
 
     module, client = triton
-    answers: queue.Queue = queue.Queue()
+    answers: queue.Queue[tuple[Any, Exception | None]] = queue.Queue()
     client.start_stream(lambda result, error: answers.put((result, error)))
     for number in range(3):
         client.async_stream_infer("purchase", [features(module, number + 1)], request_id=str(number))

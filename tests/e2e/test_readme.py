@@ -4,9 +4,12 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from .conftest import LiveMesh
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -30,30 +33,36 @@ def shell_commands():
             yield from (line.split("   #")[0].strip() for line in joined.splitlines() if line.strip())
 
 
-@pytest.fixture(scope="module")
-def told(live, tmp_path_factory):
-    """Runs a command as someone who follows the README would; the folder it happens in."""
-    folder = tmp_path_factory.mktemp("reader")
-    home = Path(sys.executable).parent
-    environ = {**os.environ, "PATH": f"{home}:{os.environ['PATH']}", "TREADLE_HOME": str(live.home), "COLUMNS": "120"}
+@dataclass(frozen=True)
+class Reader:
+    """Someone who follows the README in a folder of their own."""
 
-    def run(command):
-        command = command.replace("127.0.0.1:7710", live.mesh.rest_address)
+    live: LiveMesh
+    folder: Path
+
+    def shell(self, command: str) -> subprocess.CompletedProcess[str]:
+        """Runs a command as the README shows it, against the live mesh."""
+        return self.run("bash", "-c", command.replace("127.0.0.1:7710", self.live.mesh.rest_address))
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Runs a program in the folder."""
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        environ = {**os.environ, "PATH": path, "TREADLE_HOME": str(self.live.home), "COLUMNS": "120"}
         return subprocess.run(
-            ["bash", "-c", command], cwd=folder, env=environ, capture_output=True, text=True, timeout=250, check=False
+            command, cwd=self.folder, env=environ, capture_output=True, text=True, timeout=250, check=False
         )
 
-    run.folder = folder
-    run.environ = environ
-    return run
+
+@pytest.fixture(scope="module")
+def reader(live: LiveMesh, tmp_path_factory: pytest.TempPathFactory) -> Reader:
+    """The reader of this mesh."""
+    return Reader(live, tmp_path_factory.mktemp("reader"))
 
 
-def test_the_first_prediction_works_as_printed(told, live):
+def test_the_first_prediction_works_as_printed(reader, live):
     code = next(text for language, text in BLOCKS if language == "python")
     code = code.replace("Client()", f"Client({live.address('gateway')!r})")
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=told.folder, env=told.environ, capture_output=True, text=True, check=False
-    )
+    done = reader.run(sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr
     printed = next(text for language, text in BLOCKS if language == "text")
     assert shape_of(done.stdout) == shape_of(printed)
@@ -65,16 +74,16 @@ def shape_of(text):
 
 
 @pytest.mark.parametrize("command", [c for c in shell_commands() if c not in ELSEWHERE])
-def test_the_command_works(told, command):
-    done = told(command)
+def test_the_command_works(reader, command):
+    done = reader.shell(command)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.strip(), "it says something"
 
 
-def test_the_curl_answers_with_a_prediction(told):
+def test_the_curl_answers_with_a_prediction(reader):
     import json
 
     (command,) = [c for c in shell_commands() if c.startswith("curl")]
-    answer = json.loads(told(command).stdout)
+    answer = json.loads(reader.shell(command).stdout)
     assert answer["model"] == {"name": "tumour", "version": 1}
     assert len(answer["outputs"]["probability"][0]) == 2

@@ -47,7 +47,7 @@ async def recorded(client, ids) -> int:
             except Unavailable:  # the gateway finds a service that was restarted within a second
                 await asyncio.sleep(0.1)
             else:
-                return next(each.labelled for each in metrics if not each.model.model)
+                return next(int(each.labelled) for each in metrics if not each.model.model)
 
 
 @pytest.mark.parametrize("service", SERVICES)

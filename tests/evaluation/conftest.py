@@ -1,4 +1,4 @@
-"""A registry and an evaluation service, both real, on loopback."""
+"""An evaluation service on loopback, and makers of recorded batches and labels."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from treadle.core.column import Column
-from treadle.evaluation.service import Settings, open_service
+from treadle.evaluation.service import EvaluationSettings, open_service
 from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.rpc.app.serving import running
 from treadle.rpc.client.channel import Channel
@@ -27,10 +27,10 @@ def telemetry() -> Telemetry:
 async def evaluation(
     tmp_path: Path, telemetry: Telemetry
 ) -> AsyncIterator["evaluation_pb2_grpc.EvaluationServiceAsyncStub"]:
-    """The service alone: its ledger needs no other."""
+    """The evaluation service without its upstreams, which the ledger does not need."""
     home = tmp_path / "evaluation"
     async with (
-        running(open_service, Settings(), home=home, peers=NOWHERE, telemetry=telemetry) as address,
+        running(open_service, EvaluationSettings(), home=home, peers=NOWHERE, telemetry=telemetry) as address,
         Channel(address, service="evaluation", telemetry=Telemetry.off()) as channel,
     ):
         yield evaluation_pb2_grpc.EvaluationServiceStub(channel)
@@ -41,7 +41,7 @@ Batch = Callable[..., pb.PredictionBatch]
 
 @pytest.fixture
 def batch() -> Batch:
-    """Makes a batch of predictions of deployment "d" by m/1, scores given."""
+    """Makes a batch of predictions of deployment "d" by model m with the given scores."""
 
     def make(
         ids: Sequence[str],

@@ -1,4 +1,4 @@
-"""Evaluate, through real registry, feature and inference services."""
+"""The Evaluate RPC, with real registry, feature and inference services."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -19,7 +19,7 @@ from treadle import oip
 from treadle.client import AsyncClient
 from treadle.core.errors import InvalidInput, NotFound
 from treadle.evaluation.report.report import to_html, to_markdown
-from treadle.evaluation.service import Settings, open_service
+from treadle.evaluation.service import EvaluationSettings, open_service
 from treadle.features import service as features_service
 from treadle.inference import service as inference_service
 from treadle.observability.telemetry.telemetry import Telemetry
@@ -90,16 +90,16 @@ async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
             return await stack.enter_async_context(Channel(peers[name], service=name, telemetry=Telemetry.off()))
 
         registry = registry_pb2_grpc.RegistryServiceStub(
-            await start("registry", registry_service.open_service, registry_service.Settings())
+            await start("registry", registry_service.open_service, registry_service.RegistrySettings())
         )
         features = features_pb2_grpc.FeatureServiceStub(
-            await start("features", features_service.open_service, features_service.Settings())
+            await start("features", features_service.open_service, features_service.FeatureSettings())
         )
         inference = oip.GRPCInferenceServiceStub(
-            await start("inference", inference_service.open_service, inference_service.Settings())
+            await start("inference", inference_service.open_service, inference_service.InferenceSettings())
         )
         evaluation = evaluation_pb2_grpc.EvaluationServiceStub(
-            await start("evaluation", partial(open_service, plugins=PLUGINS), Settings())
+            await start("evaluation", partial(open_service, plugins=PLUGINS), EvaluationSettings())
         )
         await features.ApplyFeatures(definitions(path))
         client = await stack.enter_async_context(AsyncClient(peers["registry"]))
@@ -193,10 +193,10 @@ async def test_a_version_is_evaluated_compared_judged_and_the_report_kept(mesh: 
     (stored,) = (await mesh.registry.ListReports(registry_pb2.ListReportsRequest(ref=request(mesh).ref))).reports
     assert pb.EvaluationReport.FromString(stored.report) == report
     index = await mesh.inference.RepositoryIndex(oip.RepositoryIndexRequest(ready=True))
-    assert not index.models  # what was loaded for the evaluation is let go of
+    assert not index.models  # a version that was loaded for the evaluation is unloaded after it
 
 
-async def test_several_classes_are_evaluated(mesh: Mesh, tmp_path: Path) -> None:
+async def test_a_multiclass_model_is_evaluated(mesh: Mesh, tmp_path: Path) -> None:
     x = np.column_stack([mesh.table[name].to_numpy() for name in COLUMNS])
     kinds = (x[:, 0] > 0.5).astype(np.int64) + (x[:, 1] > 0)
     pq.write_table(mesh.table.append_column("kind", pa.array(kinds)), tmp_path / "kinds.parquet")
@@ -220,7 +220,7 @@ async def test_several_classes_are_evaluated(mesh: Mesh, tmp_path: Path) -> None
     assert "accuracy by slice" in to_html(report)
 
 
-async def test_numbers_are_evaluated_with_a_metric_of_a_plugin(mesh: Mesh, tmp_path: Path) -> None:
+async def test_a_regression_is_evaluated_with_a_metric_of_a_plugin(mesh: Mesh, tmp_path: Path) -> None:
     x = np.column_stack([mesh.table[name].to_numpy() for name in COLUMNS])
     minutes = 10 * x[:, 0] + np.random.default_rng(1).normal(size=ROWS)
     pq.write_table(mesh.table.append_column("minutes", pa.array(minutes)), tmp_path / "minutes.parquet")

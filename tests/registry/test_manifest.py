@@ -105,7 +105,7 @@ FILES = [
 ]
 
 KEPT: dict[str, Any] = {"backend": "onnx", "folder": "compiled", "relative_tolerance": 1e-5, "absolute_tolerance": 1e-6}
-COMPILED = [
+COMPILED: list[tuple[dict[str, Any], str]] = [
     *(({"folder": path}, "manifest.compiled.folder") for path in ["/a", "../up", "a//b", "elsewhere", "comp"]),
     ({"folder": "compiled/model.onnx"}, "manifest.compiled.folder"),
     ({"backend": ""}, "manifest.compiled.backend"),

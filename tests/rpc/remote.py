@@ -15,7 +15,7 @@ from remote_member import Told, receive, send
 
 from treadle.mesh.health import listens
 from treadle.rpc import context
-from treadle.rpc.app.serving import bindable
+from treadle.rpc.app.ports import probe_port
 from treadle.rpc.hosts.listen import Listen
 
 PROGRAM = Path(__file__).parent / "importable" / "remote_member.py"
@@ -57,7 +57,7 @@ class Bridge:
     async def _answer(self, number: int, name: str, call: context.RequestContext) -> None:
         self.member.calls.append(call)
         try:
-            answered = ("answer", number, await self.member.answer(name))
+            answered: tuple[str, int, object] = ("answer", number, await self.member.answer(name))
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -81,7 +81,7 @@ async def in_envoy(
 ) -> AsyncIterator[Member]:
     """A member in an Envoy of its own. Leaving it drains."""
     wanted = listen or Listen()
-    told = Told(replace(wanted, address=bindable(wanted.address)), folder, drain_seconds)
+    told = Told(replace(wanted, address=probe_port(wanted.address)), folder, drain_seconds)
     bridge, socket = Bridge(answer), folder / "s"
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -16,7 +16,7 @@ from treadle.observability.telemetry.telemetry import Telemetry, setup
 from treadle.observability.tracestore.proto_codec import trace_from_proto
 from treadle.rpc.app.serving import running
 from treadle.rpc.client.channel import Channel
-from treadle.traces.service import Settings, open_service
+from treadle.traces.service import TraceSettings, open_service
 from treadle.v1 import traces_pb2, traces_pb2_grpc
 
 
@@ -24,7 +24,7 @@ from treadle.v1 import traces_pb2, traces_pb2_grpc
 async def channel(tmp_path: Path) -> AsyncIterator[Channel]:
     """To a trace store that runs."""
     async with (
-        running(open_service, Settings(), home=tmp_path) as address,
+        running(open_service, TraceSettings(), home=tmp_path) as address,
         Channel(address, service="traces", telemetry=Telemetry.off()) as channel,
     ):
         yield channel
@@ -57,7 +57,7 @@ async def test_what_is_exported_is_found_with_its_batch(channel: Channel) -> Non
 
 async def test_an_ambiguous_prefix_asks_for_more(channel: Channel) -> None:
     spans = [_span(b"\xab\xcd" + bytes([n]) * 14, b"\1" * 8) for n in (1, 2)]
-    await trace_service_pb2_grpc.TraceServiceStub(channel).Export(_request(spans))  # type: ignore[no-untyped-call]
+    await trace_service_pb2_grpc.TraceServiceStub(channel).Export(_request(spans))
     with pytest.raises(FailedPrecondition, match="more digits"):
         await traces_pb2_grpc.TraceQueryServiceStub(channel).GetTrace(traces_pb2.GetTraceRequest(trace_id="abcd"))
 
@@ -73,7 +73,7 @@ async def test_garbage_is_counted_and_harms_nobody(channel: Channel) -> None:
     late.start_time_unix_nano = 2**64 - 1
     wrong = [_span(rng.randbytes(rng.randrange(16)), b"\1" * 8) for _ in range(50)]
     async with grpc.aio.insecure_channel(channel.address) as plain:
-        stub = trace_service_pb2_grpc.TraceServiceStub(plain)  # type: ignore[no-untyped-call]
+        stub = trace_service_pb2_grpc.TraceServiceStub(plain)
         answer = await stub.Export(_request([good, huge, late, *wrong]))
         many = [_span(b"\4" * 16, n.to_bytes(8, "big")) for n in range(1, 20_001)]
         answers = await asyncio.gather(*[stub.Export(_request(many)) for _ in range(2)])
@@ -85,7 +85,7 @@ async def test_garbage_is_counted_and_harms_nobody(channel: Channel) -> None:
 
 async def test_a_damaged_database_is_put_aside(tmp_path: Path) -> None:
     (tmp_path / "traces.db").write_bytes(b"no database" * 1000)
-    async with running(open_service, Settings(), home=tmp_path):
+    async with running(open_service, TraceSettings(), home=tmp_path):
         pass
     assert (tmp_path / "traces.db.damaged").exists()
 

@@ -1,1 +1,1 @@
-"""What everything may use, and what knows no RPC: columns and their types, errors, settings, files, tasks, limits."""
+"""What every package may use, without any RPC: columns and data types, errors, settings, files, tasks, limits."""

@@ -1,4 +1,4 @@
-"""The typed table that travels: N rows of named columns, with explicit nulls.
+"""One typed column of a table: N rows of one name and data type, with explicit nulls.
 
 Cores of services work on `Column`; servicers decode and encode it with `treadle.rpc.codec`.
 """
@@ -22,7 +22,7 @@ class Column:
 
     `values` has the shape (rows, *row_shape) and the numpy type of `dtype`: STRING and BYTES are object arrays
     of `str` and `bytes`, TIMESTAMP is datetime64[us] in UTC. `nulls` marks null rows with True; None means no nulls.
-    What `values` holds in a null row has no meaning.
+    The content of `values` in a null row has no meaning.
     """
 
     name: str
@@ -34,12 +34,16 @@ class Column:
     def of(
         cls, name: str, values: ArrayLike | Sequence[Any], nulls: ArrayLike | None = None, dtype: str | None = None
     ) -> Self:
-        """From a list or array. `None` among the values is a null; `dtype` is inferred unless given."""
+        """A column from a list or array of values.
+
+        `None` among the values, or True in `nulls`, makes a null row. `dtype` is inferred unless given. InvalidInput
+        for values of several types, or of a type that no data type holds.
+        """
         array, found = _array_of(values, dtype)
         if nulls is not None:
             given = np.asarray(nulls, dtype=bool)
             found = given if found is None else given | found
-        named = dtype or _object_name(array, name)
+        named = dtype or _infer_dtype(array, name)
         wanted = numpy_dtype(named)
         return cls(name, named, array if array.dtype == wanted else array.astype(wanted), found)
 
@@ -54,7 +58,7 @@ class Column:
         return self.values.shape[1:]
 
     def take(self, rows: slice | NDArray[np.integer[Any]]) -> "Column":
-        """The same column with some rows only."""
+        """The column with only the given rows, in the given order."""
         return Column(self.name, self.dtype, self.values[rows], None if self.nulls is None else self.nulls[rows])
 
     def as_float(self, dtype: str = "FP64") -> Array:
@@ -68,7 +72,7 @@ class Column:
 
 
 def _array_of(values: ArrayLike | Sequence[Any], dtype: str | None) -> tuple[Array, NDArray[np.bool_] | None]:
-    """An array, and which of its rows were None."""
+    """The values as an array, and the mask of the rows that were None (None: there are none)."""
     if isinstance(values, np.ndarray) and values.dtype != object:
         return (values.astype(object) if values.dtype.kind in "UST" else values), None
     items = list(values)  # type: ignore[arg-type]  # ArrayLike is wider than what has rows
@@ -87,7 +91,8 @@ def _array_of(values: ArrayLike | Sequence[Any], dtype: str | None) -> tuple[Arr
     return array, nulls if nulls.any() else None
 
 
-def _object_name(array: Array, name: str) -> str:
+def _infer_dtype(array: Array, name: str) -> str:
+    """The data type of an array; InvalidInput, with the name of the column, where its values are of several types."""
     if array.dtype != object:
         return dtype_name(array.dtype)
     first = array.flat[0] if array.size else ""

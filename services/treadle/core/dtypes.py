@@ -1,4 +1,4 @@
-"""Data types by name, as the contracts name them, and the numpy types that hold them."""
+"""The data types of the contracts by name ("FP32"), and the numpy types that hold them."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -8,7 +8,7 @@ import numpy as np
 
 from treadle.core.errors import InvalidInput
 
-NUMPY: Mapping[str, np.dtype[Any]] = MappingProxyType(
+NUMPY_DTYPES: Mapping[str, np.dtype[Any]] = MappingProxyType(
     {
         "BOOL": np.dtype(np.bool_),
         "INT8": np.dtype("<i1"),
@@ -28,16 +28,19 @@ NUMPY: Mapping[str, np.dtype[Any]] = MappingProxyType(
     }
 )
 """Every data type by name, with the numpy type that holds it."""
-_NAMES = {dtype: name for name, dtype in NUMPY.items() if dtype.kind != "O"}
+_NAMES = {dtype: name for name, dtype in NUMPY_DTYPES.items() if dtype.kind != "O"}
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The numpy type of "FP32", "STRING" (object), …; KeyError for a name that is none."""
-    return NUMPY[name]
+    """The numpy type of a data type: "FP32" is float32, "STRING" is object. KeyError for an unknown name."""
+    return NUMPY_DTYPES[name]
 
 
 def dtype_name(dtype: np.dtype[Any]) -> str:
-    """The name of a numpy type: "FP32", "TIMESTAMP", …. Text types are "STRING"; InvalidInput for what has no name."""
+    """The data type that a numpy type holds: "FP32" for float32, "STRING" for text.
+
+    InvalidInput for numpy types that no data type stands for (complex numbers, objects).
+    """
     if dtype.kind in "UT":
         return "STRING"
     if dtype.kind == "S":
@@ -47,4 +50,4 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
     try:
         return _NAMES[dtype.newbyteorder("<")]
     except KeyError:
-        raise InvalidInput(f"no data type for numpy's {dtype}; use one of {', '.join(NUMPY)}") from None
+        raise InvalidInput(f"no data type for numpy's {dtype}; use one of {', '.join(NUMPY_DTYPES)}") from None

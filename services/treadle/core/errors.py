@@ -1,4 +1,4 @@
-"""Every error that crosses a Treadle wire.
+"""The errors that Treadle services raise and clients receive.
 
     TreadleError
     ├── InvalidInput        INVALID_ARGUMENT     the request is wrong; details say which field
@@ -11,15 +11,16 @@
     ├── PermissionDenied    PERMISSION_DENIED
     ├── Overloaded          RESOURCE_EXHAUSTED   retry, after the pushback
     ├── StorageFull         RESOURCE_EXHAUSTED   do not retry: make room
-    ├── Unavailable         UNAVAILABLE          retry: not ready, or gone for now
+    ├── Unavailable         UNAVAILABLE          retry: not ready, or out of reach for now
     ├── DeadlineExceeded    DEADLINE_EXCEEDED
     ├── Cancelled           CANCELLED
-    ├── DataLoss            DATA_LOSS            stored bytes are not what they were
+    ├── DataLoss            DATA_LOSS            stored bytes have changed since they were written
     ├── Unimplemented       UNIMPLEMENTED
-    └── Internal            INTERNAL             a fault of ours
+    └── Internal            INTERNAL             a fault of the server
 
-Servicers raise these; the server seam turns them into a status, the client seam turns the status back.
-Messages say what was wrong, where, and what to do. They never hold values of columns, which may be sensitive.
+Servicers raise these errors. The instrumentation of the server turns them into a gRPC status, the client's channel
+turns the status back into the same error. Messages say what was wrong, where, and what to do. They never hold values of
+columns, which may be sensitive.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,20 +32,22 @@ import grpc.aio
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-PUSHBACK = "grpc-retry-pushback-ms"
-DETAILS = "grpc-status-details-bin"
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+"""Key of the trailing metadata with the milliseconds after which a client may retry."""
+STATUS_DETAILS_KEY = "grpc-status-details-bin"
+"""Key of the trailing metadata with the serialized rich status."""
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One thing wrong with one field of a request: `entities[1].values`, "has 3 rows, wanted 2"."""
+    """One mistake in one field of a request: `entities[1].values`, "has 3 rows, wanted 2"."""
 
     field: str
     description: str
 
 
 class TreadleError(Exception):
-    """The base: never raised itself. Each class owns its gRPC code and whether a retry can help."""
+    """The base class, never raised itself. Each subclass owns its gRPC code and says whether a retry can help."""
 
     code: ClassVar[grpc.StatusCode]
     retryable: ClassVar[bool] = False
@@ -57,12 +60,12 @@ class TreadleError(Exception):
         self.violations = tuple(violations)
         self.retry_after_seconds = retry_after_seconds
 
-    def again(self, message: str = "") -> Self:
-        """The same as an object of its own, with a traceback of its own; `message` replaces the text."""
+    def clone(self, message: str = "") -> Self:
+        """A copy with a traceback of its own; `message`, unless empty, replaces the text."""
         return type(self)(message or self.message, self.violations, self.retry_after_seconds)
 
     def to_status(self) -> status_pb2.Status:
-        """The rich status: code, message, and `BadRequest` or `RetryInfo` details where they apply."""
+        """The rich status of the error: code, message, and `BadRequest` or `RetryInfo` details where they apply."""
         status = status_pb2.Status(code=self.code.value[0], message=self.message)
         if self.violations:
             fields = [
@@ -77,17 +80,17 @@ class TreadleError(Exception):
         return status
 
     def trailing_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
-        """What travels beside code and message: the rich status, and the pushback for retrying clients."""
+        """Trailing metadata beside code and message: the rich status, and the pushback in milliseconds."""
         trailers: list[tuple[str, str | bytes]] = []
         if self.violations or self.retry_after_seconds is not None:
-            trailers.append((DETAILS, self.to_status().SerializeToString()))
+            trailers.append((STATUS_DETAILS_KEY, self.to_status().SerializeToString()))
         if self.retry_after_seconds is not None:
-            trailers.append((PUSHBACK, str(int(self.retry_after_seconds * 1000))))
+            trailers.append((PUSHBACK_KEY, str(int(self.retry_after_seconds * 1000))))
         return tuple(trailers)
 
 
 class InvalidInput(TreadleError):
-    """The request can never succeed as it is."""
+    """The request is malformed: it can never succeed unchanged."""
 
     code = grpc.StatusCode.INVALID_ARGUMENT
 
@@ -98,25 +101,25 @@ class InvalidInput(TreadleError):
 
 
 class NotFound(TreadleError):
-    """What the request names does not exist."""
+    """The resource that the request names does not exist."""
 
     code = grpc.StatusCode.NOT_FOUND
 
 
 class AlreadyExists(TreadleError):
-    """The name is taken."""
+    """The name of the new resource is taken."""
 
     code = grpc.StatusCode.ALREADY_EXISTS
 
 
 class FailedPrecondition(TreadleError):
-    """The request is right, but the state it needs is not there; retrying alone will not help."""
+    """The request is valid, but the system is not in the state that it needs; a retry alone does not help."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
 
 
 class Conflict(TreadleError):
-    """Someone else changed the same thing first: read it again, decide again."""
+    """Another caller changed the same resource first: read it again and decide again."""
 
     code = grpc.StatusCode.ABORTED
 
@@ -128,19 +131,19 @@ class OutOfRange(TreadleError):
 
 
 class Unauthenticated(TreadleError):
-    """No valid credential."""
+    """The call carries no valid credential."""
 
     code = grpc.StatusCode.UNAUTHENTICATED
 
 
 class PermissionDenied(TreadleError):
-    """A valid credential without the right."""
+    """The credential is valid, but does not grant this action."""
 
     code = grpc.StatusCode.PERMISSION_DENIED
 
 
 class Overloaded(TreadleError):
-    """Too much at once; `retry_after_seconds` says when to come back."""
+    """The server is over its limits; `retry_after_seconds` says when to retry."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     retryable = True
@@ -152,32 +155,32 @@ class Overloaded(TreadleError):
 
 
 class StorageFull(TreadleError):
-    """No room to write; nothing was written."""
+    """The disk is full; nothing was written."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 class Unavailable(TreadleError):
-    """Not ready yet, or unreachable for now."""
+    """The service is not ready yet, or cannot be reached for now."""
 
     code = grpc.StatusCode.UNAVAILABLE
     retryable = True
 
 
 class DeadlineExceeded(TreadleError):
-    """The caller's time ran out."""
+    """The caller's deadline has passed."""
 
     code = grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 class Cancelled(TreadleError):
-    """The caller went away."""
+    """The caller cancelled the call."""
 
     code = grpc.StatusCode.CANCELLED
 
 
 class DataLoss(TreadleError):
-    """Stored bytes are not what they were when they were stored."""
+    """Stored bytes have changed since they were written (a digest or checksum differs)."""
 
     code = grpc.StatusCode.DATA_LOSS
 
@@ -189,18 +192,21 @@ class Unimplemented(TreadleError):
 
 
 class Internal(TreadleError):
-    """A fault of the server. Callers see an error id; the log has the rest."""
+    """A fault of the server. Callers see an error id; the cause stands under it in the log."""
 
     code = grpc.StatusCode.INTERNAL
 
 
-def every_class() -> Iterator[type[TreadleError]]:
-    """All concrete classes, in the order of the tree above."""
+def error_classes() -> Iterator[type[TreadleError]]:
+    """All concrete error classes, in the order of the tree above."""
     return iter(TreadleError.__subclasses__())
 
 
 def from_status(status: status_pb2.Status, *, pushback: str | None = None) -> TreadleError:
-    """The error that a rich status stands for."""
+    """The error that a rich status stands for.
+
+    `pushback`, in milliseconds, is the metadata of a server that sends no `RetryInfo` detail.
+    """
     violations: list[Violation] = []
     retry_after: float | None = None
     for detail in status.details:
@@ -215,25 +221,25 @@ def from_status(status: status_pb2.Status, *, pushback: str | None = None) -> Tr
 
 
 def from_rpc(error: grpc.aio.AioRpcError) -> TreadleError:
-    """The error behind a failed call. Upstream codes pass through unchanged."""
+    """The error that a failed call stands for. The codes of the upstream pass through unchanged."""
     trailers = dict(error.trailing_metadata() or ())
     status = status_pb2.Status()
-    details = trailers.get(DETAILS)
+    details = trailers.get(STATUS_DETAILS_KEY)
     if isinstance(details, bytes):
         status.ParseFromString(details)
     status.code = error.code().value[0]
     status.message = error.details() or ""
-    pushback = trailers.get(PUSHBACK)
+    pushback = trailers.get(PUSHBACK_KEY)
     return from_status(status, pushback=pushback if isinstance(pushback, str) else None)
 
 
 def _class_of(code: int, retry_after: float | None) -> type[TreadleError]:
     if code == code_pb2.RESOURCE_EXHAUSTED:
         return Overloaded if retry_after is not None else StorageFull
-    for cls in every_class():
+    for cls in error_classes():
         if cls.code.value[0] == code:
             return cls
-    return Internal  # UNKNOWN and the like: nothing that we raise
+    return Internal  # UNKNOWN and other codes that no Treadle service sends
 
 
 def _pack(message: error_details_pb2.BadRequest | error_details_pb2.RetryInfo) -> any_pb2.Any:

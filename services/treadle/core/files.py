@@ -13,13 +13,13 @@ NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @contextmanager
-def storing(full: str) -> Iterator[None]:
-    """For code that writes files: where they find no room, it ends with StorageFull(`full`)."""
+def map_disk_full(message: str) -> Iterator[None]:
+    """Turns an OSError for a full disk, quota or file into StorageFull(`message`). For code that writes files."""
     try:
         yield
     except OSError as error:
         if error.errno in NO_ROOM:
-            raise StorageFull(full) from error
+            raise StorageFull(message) from error
         raise
 
 

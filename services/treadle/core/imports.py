@@ -1,4 +1,4 @@
-"""The import path, by which a process reaches code that users wrote."""
+"""The import path of a process: the folders with the modules that users wrote."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,10 @@ from treadle.core.errors import FailedPrecondition
 
 
 def add_path(folder: Path) -> Path:
-    """Puts a folder in front of `sys.path`, once; answers with its full path. FailedPrecondition if it is none."""
+    """Puts a folder in front of `sys.path`, once, and returns its absolute path.
+
+    FailedPrecondition if there is no such folder.
+    """
     folder = folder.resolve()
     if not folder.is_dir():
         raise FailedPrecondition(f"there is no folder {folder} to import users' modules from")

@@ -1,16 +1,16 @@
-"""An adaptive limit on work in progress: as much is let in as can be answered in good time, the rest is refused.
+"""An adaptive concurrency limit: it admits as much work as finishes within a target time, and refuses the rest.
 
-Once a server is busy, letting in more makes everything take longer and nothing be done sooner. So the limit follows
-the time that work takes from door to door, waiting included, in windows:
+Once a server is saturated, admitting more work makes every request slower and none faster. So the limit follows the
+latency of the work, queueing included, measured in windows:
 
-- longer than the target in two windows running (one is a hiccup): the limit shrinks in proportion, at once where the
-  excess is large, by the square root near the target, where steps of full size would swing;
-- shorter, and the limit in use: it grows by the same rule, half as much again at most;
-- otherwise it stays. A quiet service is not limited by what it happens to need.
+- The latency is over the target in two consecutive windows (one may be a hiccup): the limit shrinks, in proportion to
+  the excess where that is large, and by its square root near the target, where larger steps would oscillate.
+- The latency is under the target and the limit was reached: the limit grows by the same rule, by at most a half.
+- Otherwise the limit stays, so that an idle service keeps the limit that it found under load.
 
-The target is the one set, or a multiple of the quickest answer so far where work takes that long by itself. The time
-of the whole is measured and not the waiting alone, because a server that takes all that waits in one batch would hide
-any amount of it in the batch. Everything is on one thread; the clock is the caller's.
+The target is the configured one, or a multiple of the lowest latency so far where the work is slower than that by
+itself. The whole latency is measured and not the queueing alone, because a server that takes its whole queue into one
+batch would hide any queueing in the batch. All methods run on one thread; the clock is an argument.
 """
 
 import time
@@ -19,109 +19,116 @@ from math import inf, sqrt
 
 from treadle.core.errors import Overloaded
 
-TIMES_THE_LEAST = 8.0
-"""Batches that share a fixed cost need as much to reach nine tenths of their throughput."""
-_IN_USE = 0.9
-_FASTEST_GROWTH = 1.5
-_LEAST_PUSHBACK_SECONDS = 0.001
+LOWEST_LATENCY_MULTIPLE = 8.0
+"""The target is never below this many times the lowest latency: batches with a fixed cost reach nine tenths of their
+throughput there."""
+_REACHED_FRACTION = 0.9
+"""A peak of this fraction of the limit counts as reaching it."""
+_MAX_GROWTH = 1.5
+_MIN_PUSHBACK_SECONDS = 0.001
 
 
 class AdaptiveLimit:
-    """Counts work in progress, in requests or in rows, and refuses what comes on top.
+    """Counts work in progress, in requests or in rows, and refuses work over the limit.
 
-    `enter` before any costly work; then `leave` when it has been done, or `abandon`.
+    Call `acquire` before any costly work; then `release` when it is done, or `release_unmeasured`.
     """
 
     def __init__(
         self,
-        what: str,
+        name: str,
         *,
         target_seconds: float,
         start: float,
-        most: float,
-        least: float = 4,
+        max_limit: float,
+        min_limit: float = 4,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`what` begins the refusal: "model iris/3". `start` is the first limit, `least` and `most` are its bounds."""
-        self.limit = min(max(start, least), most)
-        self.used: float = 0
+        """`name` begins the message of a refusal ("model iris/3"). `start` is the first limit."""
+        self.limit = min(max(start, min_limit), max_limit)
+        self.in_progress: float = 0
         self._peak: float = 0
-        self._what = what
+        self._name = name
         self._target = target_seconds
-        self._least = least
-        self._most = most
+        self._min_limit = min_limit
+        self._max_limit = max_limit
         self._clock = clock
-        self._quickest = inf
-        self._suspect = False
-        self._took = 0.0
+        self._lowest_seconds = inf
+        self._slow_before = False
+        self._recent_seconds = 0.0
         self._open_window(clock())
 
-    def enter(self, amount: float = 1) -> None:
-        """Takes a place for `amount`. Overloaded, with pushback, where the limit is reached.
+    def acquire(self, amount: float = 1) -> None:
+        """Adds `amount` to the work in progress. Overloaded, with pushback, where the limit is reached already.
 
-        It is reached by what is there, not by what comes: one large piece may go past it, for otherwise it would
-        never find room beside small ones.
+        The new amount itself is not compared: one large request may exceed the limit, because otherwise it would
+        never be admitted beside small ones.
         """
-        if self.used >= self.limit:
+        if self.in_progress >= self.limit:
             raise self.refusal()
-        self.take(amount)
+        self.acquire_unchecked(amount)
 
-    def take(self, amount: float = 1) -> None:
-        """Takes a place without asking; for an owner that has compared `used` with `limit` already."""
-        self.used = used = self.used + amount
-        if used > self._peak:
-            self._peak = used
+    def acquire_unchecked(self, amount: float = 1) -> None:
+        """Adds `amount` without a check, for a caller that has compared `in_progress` with `limit` already."""
+        self.in_progress = in_progress = self.in_progress + amount
+        if in_progress > self._peak:
+            self._peak = in_progress
 
     def refusal(self) -> Overloaded:
-        """What `enter` raises; for an owner that has reasons of its own to refuse."""
+        """The error that `acquire` raises, for a caller that has its own reasons to refuse."""
         return Overloaded(
-            f"{self._what} has {self.used:g} in progress; {int(self.limit)} is what it can answer in time; retry later",
+            f"{self._name} has {self.in_progress:g} in progress; "
+            f"{int(self.limit)} is what it can answer in time; retry later",
             retry_after_seconds=self.seconds,
         )
 
     @property
     def target_seconds(self) -> float:
-        """How long work may take: as set, or a multiple of the quickest so far."""
-        return self._target if self._quickest == inf else max(self._target, TIMES_THE_LEAST * self._quickest)
+        """The latency that the limit aims at: the configured one, or a multiple of the lowest so far."""
+        return (
+            self._target
+            if self._lowest_seconds == inf
+            else max(self._target, LOWEST_LATENCY_MULTIPLE * self._lowest_seconds)
+        )
 
     @property
     def seconds(self) -> float:
-        """How long work has taken lately; over 0."""
-        return max(self._took, self._mean(), _LEAST_PUSHBACK_SECONDS)
+        """The recent latency, over 0: the pushback of a refusal."""
+        return max(self._recent_seconds, self._mean(), _MIN_PUSHBACK_SECONDS)
 
-    def leave(self, amount: float, seconds: float) -> None:
-        """Gives the place of `amount` back: it took `seconds` from `enter` to now (of several pieces: on average)."""
-        self.used -= amount
+    def release(self, amount: float, seconds: float) -> None:
+        """Removes finished work of `amount`; `seconds` is its mean latency, from `acquire` to now."""
+        self.in_progress -= amount
         now = self._clock()
-        if now < self._began:  # what was let in before the last step tells nothing about it
+        if now < self._began:  # work admitted before the last change of the limit does not measure it
             return
         self._amount += amount
         self._time += amount * seconds
-        if seconds < self._quickest:
-            self._quickest = seconds
+        if seconds < self._lowest_seconds:
+            self._lowest_seconds = seconds
         if now - self._began >= max(self._target, 2 * self._mean()):
             self._adapt(now)
 
-    def abandon(self, amount: float) -> None:
-        """Gives a place back for work that was not done: cancelled, late, malformed. It tells nothing about speed."""
-        self.used -= amount
+    def release_unmeasured(self, amount: float) -> None:
+        """Removes work that was not done (cancelled, expired, malformed), whose latency means nothing."""
+        self.in_progress -= amount
 
     def _adapt(self, now: float) -> None:
-        took = self._took = self._mean()
-        ratio = self.target_seconds / max(took, 1e-9)
+        mean = self._recent_seconds = self._mean()
+        ratio = self.target_seconds / max(mean, 1e-9)
         slow = ratio < 1
         settled = now
-        if slow and self._suspect:
-            self.limit = max(self._least, min(self.limit, self._peak) * (ratio if ratio < 0.5 else sqrt(ratio)))
-            settled += took
-        elif not slow and self._peak >= self.limit * _IN_USE:
-            self.limit = min(self._most, self.limit * min(sqrt(ratio), _FASTEST_GROWTH) + 1)
-        self._suspect = slow
+        if slow and self._slow_before:
+            self.limit = max(self._min_limit, min(self.limit, self._peak) * (ratio if ratio < 0.5 else sqrt(ratio)))
+            settled += mean
+        elif not slow and self._peak >= self.limit * _REACHED_FRACTION:
+            self.limit = min(self._max_limit, self.limit * min(sqrt(ratio), _MAX_GROWTH) + 1)
+        self._slow_before = slow
         self._open_window(settled)
 
     def _open_window(self, began: float) -> None:
         self._began = began
-        self._peak = self.used
+        self._peak = self.in_progress
         self._amount = 0.0
         self._time = 0.0
 

@@ -1,4 +1,4 @@
-"""The name of a model version, wherever one is named."""
+"""`ModelRef`: the one type for "a model and one of its versions"."""
 
 import re
 from typing import NamedTuple, Self
@@ -7,12 +7,12 @@ from treadle.core.errors import InvalidInput
 from treadle.core.numbers import whole_number
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
-_END_OF_VERSIONS = 1 << 63
-"""The contracts hold versions as int64."""
+_VERSION_LIMIT = 1 << 63
+"""Versions are below this: the contracts hold them as int64."""
 
 
 class ModelRef(NamedTuple):
-    """A model and the number of one of its versions; version 0 means none."""
+    """A model and the number of one of its versions; version 0 means no version."""
 
     model: str
     version: int
@@ -22,13 +22,13 @@ class ModelRef(NamedTuple):
 
     @classmethod
     def checked(cls, model: str, version: int) -> Self:
-        """A reference whose parts can be folder names; InvalidInput for any other."""
-        if not _NAME.fullmatch(model) or not 1 <= version < _END_OF_VERSIONS:
+        """A reference whose model name can be a folder name; InvalidInput for any other name, or a version below 1."""
+        if not _NAME.fullmatch(model) or not 1 <= version < _VERSION_LIMIT:
             raise InvalidInput(f"{model[:128]!r} version {version} is no model version")
         return cls(model, version)
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The checked reference that `str` wrote; InvalidInput for any other text."""
+        """The reference in a text "model/version", checked; InvalidInput for any other text."""
         model, _, version = text.rpartition("/")
         return cls.checked(model, whole_number(version) or 0)

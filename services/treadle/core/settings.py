@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from treadle.core.errors import InvalidInput
-from treadle.core.hints import near
+from treadle.core.hints import did_you_mean
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ def settings_from(cls: type[T], environ: Mapping[str, str], prefix: str) -> T:
 def _refuse_unknown(environ: Mapping[str, str], start: str, fields: Mapping[str, str]) -> None:
     for variable in environ:
         if variable.startswith(start) and variable not in fields:
-            raise InvalidInput(f"environment: {variable} is no setting{near(variable, fields)}")
+            raise InvalidInput(f"environment: {variable} is no setting{did_you_mean(variable, fields)}")
 
 
 def _parse(variable: str, text: str, hint: Any) -> Any:

@@ -1,39 +1,37 @@
-"""The evaluation service: its settings, and how its parts are put together."""
+"""The evaluation service: its settings and its composition root."""
 
-import asyncio
-import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from treadle import oip
-from treadle.core.errors import FailedPrecondition, TreadleError
-from treadle.core.tasks import end
+from treadle.core.errors import FailedPrecondition
 from treadle.evaluation.ledger.ledger import Ledger
-from treadle.evaluation.offline.metrics import Floats, Metric, Task
+from treadle.evaluation.offline.metrics import EvaluationMetric, Floats, Task
 from treadle.evaluation.offline.predictor import Predictor
-from treadle.evaluation.offline.runner import Peers, Runner
-from treadle.evaluation.servicer import Servicer
+from treadle.evaluation.offline.runner import EvaluationUpstreams, Runner
+from treadle.evaluation.servicer import EvaluationServicer
 from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.plugins.manager import Plugins, names_in
 from treadle.rpc.app.runtime import Runtime
 from treadle.v1 import evaluation_pb2_grpc, features_pb2_grpc, registry_pb2_grpc
 
-FORGET_SECONDS = 3600.0
+PURGE_INTERVAL_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvaluationSettings:
     """TREADLE_EVALUATION_…"""
 
     parallel_evaluations: int = 2
     """Evaluations that run at once; more wait."""
     live_metrics_rows: int = 200_000
-    """Labelled rows of each version that live metrics are computed on, the newest; counts are of all rows. Bounds the
-    memory that one question takes: about 100 bytes a row and score."""
+    """The newest labelled rows of each version that live metrics are computed on; counts are of all rows. Bounds the
+    memory of one query: about 100 bytes a row and score."""
     retention_days: int = 0
-    """Days that predictions and labels are kept after they arrived; 0 keeps all. What is older is deleted once an
-    hour; its prediction ids are forgotten too, so a prediction sent again after that counts as new."""
+    """Days that predictions and labels are kept after they arrived; 0 keeps all. Older rows are deleted once an hour,
+    and their prediction ids too, so a prediction that is sent again after that counts as new."""
     blocked_plugins: str = ""
     """Names of plugins that must not be used, separated by commas."""
 
@@ -47,18 +45,20 @@ class Settings:
 
 
 @asynccontextmanager
-async def open_service(settings: Settings, runtime: Runtime, plugins: Plugins | None = None) -> AsyncIterator[None]:
-    """Opens the ledger, which clears away what a crash left, then serves."""
+async def open_service(
+    settings: EvaluationSettings, runtime: Runtime, plugins: Plugins | None = None
+) -> AsyncIterator[None]:
+    """Opens the ledger, deletes the files that a crash left behind, then serves."""
     plugins = plugins or Plugins.load(blocked=names_in(settings.blocked_plugins))
     metrics = plugin_metrics(plugins)
-    peers = Peers(
+    peers = EvaluationUpstreams(
         registry_pb2_grpc.RegistryServiceStub(runtime.connect("registry")),
         features_pb2_grpc.FeatureServiceStub(runtime.connect("features")),
         Predictor(oip.GRPCInferenceServiceStub(runtime.connect("inference"))),
     )
     ledger = Ledger(runtime.home, retention_days=settings.retention_days)
     await ledger.start()
-    servicer = Servicer(
+    servicer = EvaluationServicer(
         Runner(peers, metrics),
         ledger,
         runtime.telemetry,
@@ -69,28 +69,27 @@ async def open_service(settings: Settings, runtime: Runtime, plugins: Plugins | 
     evaluation_pb2_grpc.add_EvaluationServiceServicer_to_server(servicer, runtime.server)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(ledger.close)
+        background = await stack.enter_async_context(runtime.background())
+        background.start("compact_ledger", ledger.compact_forever)
         if settings.retention_days:
-            stack.push_async_callback(end, asyncio.create_task(_forget_hourly(ledger, runtime.telemetry)))
+            background.every("purge_ledger", PURGE_INTERVAL_SECONDS, partial(_purge, ledger, runtime.telemetry))
         yield
 
 
-async def _forget_hourly(ledger: Ledger, telemetry: Telemetry) -> None:
-    """What goes wrong (a full disk, say) is logged, and tried again an hour later."""
-    while True:
-        try:
-            forgotten = await ledger.forget()
-            telemetry.log.info("forgot what is older than retention_days", rows=forgotten)
-        except (TreadleError, OSError, sqlite3.Error) as error:
-            telemetry.log.error("cannot forget what is older than retention_days", error=str(error))
-        await asyncio.sleep(FORGET_SECONDS)
+async def _purge(ledger: Ledger, telemetry: Telemetry) -> None:
+    purged = await ledger.purge_expired()
+    telemetry.log.info("deleted predictions and labels older than retention_days", rows=purged)
 
 
-def plugin_metrics(plugins: Plugins) -> Callable[[Task], Sequence[Metric]]:
-    """The metrics that plugins offer for a task. Plugins are imported at the first use, not at start-up."""
+def plugin_metrics(plugins: Plugins) -> Callable[[Task], Sequence[EvaluationMetric]]:
+    """A function from a task to the metrics of plugins for it.
 
-    def metrics(task: Task) -> Sequence[Metric]:
+    Plugins are imported at the first call, not at start-up.
+    """
+
+    def metrics(task: Task) -> Sequence[EvaluationMetric]:
         return [
-            Metric(name, _told(name, metric.score))
+            EvaluationMetric(name, _name_metric_in_errors(name, metric.score))
             for name, metric in plugins.metrics().items()
             if task.name.lower() in metric.tasks
         ]
@@ -98,8 +97,11 @@ def plugin_metrics(plugins: Plugins) -> Callable[[Task], Sequence[Metric]]:
     return metrics
 
 
-def _told(name: str, score: Callable[[Floats, Floats], float]) -> Callable[[Floats, Floats], float]:
-    """What a plugin raises is the plugin's fault, and says so; ValueError stands for "undefined here"."""
+def _name_metric_in_errors(name: str, score: Callable[[Floats, Floats], float]) -> Callable[[Floats, Floats], float]:
+    """The score function, with errors as FailedPrecondition that names the plugin's metric.
+
+    ValueError is passed on: it means that the metric is undefined for these rows.
+    """
 
     def call(labels: Floats, scores: Floats) -> float:
         try:

@@ -1,4 +1,4 @@
-"""The contract's RPCs: decode, call the core, encode."""
+"""The RPCs of the evaluation service: they decode requests, call the core and encode its results."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -9,11 +9,11 @@ from opentelemetry.trace import Link
 
 from treadle.core.errors import InvalidInput
 from treadle.evaluation import codec
-from treadle.evaluation.ledger.ledger import Entry, Ledger, Recorded
-from treadle.evaluation.ledger.queries import Question
+from treadle.evaluation.ledger.ledger import Entry, Ledger, RecordCounts
+from treadle.evaluation.ledger.queries import LedgerQuery
 from treadle.evaluation.ledger.recording import labels_of, predictions_of
 from treadle.evaluation.monitoring.live import live_metrics
-from treadle.evaluation.offline.metrics import Metric, Task, metrics_for
+from treadle.evaluation.offline.metrics import EvaluationMetric, Task, metrics_for
 from treadle.evaluation.offline.runner import Progress, Runner
 from treadle.observability.telemetry.propagation import parse_traceparent
 from treadle.observability.telemetry.telemetry import Telemetry
@@ -21,21 +21,22 @@ from treadle.v1 import evaluation_pb2 as pb
 from treadle.v1 import evaluation_pb2_grpc, types_pb2
 
 FLUSH_ROWS = 10_000
-"""A longer stream is stored in parts of about this many rows,"""
+"""A longer stream is stored in parts of about this many rows, to bound memory."""
 FLUSH_BYTES = 16 << 20
-"""or this many bytes, so that memory stays bounded."""
+"""A part ends at this many bytes, even with fewer rows."""
 MAXIMUM_LINKS = 1000
+"""Links of a span to the requests whose predictions it records."""
 
 
-class Servicer(evaluation_pb2_grpc.EvaluationServiceServicer):
-    """Evaluations, and the door to the ledger."""
+class EvaluationServicer(evaluation_pb2_grpc.EvaluationServiceServicer):
+    """Runs evaluations, and records to and queries the ledger."""
 
     def __init__(
         self,
         runner: Runner,
         ledger: Ledger,
         telemetry: Telemetry,
-        plugin_metrics: Callable[[Task], Sequence[Metric]],
+        plugin_metrics: Callable[[Task], Sequence[EvaluationMetric]],
         parallel_evaluations: int,
         live_metrics_rows: int,
     ) -> None:
@@ -44,14 +45,14 @@ class Servicer(evaluation_pb2_grpc.EvaluationServiceServicer):
         self._tracer = telemetry.tracer
         self._plugin_metrics = plugin_metrics
         self._live_metrics_rows = live_metrics_rows
-        self._evaluating = asyncio.Semaphore(parallel_evaluations)
+        self._evaluation_slots = asyncio.Semaphore(parallel_evaluations)
         self._rows = telemetry.meters.counter(
             "treadle_ledger_rows_total", "Rows sent to the ledger.", ["kind", "outcome"]
         )
 
     async def Evaluate(self, request: pb.EvaluateRequest, context: Any) -> AsyncIterator[pb.EvaluateResponse]:
-        """Progress, then the report."""
-        async with self._evaluating:
+        """Streams progress, then the report."""
+        async with self._evaluation_slots:
             async for event in self._runner.run(request):
                 if isinstance(event, Progress):
                     step = pb.Progress(stage=event.stage, rows_done=event.done, rows_total=event.total)
@@ -62,21 +63,21 @@ class Servicer(evaluation_pb2_grpc.EvaluationServiceServicer):
     async def RecordPredictions(
         self, request_iterator: AsyncIterator[pb.PredictionBatch], context: Any
     ) -> pb.RecordResponse:
-        """Stores predictions; what came before a bad batch is stored."""
-        return await self._record("predictions", _each(request_iterator), predictions_of)
+        """Stores predictions. InvalidInput names the first invalid batch; the batches before it are stored."""
+        return await self._record("predictions", _with_nested(request_iterator), predictions_of)
 
     async def RecordLabels(self, request_iterator: AsyncIterator[pb.LabelBatch], context: Any) -> pb.RecordResponse:
-        """Stores labels; what came before a bad batch is stored."""
+        """Stores labels. InvalidInput names the first invalid batch; the batches before it are stored."""
         return await self._record("labels", request_iterator, labels_of)
 
     async def GetLiveMetrics(self, request: pb.GetLiveMetricsRequest, context: Any) -> pb.GetLiveMetricsResponse:
-        """Scores what the ledger holds."""
+        """Live metrics of a deployment, computed on its recorded predictions and labels."""
         if not request.deployment:
             raise InvalidInput("deployment must be set")
         if request.from_micros < 0 or request.to_micros < 0:
             raise InvalidInput("from_micros and to_micros must not be negative")
-        task = codec.task_of(request.task or pb.TASK_BINARY_CLASSIFICATION)
-        found = await asyncio.to_thread(self._live, request, task)
+        task = codec.task_from_proto(request.task or pb.TASK_BINARY_CLASSIFICATION)
+        found = await asyncio.to_thread(self._live_metrics, request, task)
         return pb.GetLiveMetricsResponse(
             versions=[
                 pb.LiveMetrics(
@@ -85,15 +86,15 @@ class Servicer(evaluation_pb2_grpc.EvaluationServiceServicer):
                     labelled=each.counts.labelled,
                     degraded=each.counts.degraded,
                     scored=each.scored,
-                    metrics=codec.estimates(each.metrics),
+                    metrics=codec.estimates_to_proto(each.metrics),
                 )
                 for each in found
             ]
         )
 
-    def _live(self, request: pb.GetLiveMetricsRequest, task: Task) -> Any:
+    def _live_metrics(self, request: pb.GetLiveMetricsRequest, task: Task) -> Any:
         metrics = metrics_for(task, self._plugin_metrics(task))
-        question = Question(
+        query = LedgerQuery(
             request.deployment,
             request.from_micros,
             request.to_micros,
@@ -101,17 +102,17 @@ class Servicer(evaluation_pb2_grpc.EvaluationServiceServicer):
             request.model.version,
             request.include_fallbacks,
         )
-        live = self._ledger.live(question, self._live_metrics_rows)
+        live = self._ledger.live(query, self._live_metrics_rows)
         return live_metrics(live, task, metrics, output=request.score_output)
 
     async def _record(
         self, kind: str, batches: AsyncIterator[Any], entries_of: Callable[[Any, str], Sequence[Entry]]
     ) -> pb.RecordResponse:
-        """One stream into the ledger, part by part."""
-        total, index = Recorded(), 0
+        """Records a stream of batches part by part."""
+        total, index = RecordCounts(), 0
         async for part in _parts(batches):
-            # Not on the event loop: others are served meanwhile.
-            entries, problem = await asyncio.to_thread(_checked, part, index, entries_of)
+            # In a thread, so that the event loop serves other calls meanwhile.
+            entries, problem = await asyncio.to_thread(_valid_entries, part, index, entries_of)
             total += await self._store(kind, entries, _links(part))
             if problem is not None:
                 stored = f"the {problem.index} batches before it are stored; leave this one out"
@@ -119,10 +120,10 @@ class Servicer(evaluation_pb2_grpc.EvaluationServiceServicer):
             index += len(part)
         return pb.RecordResponse(rows_recorded=total.rows, rows_duplicate=total.duplicates)
 
-    async def _store(self, kind: str, entries: Sequence[Entry], links: Sequence[Link]) -> Recorded:
-        """The span links every request whose answer is among the entries."""
+    async def _store(self, kind: str, entries: Sequence[Entry], links: Sequence[Link]) -> RecordCounts:
+        """Stores entries within a span that links the requests of the predictions."""
         if not entries:
-            return Recorded()
+            return RecordCounts()
         rows = sum(len(entry.keys) for entry in entries)
         attributes: dict[str, str | int] = {"treadle.rows": rows, "treadle.ledger.kind": kind}
         with self._tracer.start_as_current_span("ledger record", links=links, attributes=attributes):
@@ -132,24 +133,24 @@ class Servicer(evaluation_pb2_grpc.EvaluationServiceServicer):
         return recorded
 
 
-async def _each(messages: AsyncIterator[pb.PredictionBatch]) -> AsyncIterator[pb.PredictionBatch]:
-    """The batches, also those that travel in the message of another."""
+async def _with_nested(messages: AsyncIterator[pb.PredictionBatch]) -> AsyncIterator[pb.PredictionBatch]:
+    """The batches of a stream, including those nested in `others` of a message."""
     async for message in messages:
-        for batch in _unpacked(message):
+        for batch in _unnested(message):
             yield batch
 
 
-def _unpacked(message: pb.PredictionBatch) -> Iterator[pb.PredictionBatch]:
+def _unnested(message: pb.PredictionBatch) -> Iterator[pb.PredictionBatch]:
     others = list(message.others)
     message.ClearField("others")
     yield message
     for other in others:
-        yield from _unpacked(other)
+        yield from _unnested(other)
 
 
 @dataclass(frozen=True)
 class _Problem:
-    """A batch that was refused, and its place in the stream."""
+    """An invalid batch: its index in the stream, and the error."""
 
     index: int
     error: InvalidInput
@@ -169,10 +170,10 @@ async def _parts(batches: AsyncIterator[Any]) -> AsyncIterator[list[Any]]:
         yield part
 
 
-def _checked(
+def _valid_entries(
     part: Sequence[Any], start: int, entries_of: Callable[[Any, str], Sequence[Entry]]
 ) -> tuple[list[Entry], _Problem | None]:
-    """What the batches hold, up to the first bad one."""
+    """The entries of the batches before the first invalid one, and the problem of that one, if any."""
     entries: list[Entry] = []
     for index, batch in enumerate(part, start):
         try:

@@ -14,8 +14,8 @@ from typing import Any, Final
 from google.protobuf import json_format
 
 from treadle.core.errors import Conflict, DataLoss, FailedPrecondition, NotFound, TreadleError
-from treadle.core.files import storing, write_atomically
-from treadle.core.hints import near
+from treadle.core.files import map_disk_full, write_atomically
+from treadle.core.hints import did_you_mean
 from treadle.features import definition_codec as codec
 from treadle.features.definition_diff import DefinitionChange, diff
 from treadle.features.definitions import Definitions, FeatureService, FeatureView, Transform, is_transform
@@ -48,14 +48,14 @@ class DefinitionSnapshot:
         """NotFound, with similar names, when the name is not defined."""
         found = self.views.get(name)
         if found is None:
-            raise NotFound(f"no feature view {name!r:.80}{near(name, self.views)}")
+            raise NotFound(f"no feature view {name!r:.80}{did_you_mean(name, self.views)}")
         return found
 
     def service(self, name: str) -> FeatureService:
         """NotFound, with similar names, when the name is not defined."""
         found = self.services.get(name)
         if found is None:
-            raise NotFound(f"no feature service {name!r:.80}{near(name, self.services)}")
+            raise NotFound(f"no feature service {name!r:.80}{did_you_mean(name, self.services)}")
         return found
 
     def plan(self, service: str, outputs: tuple[str, ...] = ()) -> LookupPlan:
@@ -217,5 +217,5 @@ def _save(file: Path, snapshot: DefinitionSnapshot) -> None:
         "definitions": json_format.MessageToDict(codec.to_apply_request(definitions)),
         "layouts": {view: [each.fields for each in history] for view, history in snapshot.layouts.items()},
     }
-    with storing("the disk is full; the definitions stay as they were"):
+    with map_disk_full("the disk is full; the definitions stay as they were"):
         write_atomically(file, json.dumps(content, indent=1).encode())

@@ -25,7 +25,7 @@ from typing import Any, Final, TypeVar
 from numpy.typing import NDArray
 
 from treadle.core.errors import InvalidInput
-from treadle.core.hints import near
+from treadle.core.hints import did_you_mean
 from treadle.features.names import check_function, check_name, check_unique
 from treadle.features.source import function_digest
 
@@ -44,7 +44,9 @@ _TRANSFORM_ATTRIBUTE: Final = "__treadle_transform__"
 
 def _check_dtype(dtype: str, allowed: Sequence[str], what: str) -> None:
     if dtype not in allowed:
-        raise InvalidInput(f"{what} has the unknown or unfit dtype {dtype!r:.40}{near(str(dtype).upper(), allowed)}")
+        raise InvalidInput(
+            f"{what} has the unknown or unfit dtype {dtype!r:.40}{did_you_mean(str(dtype).upper(), allowed)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class FeatureView:
         known = [each.name for each in self.fields]
         for name in wanted:
             if name not in known:
-                raise InvalidInput(f"view {self.name!r} has no field {name!r:.80}{near(name, known)}")
+                raise InvalidInput(f"view {self.name!r} has no field {name!r:.80}{did_you_mean(name, known)}")
         return FeatureSet(self.name, tuple(wanted))
 
     @property
@@ -275,4 +277,4 @@ def _find_named(name: str, among: Sequence[_Named], what: str) -> _Named:
     for each in among:
         if each.name == name:
             return each
-    raise InvalidInput(f"no {what} {name!r:.80}{near(name, [each.name for each in among])}")
+    raise InvalidInput(f"no {what} {name!r:.80}{did_you_mean(name, [each.name for each in among])}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from treadle.core.errors import InvalidInput, Violation
-from treadle.core.hints import near
+from treadle.core.hints import did_you_mean
 from treadle.features.definitions import Entity, FeatureService, FeatureView, Field, Transform
 from treadle.features.names import check_unique, full_name
 
@@ -55,7 +55,8 @@ class LookupPlan:
         check_unique(outputs, "output")
         for name in outputs:
             if name not in self.outputs:
-                what = f"feature service {self.service.name!r} has no output {name!r:.80}{near(name, self.outputs)}"
+                hint = did_you_mean(name, self.outputs)
+                what = f"feature service {self.service.name!r} has no output {name!r:.80}{hint}"
                 raise InvalidInput(what, [Violation("outputs", what)])
         return _prune_unused(replace(self, outputs=tuple(outputs)))
 
@@ -86,11 +87,11 @@ def compile_plan(service: FeatureService, views: Mapping[str, FeatureView]) -> L
 def _view_plan(what: str, name: str, fields: Sequence[str], views: Mapping[str, FeatureView]) -> ViewPlan:
     view = views.get(name)
     if view is None:
-        raise InvalidInput(f"{what} names the unknown view {name!r}{near(name, views)}")
+        raise InvalidInput(f"{what} names the unknown view {name!r}{did_you_mean(name, views)}")
     by_name = {each.name: each for each in view.fields}
     for field in fields:
         if field not in by_name:
-            raise InvalidInput(f"{what}: view {name!r} has no field {field!r:.80}{near(field, by_name)}")
+            raise InvalidInput(f"{what}: view {name!r} has no field {field!r:.80}{did_you_mean(field, by_name)}")
     return ViewPlan(view, tuple(by_name[each] for each in fields) or tuple(view.fields))
 
 
@@ -109,7 +110,7 @@ def _entities(what: str, views: Iterable[ViewPlan]) -> dict[str, Entity]:
 def _check_known(what: str, names: Iterable[str], known: Sequence[str]) -> None:
     for name in names:
         if name not in known:
-            raise InvalidInput(f"{what} the unknown feature {name!r:.80}{near(name, known)}")
+            raise InvalidInput(f"{what} the unknown feature {name!r:.80}{did_you_mean(name, known)}")
 
 
 def _prune_unused(plan: LookupPlan) -> LookupPlan:

@@ -10,12 +10,12 @@ from treadle.features import definition_codec as codec
 from treadle.features.definition_store import DefinitionStore
 from treadle.features.metrics import FeatureMeters
 from treadle.features.online.lookups import OnlineFeatures
-from treadle.features.values import FeatureValues
-from treadle.rpc.codec.columns import decode_all, encoded
+from treadle.rpc.codec.columns import decode_all
+from treadle.rpc.codec.feature_columns import encode_feature
 from treadle.rpc.codec.protobuf_wire import field
 from treadle.rpc.context import remaining
 from treadle.v1 import features_pb2 as pb
-from treadle.v1 import features_pb2_grpc, types_pb2
+from treadle.v1 import features_pb2_grpc
 
 
 class FeatureServicer(features_pb2_grpc.FeatureServiceServicer):
@@ -84,7 +84,7 @@ class FeatureServicer(features_pb2_grpc.FeatureServiceServicer):
         )
         self._meters.record_lookup(request.feature_service, features)
         return pb.GetOnlineFeaturesResponse.FromString(
-            b"".join([field(_FEATURES, encode_feature(each)) for each in features])
+            b"".join([field(_FEATURES, encode_feature(each.column, each.statuses, each.ages)) for each in features])
         )
 
     async def Push(self, request_iterator: AsyncIterator[pb.PushRequest], context: Any) -> pb.PushResponse:
@@ -108,18 +108,4 @@ class FeatureServicer(features_pb2_grpc.FeatureServiceServicer):
         return pb.GetFreshnessResponse(views=[pb.ViewFreshness(**vars(each)) for each in found])
 
 
-def encode_feature(feature: FeatureValues) -> bytes:
-    """The `FeatureColumn` of a feature, as bytes.
-
-    The packed wire forms of `statuses` and `ages_seconds` are the bytes of their numpy arrays (one byte a status, eight
-    an age). Encoding them number by number would take eight times as long.
-    """
-    statuses = field(_STATUSES, feature.statuses.astype(np.uint8, copy=False).tobytes())
-    ages = field(_AGES, feature.ages.astype("<f8", copy=False).tobytes())
-    return field(_COLUMN, encoded(feature.column)) + statuses + ages
-
-
 _FEATURES = pb.GetOnlineFeaturesResponse.FEATURES_FIELD_NUMBER
-_COLUMN = types_pb2.FeatureColumn.COLUMN_FIELD_NUMBER
-_STATUSES = types_pb2.FeatureColumn.STATUSES_FIELD_NUMBER
-_AGES = types_pb2.FeatureColumn.AGES_SECONDS_FIELD_NUMBER

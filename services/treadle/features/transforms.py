@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from treadle.core.column import Column
 from treadle.core.dtypes import numpy_dtype
 from treadle.core.errors import FailedPrecondition, TreadleError
-from treadle.core.hints import near
+from treadle.core.hints import did_you_mean
 from treadle.features.definitions import Field, Transform
 from treadle.features.values import FeatureStatus, FeatureValues, column_with_nulls
 
@@ -90,7 +90,7 @@ def _check_keys(transform: Transform, returned: Any) -> Mapping[str, Any]:
     for name in returned:
         if name not in wanted:
             raise _transform_error(
-                transform, f"returned {str(name)[:80]!r}, which it does not declare{near(str(name), wanted)}"
+                transform, f"returned {str(name)[:80]!r}, which it does not declare{did_you_mean(str(name), wanted)}"
             )
     return returned
 

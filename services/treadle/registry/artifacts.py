@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from treadle.core.errors import DataLoss, NotFound, StorageFull
-from treadle.core.files import storing, sync_folder
+from treadle.core.files import map_disk_full, sync_folder
 from treadle.registry.checks import Problems
 
 T = TypeVar("T")
@@ -107,7 +107,7 @@ class Artifacts:
         return await self._run(lambda: {digest: self._size(digest) for digest in digests})
 
     async def _run(self, work: Callable[..., T], *arguments: Any) -> T:
-        with storing("the registry has no space left for artifacts: make room on its disk"):
+        with map_disk_full("the registry has no space left for artifacts: make room on its disk"):
             return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
     def _path(self, sha256: str) -> Path:

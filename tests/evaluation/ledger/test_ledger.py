@@ -11,7 +11,7 @@ import pytest
 
 from treadle.core.errors import NotFound
 from treadle.evaluation.ledger.file_store import FileStore
-from treadle.evaluation.ledger.ledger import Batch, Label, Ledger, Recorded
+from treadle.evaluation.ledger.ledger import Label, Ledger, RecordCounts, RecordedBatch
 from treadle.evaluation.ledger.tables import BATCHES, LABELS
 
 WRITER = """
@@ -43,9 +43,9 @@ asyncio.run(main())
 """
 
 
-def prediction(*keys: str, at: int = 1) -> Batch:
+def prediction(*keys: str, at: int = 1) -> RecordedBatch:
     scalars = (at, "d", "m", 1, "traffic", "", "", "", 0.01, False)
-    return Batch(keys, tuple(range(len(keys))), len(keys), scalars, b"", b"")
+    return RecordedBatch(keys, tuple(range(len(keys))), len(keys), scalars, b"", b"")
 
 
 async def writer(tmp_path: Path, mode: str) -> asyncio.subprocess.Process:
@@ -74,7 +74,7 @@ async def test_a_killed_writer_loses_nothing_acknowledged_and_breaks_no_query(tm
 
 
 @pytest.mark.slow
-async def test_a_full_disk_refuses_the_write_whole_and_serves_on(tmp_path: Path) -> None:
+async def test_a_full_disk_refuses_the_whole_write_and_later_writes_succeed(tmp_path: Path) -> None:
     process = await writer(tmp_path, "full")
     output, _ = await process.communicate()
     assert process.returncode == 0
@@ -82,17 +82,22 @@ async def test_a_full_disk_refuses_the_write_whole_and_serves_on(tmp_path: Path)
     assert Ledger(tmp_path).rows("d").table["prediction_id"].to_pylist() == ["after", "before"]
 
 
-async def test_writers_that_wait_are_taken_together_and_counted_apart(tmp_path: Path) -> None:
+async def test_queued_writes_are_committed_together_and_counted_separately(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     await ledger.start()
     first = ledger.record([prediction("a")])
     rest = [ledger.record([prediction(key), prediction("a")]) for key in "bcd"]
-    assert await asyncio.gather(first, *rest) == [Recorded(1, 0), Recorded(1, 1), Recorded(1, 1), Recorded(1, 1)]
+    assert await asyncio.gather(first, *rest) == [
+        RecordCounts(1, 0),
+        RecordCounts(1, 1),
+        RecordCounts(1, 1),
+        RecordCounts(1, 1),
+    ]
     await ledger.close()
     assert len(FileStore(tmp_path / "ledger").files(BATCHES)) <= 2
 
 
-async def test_small_files_become_one_and_nothing_changes(tmp_path: Path) -> None:
+async def test_compaction_merges_small_files_and_changes_no_row(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     await ledger.start()
     for index in range(10):
@@ -102,25 +107,25 @@ async def test_small_files_become_one_and_nothing_changes(tmp_path: Path) -> Non
     assert [store.compact(kind, at_least=5) for kind in (BATCHES, LABELS)] == [10, 10]
     assert len(store.files(BATCHES)) == 1
     assert ledger.rows("d").table.equals(before)
-    assert await ledger.record([prediction("3")]) == Recorded(0, 1)
+    assert await ledger.record([prediction("3")]) == RecordCounts(0, 1)
     store.sweep()
     assert ledger.rows("d").table.equals(before)
     await ledger.close()
 
 
-async def test_nothing_runs_on_after_closing(tmp_path: Path) -> None:
+async def test_close_waits_for_writes_and_leaves_no_task(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     await ledger.start()
     sender = asyncio.create_task(ledger.record([prediction("a")]))
     await asyncio.sleep(0)
-    sender.cancel()  # its write goes on without it
+    sender.cancel()  # the write continues without its caller
     others = asyncio.all_tasks() - {sender}
     await ledger.close()
     assert asyncio.all_tasks() <= others
     assert ledger.rows("d").table["prediction_id"].to_pylist() == ["a"]
 
 
-async def test_files_that_the_catalogue_does_not_list_do_not_exist(tmp_path: Path) -> None:
+async def test_files_that_the_catalog_does_not_list_are_ignored_and_swept(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     await ledger.start()
     await ledger.record([prediction("a")])
@@ -131,7 +136,7 @@ async def test_files_that_the_catalogue_does_not_list_do_not_exist(tmp_path: Pat
     await ledger.close()
 
 
-async def test_rows_are_those_of_the_time_and_deployment_asked_for(tmp_path: Path) -> None:
+async def test_a_query_selects_rows_by_time_and_deployment(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     await ledger.start()
     await ledger.record([prediction(str(at), at=at) for at in range(1, 6)])
@@ -142,7 +147,7 @@ async def test_rows_are_those_of_the_time_and_deployment_asked_for(tmp_path: Pat
     await ledger.close()
 
 
-async def test_what_is_older_than_its_keep_is_forgotten(tmp_path: Path) -> None:
+async def test_rows_older_than_the_retention_are_deleted(tmp_path: Path) -> None:
     now = [0.0]
     ledger = Ledger(tmp_path, retention_days=2, clock=lambda: now[0])
     await ledger.start()
@@ -150,16 +155,16 @@ async def test_what_is_older_than_its_keep_is_forgotten(tmp_path: Path) -> None:
     now[0] = 86_400.0
     await ledger.record([prediction("young", at=2), Label("young", 0.0, 5)])
     FileStore(tmp_path / "ledger").compact(BATCHES, at_least=2)  # old and young in one file
-    assert await ledger.forget() == 0
+    assert await ledger.purge_expired() == 0
     now[0] = 2.5 * 86_400
-    assert await ledger.forget() == 3
+    assert await ledger.purge_expired() == 3
     assert ledger.rows("d").table["prediction_id"].to_pylist() == ["young"]
     assert ledger.rows("d").table["label"].to_pylist() == [0.0]
-    assert await ledger.record([prediction("old", "young")]) == Recorded(1, 1)
+    assert await ledger.record([prediction("old", "young")]) == RecordCounts(1, 1)
     await ledger.close()
 
 
-async def test_a_question_about_some_ids_reads_their_batches_only(tmp_path: Path) -> None:
+async def test_a_query_for_ids_decodes_only_their_batches(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     await ledger.start()
     await ledger.record([prediction("a", "b"), replace(prediction("bad"), message=b"\xff")])

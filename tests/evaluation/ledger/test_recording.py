@@ -1,4 +1,4 @@
-"""The ledger over the wire: durable, idempotent, exact; bad batches harm nobody."""
+"""Recording over gRPC is durable, idempotent and exact, and an invalid batch does not affect the others."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ from treadle.v1 import types_pb2
 Make = Callable[..., Any]
 
 
-async def test_what_is_recorded_is_read_back_exactly(evaluation: Any, batch: Make, tmp_path: Path) -> None:
+async def test_recorded_predictions_are_read_back_exactly(evaluation: Any, batch: Make, tmp_path: Path) -> None:
     answer = await evaluation.RecordPredictions([batch(["a", "b", "c"], [0.1, 1 / 3, 1e-300])])
     assert (answer.rows_recorded, answer.rows_duplicate) == (3, 0)
     ledger = Ledger(tmp_path / "evaluation")
@@ -38,7 +38,7 @@ async def test_what_is_recorded_is_read_back_exactly(evaluation: Any, batch: Mak
     assert np.isnan(found[1])
 
 
-async def test_batches_that_travel_in_one_message_are_batches_like_any_other(
+async def test_nested_batches_of_a_message_are_recorded_like_any_other(
     evaluation: Any, batch: Make, tmp_path: Path
 ) -> None:
     many = batch(["a"])
@@ -50,7 +50,7 @@ async def test_batches_that_travel_in_one_message_are_batches_like_any_other(
     assert sorted(rows.table["prediction_id"].to_pylist()) == list("abcde")
 
 
-async def test_rows_of_several_requests_keep_a_trace_and_a_time_each(
+async def test_each_request_of_a_batch_keeps_its_trace_id_and_latency(
     evaluation: Any, batch: Make, tmp_path: Path
 ) -> None:
     several = batch(["a", "b", "c"], trace_ids=["t", "", "v"], latencies_seconds=[0.1, 0.2, 0.3])
@@ -62,14 +62,14 @@ async def test_rows_of_several_requests_keep_a_trace_and_a_time_each(
     assert {name: (trace, seconds) for name, trace, seconds in found} == wanted
 
 
-async def test_sending_twice_counts_once(evaluation: Any, batch: Make, tmp_path: Path) -> None:
+async def test_a_prediction_sent_twice_is_stored_once(evaluation: Any, batch: Make, tmp_path: Path) -> None:
     await evaluation.RecordPredictions([batch(["a", "b"])])
     answer = await evaluation.RecordPredictions([batch(["b", "c"]), batch(["c"])])
     assert (answer.rows_recorded, answer.rows_duplicate) == (1, 2)
     assert Ledger(tmp_path / "evaluation").rows("d").table.num_rows == 3
 
 
-async def test_labels_come_before_or_after_and_the_last_known_counts(
+async def test_labels_may_precede_predictions_and_the_latest_label_is_valid(
     evaluation: Any, batch: Make, labels: Make, tmp_path: Path
 ) -> None:
     await evaluation.RecordLabels([labels(["a"], [1.0], at=20)])
@@ -94,7 +94,7 @@ async def test_labels_come_before_or_after_and_the_last_known_counts(
         ({"latencies_seconds": [-1.0]}, "latencies_seconds"),
     ],
 )
-async def test_a_bad_batch_is_refused_and_harms_no_other(
+async def test_an_invalid_batch_is_refused_and_earlier_batches_are_stored(
     evaluation: Any, batch: Make, tmp_path: Path, change: dict[str, Any], where: str
 ) -> None:
     with pytest.raises(InvalidInput, match=rf"batches\[1\].*{where}.*1 batches before it are stored"):
@@ -103,7 +103,7 @@ async def test_a_bad_batch_is_refused_and_harms_no_other(
     assert Ledger(tmp_path / "evaluation").rows("d").table["prediction_id"].to_pylist() == ["a", "b"]
 
 
-async def test_labels_must_be_numbers_one_for_each_prediction(evaluation: Any, labels: Make) -> None:
+async def test_labels_must_be_finite_numbers_one_for_each_prediction(evaluation: Any, labels: Make) -> None:
     short = labels(["a", "b"], [1.0, 0.0])
     short.prediction_ids.append("c")
     with pytest.raises(InvalidInput, match="at_micros has 2 elements"):
@@ -112,14 +112,14 @@ async def test_labels_must_be_numbers_one_for_each_prediction(evaluation: Any, l
         await evaluation.RecordLabels([labels(["a"], [float("nan")])])
 
 
-async def test_the_write_is_linked_to_the_requests(evaluation: Any, batch: Make, telemetry: Telemetry) -> None:
+async def test_the_span_of_a_write_links_the_requests(evaluation: Any, batch: Make, telemetry: Telemetry) -> None:
     parent = f"00-{'ab' * 16}-{'cd' * 8}-01"
     await evaluation.RecordPredictions([batch(["a"], traceparent=parent)])
     span = next(span for span in telemetry.spans if span.name == "ledger record")
     assert [link.context.trace_id for link in span.links] == [int("ab" * 16, 16)]
 
 
-async def test_live_metrics_are_those_of_the_labelled_answers(evaluation: Any, batch: Make, labels: Make) -> None:
+async def test_live_metrics_are_computed_on_labelled_predictions(evaluation: Any, batch: Make, labels: Make) -> None:
     rng = np.random.default_rng(0)
     truth = (rng.random(60) < 0.5).astype(float)
     scores = np.clip(truth * 0.3 + rng.random(60) * 0.7, 0, 1)

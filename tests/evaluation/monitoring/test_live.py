@@ -1,4 +1,4 @@
-"""Live metrics within bounds, for every task; a plugin that raises; a process that idles."""
+"""Live metrics of every task, their bounds, and errors of plugins; imports and retention of an idle service."""
 
 import asyncio
 import subprocess
@@ -17,7 +17,7 @@ from treadle.core.errors import FailedPrecondition, InvalidInput
 from treadle.evaluation.ledger.ledger import Ledger
 from treadle.evaluation.ledger.recording import predictions_of
 from treadle.evaluation.offline.scores import default_output
-from treadle.evaluation.service import Settings, open_service
+from treadle.evaluation.service import EvaluationSettings, open_service
 from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.plugins.hookspecs import hookimpl
 from treadle.plugins.manager import Plugins
@@ -50,11 +50,11 @@ def treadle_metrics(register: Callable[[Metric], None]) -> None:
 
 @pytest.fixture
 async def small(tmp_path: Path) -> AsyncIterator[Any]:
-    """A service that takes few rows into account, and has a plugin that raises."""
+    """A service with live metrics over at most 20 rows, and a plugin whose metric raises."""
     plugins = Plugins.load(modules={"broken": SimpleNamespace(treadle_metrics=treadle_metrics)})
     opening = partial(open_service, plugins=plugins)
     async with (
-        running(opening, Settings(live_metrics_rows=20), home=tmp_path / "small", peers=NOWHERE) as address,
+        running(opening, EvaluationSettings(live_metrics_rows=20), home=tmp_path / "small", peers=NOWHERE) as address,
         Channel(address, service="evaluation", telemetry=Telemetry.off()) as channel,
     ):
         yield evaluation_pb2_grpc.EvaluationServiceStub(channel)
@@ -72,7 +72,7 @@ async def live(service: Any, task: "pb.Task.ValueType", **fields: Any) -> dict[i
     return {each.model.version: each for each in found.versions}
 
 
-async def test_metrics_are_on_the_newest_rows_and_counts_on_all(small: Any, batch: Make, labels: Make) -> None:
+async def test_metrics_cover_the_newest_rows_and_counts_all_rows(small: Any, batch: Make, labels: Make) -> None:
     ids = [f"{index:02}" for index in range(50)]
     rng = np.random.default_rng(0)
     truth, scores = np.tile([0.0, 1.0], 25), rng.random(50)
@@ -85,7 +85,9 @@ async def test_metrics_are_on_the_newest_rows_and_counts_on_all(small: Any, batc
     assert {each.metric: each.value for each in found[1].metrics}["roc_auc"] == 1.0  # of the newest twenty only
 
 
-async def test_several_classes_and_numbers(evaluation: Any, batch: Make, labels: Make) -> None:
+async def test_multiclass_metrics_are_computed_and_a_wrong_task_is_refused(
+    evaluation: Any, batch: Make, labels: Make
+) -> None:
     scores = np.tile([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]], (10, 1))
     ids = [f"k{index}" for index in range(30)]
     await evaluation.RecordPredictions([answers(batch, ids, scores)])
@@ -96,7 +98,9 @@ async def test_several_classes_and_numbers(evaluation: Any, batch: Make, labels:
         await live(evaluation, pb.TASK_REGRESSION)
 
 
-async def test_versions_with_other_classes_are_scored_apart(evaluation: Any, batch: Make, labels: Make) -> None:
+async def test_versions_with_different_classes_have_no_common_metrics(
+    evaluation: Any, batch: Make, labels: Make
+) -> None:
     for version, classes in ((1, 2), (2, 3)):
         ids = [f"{version}-{index}" for index in range(4)]
         scores = np.full((4, classes), 1 / classes)
@@ -114,7 +118,7 @@ async def test_versions_with_other_classes_are_scored_apart(evaluation: Any, bat
         ({"score_output": "note"}, "STRING, not a number"),
     ],
 )
-async def test_outputs_that_cannot_be_scored(
+async def test_an_output_that_cannot_be_scored_is_refused(
     evaluation: Any, batch: Make, labels: Make, fields: dict[str, Any], words: str
 ) -> None:
     made = answers(batch, ["a"], [1.0])
@@ -125,21 +129,21 @@ async def test_outputs_that_cannot_be_scored(
         await live(evaluation, pb.TASK_REGRESSION, **fields)
 
 
-async def test_a_recorded_time_is_no_score(evaluation: Any, batch: Make, labels: Make) -> None:
+async def test_a_recorded_timestamp_is_no_score(evaluation: Any, batch: Make, labels: Make) -> None:
     await evaluation.RecordPredictions([answers(batch, ["a"], np.array(["2013-09-01"], "datetime64[us]"))])
     await evaluation.RecordLabels([labels(["a"], [1.0])])
     with pytest.raises(FailedPrecondition, match="not a number; name another score_output"):
         await live(evaluation, pb.TASK_REGRESSION)
 
 
-async def test_an_output_that_some_answers_lack(evaluation: Any, batch: Make, labels: Make) -> None:
+async def test_an_output_that_some_predictions_lack_is_refused(evaluation: Any, batch: Make, labels: Make) -> None:
     await evaluation.RecordPredictions([answers(batch, ["a"], [1.0]), answers(batch, ["b"], [1.0], name="other")])
     await evaluation.RecordLabels([labels(["a", "b"], [1.0, 1.0])])
     with pytest.raises(InvalidInput, match='no output "score"'):
         await live(evaluation, pb.TASK_REGRESSION, score_output="score")
 
 
-async def test_a_metric_that_raises_is_the_plugins_fault(small: Any, batch: Make, labels: Make) -> None:
+async def test_an_error_of_a_metric_names_the_plugin_and_no_value(small: Any, batch: Make, labels: Make) -> None:
     await small.RecordPredictions([answers(batch, ["a", "b"], [1.0, 2.0])])
     await small.RecordLabels([labels(["a", "b"], [1.0, 1.0])])
     with pytest.raises(FailedPrecondition, match=r'"broken.metric" of a plugin raised KeyError; mend') as caught:
@@ -147,14 +151,12 @@ async def test_a_metric_that_raises_is_the_plugins_fault(small: Any, batch: Make
     assert "secret" not in caught.value.message
 
 
-async def test_a_service_that_keeps_for_a_day_forgets_what_is_older(
-    tmp_path: Path, telemetry: Telemetry, batch: Make
-) -> None:
+async def test_a_service_with_retention_purges_older_rows(tmp_path: Path, telemetry: Telemetry, batch: Make) -> None:
     ledger = Ledger(tmp_path / "home", clock=lambda: 0.0)
     await ledger.start()
     await ledger.record(predictions_of(batch(["old"]), "batch"))
     await ledger.close()
-    settings = Settings(retention_days=1)
+    settings = EvaluationSettings(retention_days=1)
     async with running(open_service, settings, home=tmp_path / "home", peers=NOWHERE, telemetry=telemetry):
         async with asyncio.timeout(30):
             while ledger.rows("d").table.num_rows:
@@ -162,20 +164,20 @@ async def test_a_service_that_keeps_for_a_day_forgets_what_is_older(
 
 
 @pytest.mark.parametrize("wrong", [{"live_metrics_rows": 0}, {"retention_days": -1}, {"parallel_evaluations": 0}])
-def test_settings_that_make_no_sense(wrong: dict[str, int]) -> None:
+def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(FailedPrecondition, match="TREADLE_EVALUATION_"):
-        Settings(**wrong)
+        EvaluationSettings(**wrong)
 
 
 IDLE = """
 import asyncio, sys
 from pathlib import Path
-from treadle.evaluation.service import Settings, open_service
+from treadle.evaluation.service import EvaluationSettings, open_service
 from treadle.rpc.app.serving import running
 
 async def main():
     peers = dict.fromkeys(("registry", "features", "inference"), "127.0.0.1:1")
-    async with running(open_service, Settings(retention_days=1), home=Path(sys.argv[1]), peers=peers):
+    async with running(open_service, EvaluationSettings(retention_days=1), home=Path(sys.argv[1]), peers=peers):
         heavy = {"sklearn", "duckdb", "pyarrow", "matplotlib", "scipy", "pandas", "jinja2", "torch"}
         print(sorted(heavy & {name.partition(".")[0] for name in sys.modules}))
 
@@ -183,7 +185,7 @@ asyncio.run(main())
 """
 
 
-def test_an_idle_process_has_loaded_nothing_heavy(tmp_path: Path) -> None:
+def test_an_idle_process_has_imported_no_heavy_library(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", IDLE, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

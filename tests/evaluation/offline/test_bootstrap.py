@@ -1,4 +1,4 @@
-"""Intervals: the vectorised resampling says what scikit-learn says, covers what it should, and pairs."""
+"""Bootstrap intervals: vectorised resampling agrees with scikit-learn, has its nominal coverage, and is paired."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from treadle.evaluation.offline.bootstrap import MINIMUM_ROWS, compare, weight_blocks
 from treadle.evaluation.offline.bootstrap import _scorers as scorers
-from treadle.evaluation.offline.metrics import Floats, Metric, Task, metrics_for
+from treadle.evaluation.offline.metrics import EvaluationMetric, Floats, Task, metrics_for
 
 Data = tuple[Floats, Floats]
 
@@ -59,7 +59,7 @@ def test_weighted_values_are_those_of_scikit_learn_on_the_rows_drawn(task: Task,
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 4), st.integers(0, 2**32))
-def test_ties_and_lone_classes_agree_with_scikit_learn(rows: int, levels: int, seed: int) -> None:
+def test_ties_and_single_classes_agree_with_scikit_learn(rows: int, levels: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     labels, scores = binary(rng, rows, levels=levels)
     for weights in weight_blocks(rows, 5, rng):
@@ -94,7 +94,7 @@ def test_a_model_does_not_differ_from_itself() -> None:
     assert all((each.value, each.low, each.high) == (0, 0, 0) for each in compared.difference)
 
 
-def test_pairing_makes_the_difference_of_like_models_sharp() -> None:
+def test_pairing_narrows_the_interval_of_the_difference_of_similar_models() -> None:
     rng = np.random.default_rng(3)
     labels, scores = binary(rng, 500)
     nearly = np.clip(scores + rng.normal(scale=0.01, size=500), 0, 1)
@@ -113,7 +113,7 @@ def test_too_few_rows_have_no_interval() -> None:
         assert np.isnan(estimate.high)
 
 
-def test_one_class_has_no_auc_but_all_else() -> None:
+def test_labels_of_one_class_have_no_auc_but_a_brier_score() -> None:
     rng = np.random.default_rng(5)
     scores = rng.random(50)
     compared = compare(Task.BINARY, metrics_for(Task.BINARY), np.zeros(50), scores, rng=rng)
@@ -125,7 +125,7 @@ def test_one_class_has_no_auc_but_all_else() -> None:
 def test_a_metric_of_a_plugin_is_resampled_too() -> None:
     rng = np.random.default_rng(6)
     labels, scores = regression(rng, 60)
-    worst = Metric("worst_error", lambda labels, scores: float(np.abs(labels - scores).max()))
+    worst = EvaluationMetric("worst_error", lambda labels, scores: float(np.abs(labels - scores).max()))
     metrics = metrics_for(Task.REGRESSION, [worst])
     compared = compare(Task.REGRESSION, metrics, labels, scores, resamples=50, rng=rng)
     found = {each.metric: each for each in compared.candidate}["worst_error"]
@@ -133,7 +133,7 @@ def test_a_metric_of_a_plugin_is_resampled_too() -> None:
     assert found.high == found.value == np.abs(labels - scores).max()
 
 
-def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
+def test_intervals_have_their_nominal_coverage() -> None:
     """120 data sets from known distributions: 95 % intervals must hold the true value in about 95 % of them."""
     rng = np.random.default_rng(7)
     metrics = {"mae": metrics_for(Task.REGRESSION)["mae"], "bias": metrics_for(Task.REGRESSION)["bias"]}

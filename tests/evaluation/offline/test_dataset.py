@@ -11,7 +11,8 @@ from treadle.core.column import Column
 from treadle.core.errors import InvalidInput, NotFound
 from treadle.evaluation.offline.dataset import digest_of, files_of, model_inputs, read_columns, with_labels
 from treadle.evaluation.offline.slices import check_pattern, slices_of
-from treadle.plugins.tensors import Signature, TensorSpec
+from treadle.plugins.tensor_spec import TensorSpec
+from treadle.plugins.tensors import Signature
 
 TABLE = pa.table(
     {

@@ -1,4 +1,4 @@
-"""Verdicts and policy files."""
+"""Verdicts of the gate, and policy files."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from treadle.core.errors import InvalidInput, NotFound
 from treadle.evaluation.offline.bootstrap import Comparison, Estimate
-from treadle.evaluation.offline.gate import Policy, Threshold, Verdict, check_policy, judge, overall
+from treadle.evaluation.offline.gate import GatePolicy, Threshold, Verdict, check_policy, judge, overall
 from treadle.evaluation.offline.gate_policy import parse_policy, read_policy
 from treadle.evaluation.offline.slices import ScoredSlice
 from treadle.v1 import evaluation_pb2 as pb
@@ -38,19 +38,19 @@ SLICES = [scored("", 0.74, 0.72, 0.76), scored("origin=EWR", 0.71, 0.69, 0.73), 
     ],
 )
 def test_a_threshold_is_judged_with_a_reason(threshold: Threshold, verdict: Verdict, reason: str) -> None:
-    found, (judgement,) = judge(Policy(thresholds=(threshold,)), SLICES)
+    found, (judgement,) = judge(GatePolicy(thresholds=(threshold,)), SLICES)
     assert found is judgement.verdict is verdict
     assert reason in judgement.reason
 
 
-def test_a_star_judges_each_slice_of_the_column() -> None:
-    verdict, judgements = judge(Policy(thresholds=(Threshold("roc_auc", 0.75, slice="origin=*"),)), SLICES)
+def test_a_star_pattern_judges_each_slice_of_the_column() -> None:
+    verdict, judgements = judge(GatePolicy(thresholds=(Threshold("roc_auc", 0.75, slice="origin=*"),)), SLICES)
     assert [each.verdict for each in judgements] == [Verdict.FAIL, Verdict.PASS]
     assert verdict is Verdict.FAIL
 
 
 def test_an_undefined_metric_is_not_enough_data() -> None:
-    verdict, _ = judge(Policy(thresholds=(Threshold("roc_auc", 0.5),)), [scored("", NAN)])
+    verdict, _ = judge(GatePolicy(thresholds=(Threshold("roc_auc", 0.5),)), [scored("", NAN)])
     assert verdict is Verdict.NOT_ENOUGH_DATA
 
 
@@ -73,7 +73,7 @@ def test_fail_beats_not_enough_data_beats_pass(verdicts: list[Verdict]) -> None:
 )
 def test_a_policy_that_cannot_be_judged_is_refused(threshold: Threshold, words: str) -> None:
     with pytest.raises(InvalidInput, match=words) as caught:
-        check_policy(Policy(thresholds=(threshold,)), ["roc_auc"], has_baseline=False)
+        check_policy(GatePolicy(thresholds=(threshold,)), ["roc_auc"], has_baseline=False)
     assert caught.value.violations[0].field == "gate.thresholds[0]"
 
 
@@ -101,12 +101,12 @@ at_least = 0.7
         ("name = ", "Invalid value"),
     ],
 )
-def test_a_mistake_in_a_policy_file_is_named_with_its_line(text: str, words: str) -> None:
+def test_an_error_in_a_policy_file_names_its_line(text: str, words: str) -> None:
     with pytest.raises(InvalidInput, match=words):
         parse_policy(text)
 
 
-def test_a_policy_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_policy_file_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="does not exist"):
         read_policy(tmp_path / "none.toml")
 

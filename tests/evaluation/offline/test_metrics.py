@@ -1,11 +1,11 @@
-"""Metrics and the arrays that they take: scikit-learn's values, and refusals in words."""
+"""Metrics have the values of scikit-learn, and labels or scores that do not fit the task are refused."""
 
 import numpy as np
 import pytest
 import sklearn.metrics
 
 from treadle.core.errors import FailedPrecondition, InvalidInput
-from treadle.evaluation.offline.metrics import Metric, Task, metrics_for
+from treadle.evaluation.offline.metrics import EvaluationMetric, Task, metrics_for
 from treadle.evaluation.offline.scores import as_labels, as_scores, check_classes
 from treadle.evaluation.report.curves import curves_of
 
@@ -15,7 +15,7 @@ def values(task: Task, labels: list[float], scores: object) -> dict[str, float]:
     return {name: metric.value(*arrays) for name, metric in metrics_for(task).items()}
 
 
-def test_a_perfect_classifier_and_a_guess() -> None:
+def test_binary_metrics_of_a_perfect_classifier_and_of_a_guess() -> None:
     assert values(Task.BINARY, [0, 0, 1, 1], [0.0, 0.0, 1.0, 1.0]) == pytest.approx(
         {
             "roc_auc": 1, "average_precision": 1, "log_loss": 0, "brier": 0, "accuracy": 1, "precision": 1,
@@ -27,7 +27,7 @@ def test_a_perfect_classifier_and_a_guess() -> None:
     assert (guess["roc_auc"], guess["log_loss"], guess["positive_rate"]) == pytest.approx((0.5, np.log(2), 1.0))
 
 
-def test_several_classes_and_numbers_agree_with_scikit_learn() -> None:
+def test_multiclass_and_regression_metrics_agree_with_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     labels, raw = rng.integers(3, size=50), rng.random((50, 3))
     scores = raw / raw.sum(axis=1, keepdims=True)
@@ -49,15 +49,15 @@ def test_several_classes_and_numbers_agree_with_scikit_learn() -> None:
         (Task.REGRESSION, [2.0, 2.0], [1.0, 3.0], {"r2"}),
     ],
 )
-def test_what_has_no_meaning_for_the_rows_is_nan(
+def test_a_metric_that_is_undefined_for_the_rows_is_nan(
     task: Task, labels: list[float], scores: object, undefined: set[str]
 ) -> None:
     assert {name for name, value in values(task, labels, scores).items() if np.isnan(value)} == undefined
 
 
-def test_a_plugin_must_not_take_the_name_of_a_metric() -> None:
+def test_a_plugin_cannot_replace_a_built_in_metric() -> None:
     with pytest.raises(InvalidInput, match='metric "rmse" of a plugin'):
-        metrics_for(Task.REGRESSION, [Metric("rmse", lambda labels, scores: 0.0)])
+        metrics_for(Task.REGRESSION, [EvaluationMetric("rmse", lambda labels, scores: 0.0)])
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_plugin_must_not_take_the_name_of_a_metric() -> None:
         (Task.REGRESSION, ["a"], "must be one number a row"),
     ],
 )
-def test_labels_that_no_metric_takes(task: Task, labels: list[object], words: str) -> None:
+def test_labels_that_do_not_fit_the_task_are_refused(task: Task, labels: list[object], words: str) -> None:
     with pytest.raises(InvalidInput, match=words):
         as_labels(task, np.array(labels), column="y")
 
@@ -87,12 +87,12 @@ def test_labels_that_no_metric_takes(task: Task, labels: list[object], words: st
         (Task.REGRESSION, ["x"], "not a number"),
     ],
 )
-def test_scores_that_no_metric_takes(task: Task, scores: list[object], words: str) -> None:
+def test_scores_that_do_not_fit_the_task_are_refused(task: Task, scores: list[object], words: str) -> None:
     with pytest.raises(FailedPrecondition, match=words):
         as_scores(task, np.array(scores), source="m/1")
 
 
-def test_shapes_that_stand_for_a_binary_score() -> None:
+def test_accepted_shapes_of_a_binary_score() -> None:
     wanted = [0.25, 0.75]
     for scores in (wanted, [[0.25], [0.75]], [[0.75, 0.25], [0.25, 0.75]]):
         assert as_scores(Task.BINARY, np.array(scores, np.float32), source="m/1").tolist() == wanted
@@ -100,7 +100,7 @@ def test_shapes_that_stand_for_a_binary_score() -> None:
         check_classes(np.array([0.0, 2.0]), np.array([[0.5, 0.5], [0.5, 0.5]]), column="y")
 
 
-def test_curves_end_where_they_should() -> None:
+def test_curves_have_their_defined_end_points() -> None:
     rng = np.random.default_rng(1)
     labels = (rng.random(1000) < 0.3).astype(float)
     roc, calibration = curves_of(Task.BINARY, labels, rng.random(1000), "candidate")

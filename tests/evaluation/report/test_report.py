@@ -1,4 +1,4 @@
-"""Reports for people: the verdict first, every number, nothing from elsewhere, nothing that breaks out."""
+"""Reports show the verdict first and every number, load nothing from elsewhere, and escape names."""
 
 import base64
 import re
@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from treadle.evaluation.report.plots import plots_of
-from treadle.evaluation.report.report import shown, to_html, to_markdown
+from treadle.evaluation.report.report import estimate_text, to_html, to_markdown
 from treadle.v1 import evaluation_pb2 as pb
 from treadle.v1 import types_pb2
 
@@ -75,7 +75,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_the_page_says_the_verdict_first_and_needs_nothing_else(report: pb.EvaluationReport) -> None:
+def test_the_page_shows_the_verdict_first_and_is_self_contained(report: pb.EvaluationReport) -> None:
     page = Page()
     page.feed(to_html(report))
     assert "script" not in page.tags
@@ -96,7 +96,7 @@ def test_the_page_says_the_verdict_first_and_needs_nothing_else(report: pb.Evalu
     assert HOSTILE.replace("\n", "") in page.text.replace("\n", "")
 
 
-def test_markdown_tables_hold_whatever_is_in_a_name(report: pb.EvaluationReport) -> None:
+def test_markdown_cells_are_escaped(report: pb.EvaluationReport) -> None:
     text = to_markdown(report)
     assert text.startswith("# Evaluation of delay/7: FAIL\n\n1 of 3 rules hold")
     assert "| roc\\_auc | 0.8000 [0.7500, 0.8500] | 0.7000 [0.6500, 0.7500] | +0.1000 [+0.0500, +0.1500] |" in text
@@ -107,14 +107,14 @@ def test_markdown_tables_hold_whatever_is_in_a_name(report: pb.EvaluationReport)
     assert "a\\|b" in text
 
 
-def test_without_gate_baseline_or_plots(report: pb.EvaluationReport) -> None:
+def test_a_report_without_gate_baseline_or_plots(report: pb.EvaluationReport) -> None:
     bare = pb.EvaluationReport(ref=report.ref, task=report.task, rows=3, slices=[pb.SliceMetrics(rows=3)])
     assert "NO GATE" in to_html(bare)
     assert "Baseline" not in to_html(bare) + to_markdown(bare)
     assert not plots_of(bare)
 
 
-def test_plots_are_pictures_with_words(report: pb.EvaluationReport) -> None:
+def test_plots_have_a_title_and_a_description(report: pb.EvaluationReport) -> None:
     slices, roc = plots_of(report)
     assert slices.title == "roc_auc by slice, with 95 % intervals"
     assert roc.description == "ROC curve: y against x"
@@ -124,12 +124,12 @@ def test_plots_are_pictures_with_words(report: pb.EvaluationReport) -> None:
     assert plots_of(report) == [slices, roc]  # the same report gives the same bytes
 
 
-def test_many_slices_are_drawn_in_part_and_it_says_so(report: pb.EvaluationReport) -> None:
+def test_a_plot_of_many_slices_is_cut_and_says_so(report: pb.EvaluationReport) -> None:
     report.slices.extend([report.slices[0]] * 70)
     assert plots_of(report)[0].title.endswith("; 12 more in the tables")
 
 
-def test_numbers_large_small_and_undefined() -> None:
-    assert shown(estimate("m", 1234567.0)) == "1.235e+06"
-    assert shown(estimate("m", NAN)) == "–"
-    assert shown(estimate("m", 0.5), signed=True) == "+0.5000"
+def test_numbers_are_formatted() -> None:
+    assert estimate_text(estimate("m", 1234567.0)) == "1.235e+06"
+    assert estimate_text(estimate("m", NAN)) == "–"
+    assert estimate_text(estimate("m", 0.5), signed=True) == "+0.5000"

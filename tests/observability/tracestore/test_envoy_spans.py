@@ -86,5 +86,5 @@ def test_any_text_is_read(texts: dict[str, str], name: str) -> None:
     record = read(texts, name=name)
     for key, text in texts.items() - {("treadle.service", texts.get("treadle.service"))}:
         value = record.attributes[key]
-        assert isinstance(value, str | int) or -1e308 < value < 1e308
+        assert isinstance(value, str | int) or (isinstance(value, float) and -1e308 < value < 1e308)
         assert value in (text[:1024], REQUEST_ATTRIBUTES[key](text) if not isinstance(value, str) else None)

@@ -19,15 +19,14 @@ from ..conftest import Stubs, echo, over_a_network, spans_by_the_sdk
 
 
 async def test_the_callers_deadline_tenant_and_actor_go_to_the_next_hop(mesh):
-    call = RequestContext(
-        deadline=time.monotonic() + 30, tenant="acme", metadata={"treadle-actor": "ann", "cookie": "secret"}
-    )
+    deadline = time.monotonic() + 30
+    call = RequestContext(deadline=deadline, tenant="acme", metadata={"treadle-actor": "ann", "cookie": "secret"})
     async with mesh(echo) as (stubs, member):
         with request_scope(call):
             await stubs.predict(timeout=60)
     (seen,) = member.calls
     assert seen.deadline is not None
-    assert seen.deadline <= call.deadline + 0.5  # clocks of one machine; the wire rounds to a millisecond
+    assert seen.deadline <= deadline + 0.5  # clocks of one machine; the wire rounds to a millisecond
     assert (seen.tenant, seen.metadata["treadle-actor"]) == ("acme", "ann")
     assert "cookie" not in seen.metadata
 

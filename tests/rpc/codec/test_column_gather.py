@@ -1,4 +1,4 @@
-"""What is taken in can be read back, bit for bit, whatever its type and however it was sent."""
+"""Recorded columns: every column that passes the check is read back bit for bit, whatever its type and encoding."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,7 +24,7 @@ NUMERIC = [
 
 
 def column_of(dtype: str, rng: np.random.Generator, rows: int, shape: tuple[int, ...] = ()) -> Column:
-    """Any bits at all: infinities, NaN, -0.0 and subnormal numbers among them."""
+    """A column of random bits: infinities, NaN, -0.0 and subnormal numbers are among its values."""
     nulls = rng.random(rows) < 0.3
     if dtype in {"STRING", "BYTES"}:
         texts = ["", "ü", "x" * 40] if dtype == "STRING" else [b"", b"\xff\x00", b"y"]
@@ -57,7 +57,7 @@ def bits(values: Array) -> Array:
     st.lists(st.sampled_from([1, 2, 30]), min_size=1, max_size=5),
     st.integers(0, 2**32),
 )
-def test_batches_are_read_as_one_column_bit_for_bit(
+def test_columns_of_batches_are_concatenated_bit_for_bit(
     form: tuple[str, tuple[int, ...]], sizes: list[int], seed: int
 ) -> None:
     dtype, shape = form
@@ -73,7 +73,7 @@ def test_batches_are_read_as_one_column_bit_for_bit(
     assert np.array_equal(bits(found.values[:-2][present]), bits(wanted[present]))
 
 
-def test_numbers_that_changed_their_type_meet_and_texts_do_not_meet_numbers() -> None:
+def test_numbers_of_several_types_are_promoted_and_text_among_numbers_is_refused() -> None:
     whole, half, text = (Column.of("c", values) for values in ([1], [0.5], ["x"]))
     found = read([whole, half], [1, 1])["c"]
     assert found.dtype == "FP64"
@@ -82,7 +82,7 @@ def test_numbers_that_changed_their_type_meet_and_texts_do_not_meet_numbers() ->
         read([whole, text], [1, 1])
 
 
-def test_a_feature_of_which_no_value_was_kept_is_null() -> None:
+def test_a_column_without_values_is_null() -> None:
     message = pb.PredictionBatch(entities=[types_pb2.Column(name="c")])
     found = gather([message.SerializeToString()], [2], entities)["c"]
     assert found.nulls is not None
@@ -129,7 +129,7 @@ def doubles(values: Sequence[float], dtype: int = 0) -> types_pb2.Column:
         raw(types_pb2.DATA_TYPE_BOOL, b"\0\2"),
     ],
 )
-def test_what_decoding_would_refuse_is_refused_at_the_door(column: types_pb2.Column) -> None:
+def test_a_column_that_decoding_refuses_fails_the_check(column: types_pb2.Column) -> None:
     with suppress(InvalidInput):
         assert decode(column).rows != 2
     with pytest.raises(InvalidInput, match=r"x\[c?\]"):
@@ -138,5 +138,5 @@ def test_what_decoding_would_refuse_is_refused_at_the_door(column: types_pb2.Col
 
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from([*NUMERIC, "STRING", "BYTES"]), st.sampled_from([1, 2, 30]), st.integers(0, 2**32))
-def test_what_was_encoded_passes(dtype: str, rows: int, seed: int) -> None:
+def test_an_encoded_column_passes_the_check(dtype: str, rows: int, seed: int) -> None:
     check_columns([encode(column_of(dtype, np.random.default_rng(seed), rows))], "x", rows)

@@ -1,4 +1,4 @@
-"""The table that travels: what goes in comes out, and what is malformed is refused by name."""
+"""Columns survive encoding and decoding, and malformed messages are refused by the name of the column."""
 
 import contextlib
 
@@ -41,9 +41,9 @@ def test_numbers_survive_the_wire_bit_for_bit(column):
 
 
 @given(numeric_columns() | st.lists(st.text(), max_size=5).map(lambda values: Column.of("c", values, dtype="STRING")))
-def test_rows_on_their_own_are_what_each_would_be_alone(column):
+def test_encode_each_row_is_encode_of_each_row(column):
     rows = [column.take(slice(row, row + 1)) for row in range(column.rows)]
-    wires = [types_pb2.Column.FromString(wire) for wire in columns.encoded_rows(column)]
+    wires = [types_pb2.Column.FromString(wire) for wire in columns.encode_each_row(column)]
     assert [str(wire) for wire in wires] == [str(columns.encode(row)) for row in rows]
 
 
@@ -66,7 +66,7 @@ def text_columns_with_row_shapes(draw):
     values = draw(hnp.arrays(object, shape, elements=texts))
     nulls = draw(st.none() | hnp.arrays(bool, shape[0]))
     if nulls is not None:
-        values[nulls] = None  # what a null row holds has no meaning
+        values[nulls] = None  # the content of a null row has no meaning
     return Column("c", dtype, values, nulls)
 
 
@@ -86,6 +86,7 @@ def test_timestamps_survive_the_wire(values):
 def test_none_among_values_is_a_null():
     column = Column.of("c", [1.5, None, 2.5])
     assert column.dtype == "FP64"
+    assert column.nulls is not None
     assert column.nulls.tolist() == [False, True, False]
     assert np.isnan(column.as_float()[1])
 

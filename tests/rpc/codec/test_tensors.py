@@ -1,4 +1,4 @@
-"""The wire codec: what goes in comes out, and nothing else gets in."""
+"""Tensors survive encoding and decoding, and malformed messages are refused."""
 
 from typing import Any
 
@@ -60,7 +60,7 @@ def test_raw_tensors_are_views() -> None:
 
 
 @given(st.binary(max_size=64), st.lists(st.integers(-3, 1 << 62), max_size=4), st.sampled_from(["BYTES", "FP32"]))
-def test_no_raw_bytes_do_more_than_be_refused(raw: bytes, shape: list[int], datatype: str) -> None:
+def test_arbitrary_raw_bytes_are_decoded_or_refused(raw: bytes, shape: list[int], datatype: str) -> None:
     request = oip.ModelInferRequest(raw_input_contents=[raw])
     request.inputs.add(name="x", datatype=datatype, shape=shape)
     try:
@@ -71,20 +71,20 @@ def test_no_raw_bytes_do_more_than_be_refused(raw: bytes, shape: list[int], data
         assert list(decoded.shape) == shape
 
 
-def _typed(datatype: str, shape: list[int], **contents: Any) -> oip.ModelInferRequest:
+def _typed_request(datatype: str, shape: list[int], **contents: Any) -> oip.ModelInferRequest:
     request = oip.ModelInferRequest()
     request.inputs.add(name="x", datatype=datatype, shape=shape, contents=oip.InferTensorContents(**contents))
     return request
 
 
-def _rawly(datatype: str, shape: list[int], *raws: bytes) -> oip.ModelInferRequest:
+def _raw_request(datatype: str, shape: list[int], *raws: bytes) -> oip.ModelInferRequest:
     request = oip.ModelInferRequest(raw_input_contents=raws)
     request.inputs.add(name="x", datatype=datatype, shape=shape)
     return request
 
 
-def _twice() -> oip.ModelInferRequest:
-    request = _typed("FP32", [1], fp32_contents=[1])
+def _duplicate_name() -> oip.ModelInferRequest:
+    request = _typed_request("FP32", [1], fp32_contents=[1])
     request.inputs.append(request.inputs[0])
     return request
 
@@ -92,20 +92,20 @@ def _twice() -> oip.ModelInferRequest:
 @pytest.mark.parametrize(
     ("request_", "says"),
     [
-        (_typed("FP32", [2], fp32_contents=[1]), "has 1 values; shape [2] is 2"),
-        (_typed("FP32", [1], fp64_contents=[1]), "has fp64_contents; FP32 stands in fp32_contents"),
-        (_typed("INT8", [1], int_contents=[128]), "outside the range of INT8"),
-        (_typed("FP16", [1], fp32_contents=[1]), "no typed form"),
-        (_typed("FP32", [1] * 40, fp32_contents=[1]), "40 axes"),
-        (_twice(), "appears twice"),
-        (_rawly("BOOL", [1], b"\x02"), "other than 0 and 1"),
-        (_rawly("BYTES", [1], b"\x05\0\0\0ab"), "ends inside element 0"),
-        (_rawly("BYTES", [1], b"\x01\0\0\0ab"), "1 raw bytes after"),
-        (_rawly("FP32", [1], bytes(4), bytes(4)), "2 entries for 1 tensors"),
+        (_typed_request("FP32", [2], fp32_contents=[1]), "has 1 values; shape [2] is 2"),
+        (_typed_request("FP32", [1], fp64_contents=[1]), "has fp64_contents; FP32 stands in fp32_contents"),
+        (_typed_request("INT8", [1], int_contents=[128]), "outside the range of INT8"),
+        (_typed_request("FP16", [1], fp32_contents=[1]), "no typed form"),
+        (_typed_request("FP32", [1] * 40, fp32_contents=[1]), "40 axes"),
+        (_duplicate_name(), "appears twice"),
+        (_raw_request("BOOL", [1], b"\x02"), "other than 0 and 1"),
+        (_raw_request("BYTES", [1], b"\x05\0\0\0ab"), "ends inside element 0"),
+        (_raw_request("BYTES", [1], b"\x01\0\0\0ab"), "1 raw bytes after"),
+        (_raw_request("FP32", [1], bytes(4), bytes(4)), "2 entries for 1 tensors"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_refusals(request_: oip.ModelInferRequest, says: str) -> None:
+def test_a_malformed_tensor_is_refused(request_: oip.ModelInferRequest, says: str) -> None:
     with pytest.raises(InvalidInput) as caught:  # compared as plain text below
         decode_inputs(request_)
     assert says in caught.value.message
@@ -113,4 +113,4 @@ def test_refusals(request_: oip.ModelInferRequest, says: str) -> None:
 
 def test_text_must_be_utf8() -> None:
     with pytest.raises(InvalidInput, match="element 1 is not valid UTF-8"):
-        decode_inputs(_typed("BYTES", [2], bytes_contents=[b"ok", b"\xff"]), {"x": "STRING"})
+        decode_inputs(_typed_request("BYTES", [2], bytes_contents=[b"ok", b"\xff"]), {"x": "STRING"})

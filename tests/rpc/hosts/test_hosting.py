@@ -96,7 +96,9 @@ async def test_draining_says_not_serving_first_and_lets_calls_in_flight_finish(m
         async with grpc.aio.insecure_channel(address) as channel:
             watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=""))
             assert (await watch.read()).status == SERVING
-            predict = channel.unary_unary("/treadle.v1.PredictionService/Predict")
+            predict: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+                "/treadle.v1.PredictionService/Predict"
+            )
             call = asyncio.ensure_future(predict(b"\x0a\x01x"))
             await started.wait()
             closing.set()

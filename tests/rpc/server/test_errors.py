@@ -8,7 +8,7 @@ import pytest
 from treadle.core import errors
 from treadle.core.errors import Internal, Overloaded, StorageFull, TreadleError, Violation
 
-CLASSES = list(errors.every_class())
+CLASSES = list(errors.error_classes())
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)

@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import gc
 from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import pytest
@@ -221,10 +222,10 @@ async def test_a_stream_that_is_closed_from_another_context_still_knows_its_dead
             yield request
 
     server = Server(telemetry)
-    handler = grpc.unary_stream_rpc_method_handler(forever)
+    handler: Any = grpc.unary_stream_rpc_method_handler(forever)
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("a.Service", {"Method": handler})])
-    hosted = SimpleNamespace(invocation_metadata=tuple, time_remaining=lambda: 0.05)
-    wrapped = server.service(SimpleNamespace(method="/a.Service/Method", invocation_metadata=()))
+    hosted: Any = SimpleNamespace(invocation_metadata=tuple, time_remaining=lambda: 0.05)
+    wrapped: Any = server.service(SimpleNamespace(method="/a.Service/Method", invocation_metadata=()))
     stream = wrapped.unary_stream(b"x", hosted)
     assert await anext(stream) == b"x"
     await asyncio.sleep(0.1)

@@ -1,10 +1,9 @@
-"""The files of the ledger: Parquet files, and an SQLite catalogue that says which of them count and which ids are in
-them.
+"""The storage of the ledger: Parquet files, and an SQLite catalog that lists the valid files and the ids in them.
 
-A write is: file under a temporary name, fsync, rename, then one catalogue transaction with the file and its ids. A
-file that the catalogue does not list does not exist: what a crash leaves behind is swept at the next opening.
-Replacing small files by a large one is one transaction too. The replaced files stay for one more round, for readers
-that had them listed.
+A write is a file under a temporary name, fsync, rename, and then one catalog transaction with the file and its ids.
+Only files in the catalog are read: `sweep` deletes the files that a crash left behind. A compaction replaces small
+files by a large one in one transaction. The replaced files are kept until the next compaction, for readers that have
+listed them already.
 """
 
 import os
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from treadle.core.errors import StorageFull
-from treadle.core.files import storing, sync_folder
+from treadle.core.files import map_disk_full, sync_folder
 from treadle.evaluation.ledger.tables import ARRIVED, KEYS, UNIQUE
 
 _SCHEMA = """
@@ -25,39 +24,42 @@ CREATE TABLE IF NOT EXISTS files (
 );
 CREATE TABLE IF NOT EXISTS seen (key TEXT PRIMARY KEY) WITHOUT ROWID;
 """
-SMALL_ROWS = 50_000
+COMPACTION_ROWS = 50_000
 """Files with fewer rows are merged."""
 
 
 class FileStore:
-    """Durable tables. One process writes at a time; others may read. Methods block: call them from a thread."""
+    """Durable tables of the ledger.
+
+    One process writes at a time, others may read. Methods block: call them in a thread.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        with self._catalogue() as catalogue:
-            catalogue.execute("PRAGMA journal_mode=WAL")
-            catalogue.executescript(_SCHEMA)
+        with self._catalog() as catalog:
+            catalog.execute("PRAGMA journal_mode=WAL")
+            catalog.executescript(_SCHEMA)
 
     def sweep(self) -> int:
-        """Deletes files that no catalogue entry keeps; for the writer, at opening. Returns how many."""
-        with self._catalogue() as catalogue:
-            catalogue.execute("DELETE FROM files WHERE retired")
-            listed = {name for (name,) in catalogue.execute("SELECT name FROM files")}
+        """Deletes files that the catalog does not list, and returns their number. For the writing process, at start."""
+        with self._catalog() as catalog:
+            catalog.execute("DELETE FROM files WHERE retired")
+            listed = {name for (name,) in catalog.execute("SELECT name FROM files")}
         orphans = [path for path in self.folder.glob("*.parquet*") if path.name not in listed]
         for path in orphans:
             path.unlink(missing_ok=True)
         return len(orphans)
 
     def unseen(self, keys: Sequence[str]) -> list[bool]:
-        """For each key, whether it is new: neither stored nor earlier in the list."""
-        with self._catalogue() as catalogue:
+        """For each key, whether it is new: neither stored nor earlier in `keys`."""
+        with self._catalog() as catalog:
             known: set[str] = set()
             for start in range(0, len(keys), 500):
                 part = keys[start : start + 500]
                 marks = ",".join("?" * len(part))
                 query = f"SELECT key FROM seen WHERE key IN ({marks})"  # noqa: S608  # question marks only
-                known.update(key for (key,) in catalogue.execute(query, part))
+                known.update(key for (key,) in catalog.execute(query, part))
         fresh = []
         for key in keys:
             fresh.append(key not in known)
@@ -65,86 +67,89 @@ class FileStore:
         return fresh
 
     def next_sequence(self) -> int:
-        """A number above that of every file."""
-        with self._catalogue() as catalogue:
-            return int(catalogue.execute("SELECT coalesce(max(sequence), 0) + 1 FROM files").fetchone()[0])
+        """A number above the sequence number of every file."""
+        with self._catalog() as catalog:
+            return int(catalog.execute("SELECT coalesce(max(sequence), 0) + 1 FROM files").fetchone()[0])
 
     def add(self, kind: str, table: Any, keys: Sequence[str]) -> None:
-        """Stores an Arrow table with the keys in it; when this returns it is durable. StorageFull leaves everything as
-        it was."""
-        with self._storage():
+        """Stores an Arrow table and the keys in it, durably.
+
+        StorageFull if the disk is full; nothing is stored then.
+        """
+        with self._map_storage_errors():
             name = self._write(kind, [table])
             try:
-                with self._catalogue() as catalogue:
-                    catalogue.executemany("INSERT INTO seen VALUES (?)", ((key,) for key in keys))
-                    _insert(catalogue, name, kind, len(keys))
+                with self._catalog() as catalog:
+                    catalog.executemany("INSERT INTO seen VALUES (?)", ((key,) for key in keys))
+                    _insert_file(catalog, name, kind, len(keys))
             except BaseException:
                 (self.folder / name).unlink(missing_ok=True)
                 raise
 
     def files(self, kind: str) -> list[str]:
-        """Paths of the files that count, oldest first."""
-        with self._catalogue() as catalogue:
-            found = catalogue.execute(
-                "SELECT name FROM files WHERE kind = ? AND NOT retired ORDER BY sequence", (kind,)
-            )
+        """The paths of the valid files of a kind, oldest first."""
+        with self._catalog() as catalog:
+            found = catalog.execute("SELECT name FROM files WHERE kind = ? AND NOT retired ORDER BY sequence", (kind,))
             return [str(self.folder / name) for (name,) in found]
 
     def compact(self, kind: str, *, at_least: int = 32) -> int:
-        """Merges small files into one when there are `at_least` of them. Returns how many were merged."""
+        """Merges the small files of a kind into one if there are `at_least` of them.
+
+        Returns the number of merged files.
+        """
         import pyarrow.parquet as pq
 
-        with self._catalogue() as catalogue:
-            small = catalogue.execute(
+        with self._catalog() as catalog:
+            small = catalog.execute(
                 "SELECT name, rows FROM files WHERE kind = ? AND NOT retired AND rows < ? ORDER BY sequence",
-                (kind, SMALL_ROWS),
+                (kind, COMPACTION_ROWS),
             ).fetchall()
         if len(small) < at_least:
             return 0
         self.sweep_retired()
         names = [name for name, _ in small]
-        with self._storage():
+        with self._map_storage_errors():
             merged = self._write(kind, (pq.read_table(self.folder / name) for name in names))
-            with self._catalogue() as catalogue:
-                catalogue.executemany("UPDATE files SET retired = 1 WHERE name = ?", ((name,) for name in names))
-                _insert(catalogue, merged, kind, sum(rows for _, rows in small))
+            with self._catalog() as catalog:
+                catalog.executemany("UPDATE files SET retired = 1 WHERE name = ?", ((name,) for name in names))
+                _insert_file(catalog, merged, kind, sum(rows for _, rows in small))
         return len(names)
 
     def expire(self, kind: str, before_micros: int) -> int:
-        """Deletes rows that arrived before a time, and forgets their keys; returns how many keys."""
-        ageing = [Path(path) for path in self.files(kind) if _oldest(path) < before_micros]
-        if ageing:
+        """Deletes the rows that arrived before a time, and their keys. Returns the number of deleted keys."""
+        expiring = [Path(path) for path in self.files(kind) if _oldest_arrival(path) < before_micros]
+        if expiring:
             self.sweep_retired()
-        return sum(self._without_old(kind, path, before_micros) for path in ageing)
+        return sum(self._drop_expired(kind, path, before_micros) for path in expiring)
 
-    def _without_old(self, kind: str, path: Path, before_micros: int) -> int:
-        """Replaces a file by one without its old rows."""
+    def _drop_expired(self, kind: str, path: Path, before_micros: int) -> int:
+        """Replaces a file by one without its expired rows. Returns the number of deleted keys."""
         import pyarrow.parquet as pq
 
-        fresh, old = [(ARRIVED, ">=", before_micros)], [(ARRIVED, "<", before_micros)]
-        keys = pq.read_table(path, columns=[KEYS[kind]], filters=old)[0].combine_chunks()
-        gone = (keys.flatten() if hasattr(keys, "flatten") else keys).to_pylist()
-        kept = pq.read_table(path, filters=fresh)
-        with self._storage():
+        kept_filter, expired_filter = [(ARRIVED, ">=", before_micros)], [(ARRIVED, "<", before_micros)]
+        keys = pq.read_table(path, columns=[KEYS[kind]], filters=expired_filter)[0].combine_chunks()
+        expired_keys = (keys.flatten() if hasattr(keys, "flatten") else keys).to_pylist()
+        kept = pq.read_table(path, filters=kept_filter)
+        with self._map_storage_errors():
             name = self._write(kind, [kept]) if kept.num_rows else None
-            with self._catalogue() as catalogue:
-                rows = catalogue.execute("SELECT rows FROM files WHERE name = ?", (path.name,)).fetchone()[0]
-                catalogue.execute("UPDATE files SET retired = 1 WHERE name = ?", (path.name,))
-                catalogue.executemany("DELETE FROM seen WHERE key = ?", ((key,) for key in gone))
+            with self._catalog() as catalog:
+                rows = catalog.execute("SELECT rows FROM files WHERE name = ?", (path.name,)).fetchone()[0]
+                catalog.execute("UPDATE files SET retired = 1 WHERE name = ?", (path.name,))
+                catalog.executemany("DELETE FROM seen WHERE key = ?", ((key,) for key in expired_keys))
                 if name is not None:
-                    _insert(catalogue, name, kind, rows - len(gone))
-        return len(gone)
+                    _insert_file(catalog, name, kind, rows - len(expired_keys))
+        return len(expired_keys)
 
     def sweep_retired(self) -> None:
-        """Deletes what the merge before last replaced."""
-        with self._catalogue() as catalogue:
-            retired = [name for (name,) in catalogue.execute("SELECT name FROM files WHERE retired")]
-            catalogue.execute("DELETE FROM files WHERE retired")
+        """Deletes the files that the previous compaction or purge replaced."""
+        with self._catalog() as catalog:
+            retired = [name for (name,) in catalog.execute("SELECT name FROM files WHERE retired")]
+            catalog.execute("DELETE FROM files WHERE retired")
         for name in retired:
             (self.folder / name).unlink(missing_ok=True)
 
     def _write(self, kind: str, tables: Iterable[Any]) -> str:
-        """A durable file of its own, one row group a table; its name."""
+        """Writes a durable file with one row group a table, and returns its name."""
         import pyarrow.parquet as pq
 
         name = f"{kind}-{uuid.uuid4().hex}.parquet"
@@ -170,8 +175,8 @@ class FileStore:
         return name
 
     @contextmanager
-    def _catalogue(self) -> Iterator[sqlite3.Connection]:
-        """One transaction on a connection of its own: threads and processes need share nothing."""
+    def _catalog(self) -> Iterator[sqlite3.Connection]:
+        """One transaction on a new connection, so that threads and processes share none."""
         connection = sqlite3.connect(self.folder / "catalogue.sqlite", timeout=30)
         try:
             connection.execute("PRAGMA synchronous=FULL")
@@ -181,24 +186,24 @@ class FileStore:
             connection.close()
 
     @contextmanager
-    def _storage(self) -> Iterator[None]:
+    def _map_storage_errors(self) -> Iterator[None]:
         try:
-            with storing("the prediction ledger has no room left; nothing of this write was kept"):
+            with map_disk_full("the prediction ledger has no room left; nothing of this write was kept"):
                 yield
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}:
-                raise StorageFull("the prediction ledger's catalogue has no room left; nothing was kept") from error
+                raise StorageFull("the prediction ledger's catalog has no room left; nothing was kept") from error
             raise
 
 
-def _insert(catalogue: sqlite3.Connection, name: str, kind: str, rows: int) -> None:
-    catalogue.execute(
+def _insert_file(catalog: sqlite3.Connection, name: str, kind: str, rows: int) -> None:
+    catalog.execute(
         "INSERT INTO files SELECT ?, ?, ?, coalesce(max(sequence), 0) + 1, 0 FROM files", (name, kind, rows)
     )
 
 
-def _oldest(path: str) -> int:
-    """When the first row of a file arrived, from its footer."""
+def _oldest_arrival(path: str) -> int:
+    """Arrival time of the oldest row of a file (microseconds since 1970), from the statistics in its footer."""
     import pyarrow.parquet as pq
 
     footer = pq.read_metadata(path)

@@ -1,9 +1,9 @@
-"""The prediction ledger: what was answered, on what grounds, and what turned out to be true.
+"""The prediction ledger: recorded predictions with their features and outputs, and the labels that arrive later.
 
-Recording is cheap and reading does the work: a batch is kept as it came, and decoded when someone asks. Writes that
-wait are taken together (one file, one fsync, one transaction), so many small senders cost little more than one. A
-prediction id is stored once, however often it is sent. Labels may come before or after; the one that became known last
-counts.
+Recording is cheap and queries do the work: a batch is stored as it was sent, and decoded by a query. Queued writes are
+committed together (one file, one fsync, one transaction), so many small senders cost little more than one. A prediction
+id is stored once, however often it is sent. Labels may arrive before or after their predictions; the label with the
+latest time is the valid one.
 """
 
 import asyncio
@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from treadle.core.errors import NotFound
+from treadle.core.tasks import in_thread
 from treadle.evaluation.ledger.file_store import FileStore
-from treadle.evaluation.ledger.queries import Live, Question, Reader, Rows
+from treadle.evaluation.ledger.queries import LedgerQuery, LedgerReader, LedgerRows, LiveWindow
 from treadle.evaluation.ledger.tables import BATCHES, LABELS, batch_schema, label_schema
 from treadle.evaluation.offline.metrics import Floats
 
@@ -25,33 +27,33 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
-    """How many rows were new, and how many had been seen."""
+class RecordCounts:
+    """The numbers of new and of duplicate rows in a write."""
 
     rows: int = 0
     duplicates: int = 0
 
-    def __add__(self, other: "Recorded") -> "Recorded":
-        return Recorded(self.rows + other.rows, self.duplicates + other.duplicates)
+    def __add__(self, other: "RecordCounts") -> "RecordCounts":
+        return RecordCounts(self.rows + other.rows, self.duplicates + other.duplicates)
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """Predictions of one request. `keys` are the ids that count, `positions` their rows in the batch."""
+class RecordedBatch:
+    """A batch of predictions. `keys` are the ids to store, `positions` their rows in the batch."""
 
     keys: tuple[str, ...]
     positions: tuple[int, ...]
     rows: int
-    """Of the batch as it came, including those that do not count."""
+    """Rows of the batch as it was sent, including rows with ids that are stored already."""
     scalars: tuple[Any, ...]
     """The values of `tables.SCALARS`."""
     outputs: bytes
-    """A serialized PredictionBatch with the outputs alone: all that live metrics read."""
+    """A serialized PredictionBatch with the outputs only: live metrics read nothing else."""
     message: bytes
     """The serialized PredictionBatch."""
 
-    def only(self, wanted: Sequence[bool]) -> "Batch":
-        """The same batch, of which fewer ids count."""
+    def with_ids(self, wanted: Sequence[bool]) -> "RecordedBatch":
+        """The batch with only the wanted ids; `wanted` has one flag for each of `keys`."""
         kept = [index for index, want in enumerate(wanted) if want]
         keys, positions = tuple(self.keys[index] for index in kept), tuple(self.positions[index] for index in kept)
         return replace(self, keys=keys, positions=positions)
@@ -67,82 +69,90 @@ class Label:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """What makes it the same label when sent again."""
+        """The key of the label: a label that is sent twice has the same key."""
         return (f"{self.prediction_id}\0{self.at_micros}\0{self.label!r}",)
 
 
-Entry = Batch | Label
+Entry = RecordedBatch | Label
 
 
 @dataclass
-class _Write:
+class _PendingWrite:
     entries: Sequence[Entry]
-    done: "asyncio.Future[Recorded]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    done: "asyncio.Future[RecordCounts]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Ledger:
-    """Reads and writes the ledger in a folder. To write: `start` it, `record`, `close`. To read only: just make one."""
+    """Reads and writes the ledger in a folder. Writers call `start`, `record`, `close`; readers need neither."""
 
     def __init__(self, folder: Path, *, retention_days: int = 0, clock: Callable[[], float] = time.time) -> None:
         """`folder` is the home of the evaluation service; `retention_days` 0 keeps all."""
         self._store = FileStore(folder / "ledger")
         self._retention_days = retention_days
         self._clock = clock
-        self._waiting: list[_Write] = []
+        self._queued: list[_PendingWrite] = []
         self._writer: asyncio.Task[None] | None = None
-        self._compaction: asyncio.Task[None] | None = None
-        self._upkeep = asyncio.Lock()  # merging and forgetting replace files: one at a time
+        self._written = asyncio.Event()
+        self._maintenance = asyncio.Lock()  # compaction and purge replace files: one runs at a time
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
 
     async def start(self) -> None:
-        """Clears away what a crash left. For the one process that writes."""
+        """Deletes the files that a crash left behind. For the one process that writes."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._store.sweep)
 
-    async def record(self, entries: Sequence[Entry]) -> Recorded:
-        """Stores entries; when this returns they are durable. StorageFull: none of them is."""
+    async def record(self, entries: Sequence[Entry]) -> RecordCounts:
+        """Stores entries durably. StorageFull if the disk is full; none of them is stored then."""
         if not entries:
-            return Recorded()
-        write = _Write(entries)
-        self._waiting.append(write)
+            return RecordCounts()
+        write = _PendingWrite(entries)
+        self._queued.append(write)
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write_all())
         return await asyncio.shield(write.done)
 
-    async def forget(self) -> int:
-        """Deletes what arrived more than `retention_days` ago; returns how many predictions and labels that were."""
+    async def purge_expired(self) -> int:
+        """Deletes predictions and labels that arrived more than `retention_days` ago, and returns their number."""
         if not self._retention_days:
             return 0
         before = int(self._clock() * 1e6) - self._retention_days * DAY_MICROS
-        async with self._upkeep:
-            return sum([await asyncio.to_thread(self._store.expire, kind, before) for kind in (BATCHES, LABELS)])
+        async with self._maintenance:
+            return sum([await in_thread(partial(self._store.expire, kind, before)) for kind in (BATCHES, LABELS)])
+
+    async def compact_forever(self) -> None:
+        """Merges small files whenever something was written. For the one process that writes."""
+        while True:
+            await self._written.wait()
+            self._written.clear()
+            async with self._maintenance:
+                for kind in (BATCHES, LABELS):
+                    await in_thread(partial(self._store.compact, kind))
 
     async def close(self) -> None:
-        """Waits for the writes under way, and for the compaction that the last of them starts."""
+        """Waits for the writes in flight."""
         if self._writer is not None:
             await asyncio.wait([self._writer])
-        if self._compaction is not None:  # looked up only now: the writer ends by starting one
-            await asyncio.wait([self._compaction])
         self._thread.shutdown()
 
-    def rows(self, deployment: str = "", from_micros: int = 0, to_micros: int = 0) -> Rows:
-        """Predictions by time, shadows included, with their labels and all that was recorded of them.
+    def rows(self, deployment: str = "", from_micros: int = 0, to_micros: int = 0) -> LedgerRows:
+        """Predictions in the order of time, shadows included, with their labels and everything recorded of them.
 
-        Deployment "" means all; [from, to) by time of prediction, 0: open.
+        Deployment "" means all. The time of prediction is in [from_micros, to_micros), microseconds since 1970; 0
+        leaves that end open.
         """
-        return self._read(lambda reader: reader.rows(Question(deployment, from_micros, to_micros)))
+        return self._read(lambda reader: reader.rows(LedgerQuery(deployment, from_micros, to_micros)))
 
-    def live(self, question: Question, newest: int) -> Live:
-        """What live metrics need: counts of every version, and outputs of the newest labelled rows of each."""
-        return self._read(lambda reader: reader.live(question, newest))
+    def live(self, query: LedgerQuery, newest: int) -> LiveWindow:
+        """The data of live metrics: counts of every version, and outputs of the `newest` labelled rows of each."""
+        return self._read(lambda reader: reader.live(query, newest))
 
     def features(self, deployment: str, prediction_ids: Sequence[str]) -> dict[str, Floats]:
-        """The numeric features that each prediction was made from, in the order of the ids; NaN for null.
+        """The numeric features of predictions by name, one value for each id, in the order of the ids; NaN for null.
 
         NotFound if one of the predictions is not in the ledger.
         """
         import numpy as np
 
-        found = self._read(lambda reader: reader.rows(Question(deployment), ids=prediction_ids))
+        found = self._read(lambda reader: reader.rows(LedgerQuery(deployment), ids=prediction_ids))
         position = {key: index for index, key in enumerate(found.table["prediction_id"].to_pylist())}
         missing = [key for key in prediction_ids if key not in position]
         if missing:
@@ -154,39 +164,33 @@ class Ledger:
         return {column.name: column.take(order).as_float() for column in columns if column.values.dtype != object}
 
     async def _write_all(self) -> None:
-        """Takes all that waits, again and again, until nothing does."""
+        """Commits all queued writes as one, until none is queued."""
         loop = asyncio.get_running_loop()
-        while self._waiting:
-            writes, self._waiting = self._waiting, []
+        while self._queued:
+            writes, self._queued = self._queued, []
             try:
                 results = await loop.run_in_executor(self._thread, self._commit, [write.entries for write in writes])
-            except Exception as error:  # whatever it is, those who wait must hear it
+            except Exception as error:  # of any kind: the callers of `record` must receive it
                 for write in writes:
                     write.done.set_exception(error)
-                    write.done.exception()  # a caller that went away leaves it unread
+                    write.done.exception()  # marks it as retrieved, for a caller that was cancelled
                 continue
             for write, result in zip(writes, results, strict=True):
                 write.done.set_result(result)
-        if self._compaction is None or self._compaction.done():
-            self._compaction = asyncio.create_task(self._compact())
+        self._written.set()
 
-    async def _compact(self) -> None:
-        async with self._upkeep:
-            for kind in (BATCHES, LABELS):
-                await asyncio.to_thread(self._store.compact, kind)
-
-    def _commit(self, writes: list[Sequence[Entry]]) -> list[Recorded]:
+    def _commit(self, writes: list[Sequence[Entry]]) -> list[RecordCounts]:
         fresh = iter(self._store.unseen([key for write in writes for entry in write for key in entry.keys]))
-        batches: list[Batch] = []
+        batches: list[RecordedBatch] = []
         labels: list[Label] = []
         counts = []
         for write in writes:
-            count = Recorded()
+            count = RecordCounts()
             for entry in write:
                 new = [next(fresh) for _ in entry.keys]
-                count += Recorded(sum(new), len(new) - sum(new))
-                if isinstance(entry, Batch) and any(new):
-                    batches.append(entry if all(new) else entry.only(new))
+                count += RecordCounts(sum(new), len(new) - sum(new))
+                if isinstance(entry, RecordedBatch) and any(new):
+                    batches.append(entry if all(new) else entry.with_ids(new))
                 elif isinstance(entry, Label) and new[0]:
                     labels.append(entry)
             counts.append(count)
@@ -198,11 +202,11 @@ class Ledger:
             self._store.add(LABELS, _label_table(labels, sequence, now), _keys(labels))
         return counts
 
-    def _read(self, read: Callable[[Reader], T]) -> T:
-        """Reads again, from a new list of files, when a file went away in between (two merges while we read)."""
+    def _read(self, read: Callable[[LedgerReader], T]) -> T:
+        """Runs a query, and again with a new list of files if a compaction deleted one in between."""
         for attempt in range(3):
             try:
-                with Reader(self._store) as reader:
+                with LedgerReader(self._store) as reader:
                     return read(reader)
             except OSError:
                 if attempt == 2:
@@ -214,7 +218,7 @@ def _keys(entries: Sequence[Entry]) -> list[str]:
     return [key for entry in entries for key in entry.keys]
 
 
-def _batch_table(batches: Sequence[Batch], sequence: int, now: int) -> Any:
+def _batch_table(batches: Sequence[RecordedBatch], sequence: int, now: int) -> Any:
     columns = (
         *zip(*(batch.scalars for batch in batches), strict=True),
         range(sequence, sequence + len(batches)),

@@ -1,4 +1,4 @@
-"""Questions to the ledger, answered by DuckDB over its Parquet files with bounded memory."""
+"""Queries on the ledger: DuckDB over its Parquet files, with bounded memory."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,18 +11,21 @@ import numpy as np
 from treadle.core.column import Array, Column
 from treadle.evaluation.ledger.file_store import FileStore
 from treadle.evaluation.ledger.tables import BATCHES, LABELS, SCALARS, batch_schema, label_schema
-from treadle.rpc.codec import column_gather as gathered
+from treadle.rpc.codec import column_gather
 from treadle.v1 import evaluation_pb2, types_pb2
 
-MEMORY = "512MB"
+MEMORY_LIMIT = "512MB"
 """DuckDB spills to disk beyond this."""
 _NAMES = ", ".join(name for name, _ in SCALARS)
 _STATUS = {number: name.removeprefix("FEATURE_STATUS_") for name, number in types_pb2.FeatureStatus.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """Which predictions; empty and 0 mean all. Time is [from, to) by time of prediction, microseconds since 1970."""
+class LedgerQuery:
+    """Selects predictions; "" and 0 select all.
+
+    The time of prediction is in [from_micros, to_micros), microseconds since 1970.
+    """
 
     deployment: str = ""
     from_micros: int = 0
@@ -30,10 +33,10 @@ class Question:
     model: str = ""
     version: int = 0
     include_fallbacks: bool = False
-    """For live metrics: whether answers of a fallback are scored."""
+    """Whether live metrics score the answers of fallbacks."""
 
     def where(self) -> tuple[str, list[Any]]:
-        """The condition on batches, and its parameters."""
+        """The SQL condition on batches, and its parameters."""
         conditions = ["at_micros >= ?"]
         parameters: list[Any] = [self.from_micros]
         for condition, value in (
@@ -49,29 +52,30 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Predictions, one a row of `table`: prediction_id, SCALARS, `label` and `label_at_micros` (null: not known yet).
+class LedgerRows:
+    """The rows of a query, one prediction a row.
 
-    Their columns are decoded when asked for.
+    `table` is an Arrow table with prediction_id, SCALARS, `label` and `label_at_micros` (null without a label). The
+    methods decode entities, features and outputs.
     """
 
     table: Any
     _messages: Sequence[bytes]
     _counts: Array
-    """Rows of each message."""
+    """The number of rows of each message."""
     _message: Array
-    """For each row of the table, its message,"""
+    """The index of its message, for each row of the table."""
     _position: Array
-    """and which row of it it is."""
+    """The row within its message, for each row of the table."""
 
-    def some(self, rows: Array) -> "Rows":
-        """The rows at some positions of the table."""
+    def take(self, rows: Array) -> "LedgerRows":
+        """The rows at the given positions of the table."""
         kept, message = np.unique(self._message[rows], return_inverse=True)
         messages = [self._messages[index] for index in kept.tolist()]
-        return Rows(self.table.take(rows), messages, self._counts[kept], message, self._position[rows])
+        return LedgerRows(self.table.take(rows), messages, self._counts[kept], message, self._position[rows])
 
-    def of_requests(self) -> "Rows":
-        """The same, where rows of a batch are of requests of their own each with its trace and its time."""
+    def with_request_fields(self) -> "LedgerRows":
+        """The rows with the trace id and latency of each request, where a batch holds the rows of several requests."""
         import pyarrow as pa
 
         several = np.flatnonzero(self._counts > 1).tolist()
@@ -87,19 +91,19 @@ class Rows:
         return replace(self, table=table)
 
     def entities(self) -> dict[str, Column]:
-        """Keys asked for, by name."""
-        return self._columns(gathered.entities)
+        """The entity key columns by name."""
+        return self._columns(column_gather.entities)
 
     def features(self) -> dict[str, Column]:
-        """What the models were given, by name."""
-        return self._columns(gathered.features)
+        """The feature columns that the models received, by name."""
+        return self._columns(column_gather.features)
 
     def outputs(self) -> dict[str, Column]:
-        """What was answered, by name."""
-        return self._columns(gathered.outputs)
+        """The output columns by name."""
+        return self._columns(column_gather.outputs)
 
     def statuses(self, feature: str) -> list[tuple[str, float] | None]:
-        """Status ("PRESENT", …) and age in seconds of one feature in each row; None where a row has none."""
+        """Status ("PRESENT", …) and age in seconds of one feature in each row; None for rows without the feature."""
         found: list[tuple[str, float] | None] = []
         for message, count in zip(self._messages, self._counts.tolist(), strict=True):
             batch = evaluation_pb2.PredictionBatch.FromString(message)
@@ -109,22 +113,22 @@ class Rows:
             else:
                 names = [_STATUS.get(status, "UNSPECIFIED") for status in mine.statuses]
                 found += zip(names, mine.ages_seconds, strict=True)
-        return [found[row] for row in self._places().tolist()]
+        return [found[row] for row in self._positions().tolist()]
 
-    def _columns(self, part: gathered.Part) -> dict[str, Column]:
-        places = self._places()
-        found = gathered.gather(self._messages, self._counts.tolist(), part)
-        return {name: column.take(places) for name, column in found.items()}
+    def _columns(self, select: column_gather.ColumnSelector) -> dict[str, Column]:
+        positions = self._positions()
+        found = column_gather.gather(self._messages, self._counts.tolist(), select)
+        return {name: column.take(positions) for name, column in found.items()}
 
-    def _places(self) -> Array:
-        """For each row of the table, its place among the rows of all messages."""
+    def _positions(self) -> Array:
+        """The position of each row of the table among the rows of all messages."""
         starts = np.cumsum(self._counts) - self._counts
         return np.asarray(starts[self._message] + self._position)
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many answers of one version there are, how many of them have labels (and count), how many were degraded."""
+    """The numbers of predictions of one version, of those with a label that are scored, and of degraded ones."""
 
     predictions: int
     labelled: int
@@ -132,15 +136,18 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Live:
-    """What live metrics are made from. `scored` holds outputs only, shadows left out."""
+class LiveWindow:
+    """The data of live metrics.
+
+    `counts` are by model and version; `scored` holds the labelled rows to score: outputs only, no shadows.
+    """
 
     counts: Mapping[tuple[str, int], Counts]
-    scored: Rows
+    scored: LedgerRows
 
 
-class Reader:
-    """One connection over the files as they are now. OSError when one of them went away since."""
+class LedgerReader:
+    """A DuckDB connection over the files that are valid now. OSError if a compaction has deleted one of them since."""
 
     def __init__(self, store: FileStore) -> None:
         self._store = store
@@ -149,11 +156,11 @@ class Reader:
         import duckdb
 
         spill = str(self._store.folder / "spill")
-        self._connection = duckdb.connect(config={"memory_limit": MEMORY, "threads": 2, "temp_directory": spill})
+        self._connection = duckdb.connect(config={"memory_limit": MEMORY_LIMIT, "threads": 2, "temp_directory": spill})
         try:
             for kind, schema in ((BATCHES, batch_schema()), (LABELS, label_schema())):
                 if files := self._store.files(kind):
-                    self._guarded(partial(self._view, kind, files))
+                    self._with_os_error(partial(self._view, kind, files))
                 else:
                     self._connection.register(kind, schema.empty_table())
         except BaseException:
@@ -164,43 +171,45 @@ class Reader:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._connection.close()
 
-    def rows(self, question: Question, ids: Sequence[str] | None = None) -> Rows:
-        """Predictions by time with all that was recorded; `ids`: these only."""
-        self._find(question, ids)
-        return self._rows("SELECT * FROM answers ORDER BY at_micros, prediction_id", [], "message").of_requests()
+    def rows(self, query: LedgerQuery, ids: Sequence[str] | None = None) -> LedgerRows:
+        """The predictions of a query in the order of time, with everything recorded; with `ids`, only those."""
+        self._create_answers(query, ids)
+        return self._rows(
+            "SELECT * FROM answers ORDER BY at_micros, prediction_id", [], "message"
+        ).with_request_fields()
 
-    def live(self, question: Question, newest: int) -> Live:
-        """Counts of each version, and outputs of its newest labelled rows."""
-        self._find(question, None)
-        counted = "label IS NOT NULL" + ("" if question.include_fallbacks else " AND served_by NOT LIKE 'fallback:%'")
+    def live(self, query: LedgerQuery, newest: int) -> LiveWindow:
+        """Counts of each version, and outputs of its `newest` labelled rows."""
+        self._create_answers(query, None)
+        counted = "label IS NOT NULL" + ("" if query.include_fallbacks else " AND served_by NOT LIKE 'fallback:%'")
         counts = self._table(
             f"""SELECT model, version, count(*), count(*) FILTER ({counted}), count(*) FILTER (degraded_reason <> '')
-            FROM answers WHERE NOT shadow GROUP BY ALL ORDER BY ALL""",  # noqa: S608  # our own words only
+            FROM answers WHERE NOT shadow GROUP BY ALL ORDER BY ALL""",  # noqa: S608  # no input of callers
             [],
         )
         scored = self._rows(
             f"""SELECT * FROM answers WHERE NOT shadow AND {counted}
             QUALIFY row_number() OVER (PARTITION BY model, version ORDER BY at_micros DESC, prediction_id DESC) <= ?
-            ORDER BY at_micros, prediction_id""",  # noqa: S608  # our own words only
+            ORDER BY at_micros, prediction_id""",  # noqa: S608  # no input of callers
             [newest],
             "outputs",
         )
         columns = zip(*(column.to_pylist() for column in counts.columns), strict=True)
-        return Live({(model, version): Counts(*rest) for model, version, *rest in columns}, scored)
+        return LiveWindow({(model, version): Counts(*rest) for model, version, *rest in columns}, scored)
 
     def _view(self, kind: str, files: list[str]) -> None:
         self._connection.read_parquet(files).create_view(kind)
 
-    def _find(self, question: Question, ids: Sequence[str] | None) -> None:
-        """Makes the table `answers`: a row a prediction, its label, and where in which batch it is."""
+    def _create_answers(self, query: LedgerQuery, ids: Sequence[str] | None) -> None:
+        """Creates the table `answers` with one row a prediction: its label, its batch and its position there."""
         import pyarrow as pa
 
-        where, parameters = question.where()
+        where, parameters = query.where()
         among = ""
         if ids is not None:
             self._connection.register("wanted", pa.table({"id": pa.array(ids, pa.string())}))
             among = "WHERE prediction_id IN (SELECT id FROM wanted)"
-        query = f"""
+        statement = f"""
           CREATE TEMP TABLE answers AS
           WITH every AS (
             SELECT unnest(prediction_ids) AS prediction_id, unnest(positions) AS position, batch, {_NAMES}
@@ -209,11 +218,11 @@ class Reader:
           known AS (
             SELECT prediction_id, max_by(label, (at_micros, sequence)) AS label, max(at_micros) AS label_at_micros
             FROM {LABELS} WHERE prediction_id IN (SELECT prediction_id FROM mine) GROUP BY prediction_id)
-          SELECT mine.*, known.label, known.label_at_micros FROM mine LEFT JOIN known USING (prediction_id)"""  # noqa: S608  # names are ours
-        self._guarded(lambda: self._connection.execute(query, parameters))
+          SELECT mine.*, known.label, known.label_at_micros FROM mine LEFT JOIN known USING (prediction_id)"""  # noqa: S608  # no input of callers
+        self._with_os_error(lambda: self._connection.execute(statement, parameters))
 
-    def _rows(self, query: str, parameters: list[Any], part: str) -> Rows:
-        """The rows of a query on `answers`, with `part` of the batches that they are from."""
+    def _rows(self, query: str, parameters: list[Any], part: str) -> LedgerRows:
+        """The rows of a query on `answers`, with the column `part` ("message" or "outputs") of their batches."""
         import pyarrow as pa
 
         table = self._table(query, parameters)
@@ -227,12 +236,14 @@ class Reader:
         order = np.argsort(numbers)
         message = order[np.searchsorted(numbers[order], table["batch"].to_numpy())]
         position = table["position"].to_numpy()
-        return Rows(table.drop_columns(["batch", "position"]), stored["message"].to_pylist(), counts, message, position)
+        return LedgerRows(
+            table.drop_columns(["batch", "position"]), stored["message"].to_pylist(), counts, message, position
+        )
 
     def _table(self, query: str, parameters: list[Any]) -> Any:
-        return self._guarded(lambda: self._connection.sql(query, params=parameters).to_arrow_table())
+        return self._with_os_error(lambda: self._connection.sql(query, params=parameters).to_arrow_table())
 
-    def _guarded(self, read: Callable[[], Any]) -> Any:
+    def _with_os_error(self, read: Callable[[], Any]) -> Any:
         import duckdb
 
         try:

@@ -1,22 +1,22 @@
-"""Batches of the wire, checked and made ready for the ledger.
+"""Validation of recorded batches, and their conversion to entries of the ledger.
 
-Mistakes are InvalidInput that name the batch and field.
+An invalid batch raises InvalidInput, which names the batch (`where`) and the field.
 """
 
 import math
 from collections.abc import Sequence
 
 from treadle.core.errors import InvalidInput
-from treadle.evaluation.ledger.ledger import Batch, Label
+from treadle.evaluation.ledger.ledger import Label, RecordedBatch
 from treadle.rpc.codec.column_check import check_columns
 from treadle.rpc.codec.columns import decode
 from treadle.v1 import evaluation_pb2, types_pb2
 
-MAXIMUM_ID = 200
+MAXIMUM_ID_CHARACTERS = 200
 
 
-def predictions_of(batch: evaluation_pb2.PredictionBatch, where: str) -> list[Batch]:
-    """One batch, kept as it came."""
+def predictions_of(batch: evaluation_pb2.PredictionBatch, where: str) -> list[RecordedBatch]:
+    """A checked batch of predictions, serialized as it was sent; a list of one."""
     ids = tuple(batch.prediction_ids)
     rows = len(ids)
     _check_ids(ids, where)
@@ -37,11 +37,11 @@ def predictions_of(batch: evaluation_pb2.PredictionBatch, where: str) -> list[Ba
         batch.degraded_reason, batch.trace_id, batch.tenant, batch.latency_seconds, batch.shadow,
     )  # fmt: skip
     outputs = evaluation_pb2.PredictionBatch(outputs=batch.outputs).SerializeToString()
-    return [Batch(ids, tuple(range(rows)), rows, scalars, outputs, batch.SerializeToString())]
+    return [RecordedBatch(ids, tuple(range(rows)), rows, scalars, outputs, batch.SerializeToString())]
 
 
 def labels_of(batch: evaluation_pb2.LabelBatch, where: str) -> list[Label]:
-    """The rows of one batch of labels."""
+    """The labels of a checked batch, one for each row."""
     rows = len(batch.prediction_ids)
     _check_ids(batch.prediction_ids, where)
     if len(batch.at_micros) != rows:
@@ -63,7 +63,7 @@ def labels_of(batch: evaluation_pb2.LabelBatch, where: str) -> list[Label]:
 
 
 def _check_requests(batch: evaluation_pb2.PredictionBatch, where: str, rows: int) -> None:
-    """Rows of requests of their own have a trace and a time each."""
+    """Checks the trace ids and latencies of batches that hold the rows of several requests."""
     for name in ("trace_ids", "latencies_seconds"):
         if (count := len(getattr(batch, name))) not in (0, rows):
             raise InvalidInput.at(f"{where}.{name}", f"has {count} elements, {rows} or none are wanted")
@@ -72,7 +72,7 @@ def _check_requests(batch: evaluation_pb2.PredictionBatch, where: str, rows: int
 
 
 def _check_features(batch: evaluation_pb2.PredictionBatch, where: str, rows: int) -> None:
-    """A feature without values is one of which only status and age were kept."""
+    """Checks the feature columns. A feature whose values were not recorded has only statuses and ages."""
     columns = []
     for feature in batch.features:
         columns.append(feature.column)
@@ -83,5 +83,7 @@ def _check_features(batch: evaluation_pb2.PredictionBatch, where: str, rows: int
 
 def _check_ids(ids: Sequence[str], where: str) -> None:
     for index, identity in enumerate(ids):
-        if not 0 < len(identity) <= MAXIMUM_ID or "\0" in identity:
-            raise InvalidInput.at(f"{where}.prediction_ids[{index}]", f"must be a text of 1 to {MAXIMUM_ID} characters")
+        if not 0 < len(identity) <= MAXIMUM_ID_CHARACTERS or "\0" in identity:
+            raise InvalidInput.at(
+                f"{where}.prediction_ids[{index}]", f"must be a text of 1 to {MAXIMUM_ID_CHARACTERS} characters"
+            )

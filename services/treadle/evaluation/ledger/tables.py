@@ -15,17 +15,18 @@ SCALARS = (
     ("latency_seconds", "float64"),
     ("shadow", "bool"),
 )
-"""What all predictions of a batch share. Where they are of several requests, see `Rows.of_requests`."""
+"""Columns with one value for all predictions of a batch. For batches of several requests, see
+`LedgerRows.with_request_fields`."""
 KEYS = {BATCHES: "prediction_ids", LABELS: "key"}
-"""The column with what makes a row (or each of its predictions) the same when sent again."""
+"""By table, the column of the key that identifies a row, or each prediction of a row, when it is sent twice."""
 ARRIVED = "recorded_micros"
-"""When a row arrived, microseconds since 1970 (UTC): what retention goes by."""
+"""The column of the arrival time, microseconds since 1970 (UTC), which decides how long a row is kept."""
 UNIQUE = ("outputs", "message", "prediction_ids", "key", "prediction_id")
-"""Columns whose values hardly repeat, for which a dictionary would be wasted work."""
+"""Columns whose values hardly repeat: they are written without dictionary encoding."""
 
 
 def batch_schema() -> Any:
-    """One row a batch; `batch` numbers them in the order of arrival."""
+    """The Arrow schema of BATCHES: one row a batch, numbered by `batch` in the order of arrival."""
     import pyarrow as pa
 
     kinds = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
@@ -44,7 +45,7 @@ def batch_schema() -> Any:
 
 
 def label_schema() -> Any:
-    """One row a label; `sequence` rises with arrival."""
+    """The Arrow schema of LABELS: one row a label, numbered by `sequence` in the order of arrival."""
     import pyarrow as pa
 
     return pa.schema(

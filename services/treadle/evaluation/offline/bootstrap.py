@@ -1,9 +1,9 @@
 """Paired bootstrap: 95 % intervals for many metrics at once.
 
 A resample is a vector of weights: how often each row was drawn. With weights, most metrics are functions of a few
-weighted means (one matrix product for all resamples), and those that depend on the order of scores are sums over rows
-sorted once. So nothing is sorted, gathered or looped over a second time. Candidate and baseline see the same weights,
-which is what makes their difference a paired one.
+weighted means (one matrix product for all resamples), and metrics that depend on the order of scores are sums over rows
+that are sorted once. So no resample sorts, copies or loops over rows. Candidate and baseline are scored with the same
+weights, so their differences are paired.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,20 +12,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from treadle.evaluation.offline.metrics import THRESHOLD, Floats, Metric, Task
+from treadle.evaluation.offline.metrics import THRESHOLD, EvaluationMetric, Floats, Task
 
 LEVELS = (2.5, 97.5)
 MINIMUM_ROWS = 10
-"""Under this an interval would be too narrow to be honest: its bounds are NaN."""
+"""With fewer rows the bounds of an interval are NaN: a bootstrap interval would be too narrow."""
 MAXIMUM_UNDEFINED = 0.1
-"""Above this share of resamples without a value (only one class drawn, say) the bounds are NaN."""
+"""With a larger share of resamples without a value (only one class drawn, for example) the bounds are NaN."""
 BLOCK_ELEMENTS = 1_000_000
-"""Weights held at a time: keeps memory at tens of megabytes and blocks in the processor's cache."""
+"""Weights computed at a time: a block fits the processor's cache, and memory stays at tens of megabytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A value with its 95 % interval; NaN bounds where there is too little to say."""
+    """The value of a metric with its 95 % interval; the bounds are NaN where there are too few rows."""
 
     metric: str
     value: float
@@ -35,7 +35,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Estimates of one set of rows; `baseline` and `difference` are empty without a baseline."""
+    """The estimates of all metrics on one set of rows; `baseline` and `difference` are empty without a baseline."""
 
     rows: int
     candidate: tuple[Estimate, ...]
@@ -45,7 +45,7 @@ class Comparison:
 
 def compare(
     task: Task,
-    metrics: Mapping[str, Metric],
+    metrics: Mapping[str, EvaluationMetric],
     labels: Floats,
     candidate: Floats,
     baseline: Floats | None = None,
@@ -55,8 +55,8 @@ def compare(
 ) -> Comparison:
     """Every metric of the candidate, of the baseline and of their paired difference, with intervals.
 
-    Labels [N]; scores [N] or [N, classes]. The values are the metrics' own on all rows; the resamples only make
-    intervals.
+    `labels` are [N]; `candidate` and `baseline` are scores [N] or [N, classes]. The values are computed on all rows;
+    the resamples determine the intervals only.
     """
     models = [candidate] if baseline is None else [candidate, baseline]
     drawn: list[dict[str, list[Floats]]] = [{name: [] for name in metrics} for _ in models]
@@ -67,7 +67,7 @@ def compare(
                 for name, value in scorer(weights):
                     values[name].append(value)
     points = [{name: metric.value(labels, scores) for name, metric in metrics.items()} for scores in models]
-    samples = [{name: _joined(blocks) for name, blocks in values.items()} for values in drawn]
+    samples = [{name: _concatenate(blocks) for name, blocks in values.items()} for values in drawn]
     estimates = [
         tuple(_estimate(name, point[name], sample[name]) for name in metrics)
         for point, sample in zip(points, samples, strict=True)
@@ -81,7 +81,7 @@ def compare(
 
 
 def weight_blocks(rows: int, resamples: int, rng: np.random.Generator) -> Iterator[Floats]:
-    """Weights [block, rows] of `resamples` draws of `rows` rows with replacement, a few at a time."""
+    """Weights of `resamples` draws of `rows` rows with replacement, in blocks [resamples, rows]."""
     block = max(1, min(resamples, BLOCK_ELEMENTS // max(rows, 1)))
     for start in range(0, resamples, block):
         weights = np.empty((min(block, resamples - start), rows))
@@ -90,7 +90,7 @@ def weight_blocks(rows: int, resamples: int, rng: np.random.Generator) -> Iterat
         yield weights
 
 
-def _joined(blocks: Sequence[Floats]) -> Floats:
+def _concatenate(blocks: Sequence[Floats]) -> Floats:
     return np.concatenate(blocks) if blocks else np.empty(0)
 
 
@@ -103,11 +103,11 @@ def _estimate(name: str, value: float, samples: Floats) -> Estimate:
 
 
 Scorer = Callable[[Floats], Iterable[tuple[str, Floats]]]
-"""Weights [B, N] to the values [B] of each metric."""
+"""From weights [B, N] to name and values [B] of each metric."""
 
 
-def _scorers(task: Task, metrics: Mapping[str, Metric], labels: Floats, scores: Floats) -> Scorer:
-    """One function for all metrics of a task, with everything done beforehand that does not depend on the weights."""
+def _scorers(task: Task, metrics: Mapping[str, EvaluationMetric], labels: Floats, scores: Floats) -> Scorer:
+    """The scorer of all metrics of a task; whatever does not depend on the weights is computed beforehand."""
     built_in = {Task.BINARY: _binary, Task.MULTICLASS: _multiclass, Task.REGRESSION: _regression}[task](labels, scores)
 
     def values(weights: Floats) -> Iterator[tuple[str, Floats]]:
@@ -119,8 +119,8 @@ def _scorers(task: Task, metrics: Mapping[str, Metric], labels: Floats, scores: 
     return values
 
 
-def _resampled(metric: Metric, labels: Floats, scores: Floats, weights: Floats) -> Floats:
-    """Any metric, the slow way: the rows drawn, one resample after another."""
+def _resampled(metric: EvaluationMetric, labels: Floats, scores: Floats, weights: Floats) -> Floats:
+    """The values [B] of any metric, computed on the drawn rows of one resample after another, which is slow."""
     values = np.empty(len(weights))
     for index, counts in enumerate(weights):
         rows = np.repeat(np.arange(len(labels)), counts.astype(np.intp))
@@ -151,7 +151,7 @@ def _binary(labels: Floats, scores: Floats) -> Scorer:
 
 
 class RankedScores:
-    """Rows in descending order of score, ties grouped: areas under curves for any weights are then plain sums."""
+    """Rows in descending order of score, ties grouped, so that areas under curves are sums for any weights."""
 
     def __init__(self, labels: Floats, scores: Floats) -> None:
         self._order = np.argsort(-scores, kind="stable")
@@ -173,8 +173,8 @@ class RankedScores:
         gained = np.diff(hits, axis=1, prepend=0.0)
         precision = np.divide(hits, above, out=np.zeros_like(hits), where=above > 0)
         average = np.einsum("bn,bn->b", gained, precision) / positives
-        # The area above the curve's steps: each gained positive beats the negatives that follow it, and half of
-        # its ties.
+        # The area above the curve: each positive is ranked above the negatives that follow it, and above half of its
+        # ties.
         misses = np.subtract(above, hits, out=above)
         lost = np.einsum("bn,bn->b", gained, misses)
         tied = np.einsum("bn,bn->b", gained, np.diff(misses, axis=1, prepend=0.0)) if not self._distinct else 0.0
@@ -187,18 +187,18 @@ def _multiclass(labels: Floats, scores: Floats) -> Scorer:
     actual = (labels[:, None] == np.arange(classes)).astype(np.float64)
     predicted = (np.argmax(scores, axis=1)[:, None] == np.arange(classes)).astype(np.float64)
     loss = -np.log(np.clip(scores[np.arange(len(labels)), labels.astype(np.intp)], np.finfo(float).eps, 1.0))
-    right = (predicted * actual).sum(axis=1)  # summed here, as whole numbers, so that a perfect model scores exactly 1
+    right = (predicted * actual).sum(axis=1)  # summed as whole numbers, so that a perfect model scores exactly 1
     terms = np.column_stack([loss, actual, predicted, actual * predicted, right])
-    judged = range(1 if classes == 2 else 0, classes)  # of two classes one says it all
+    judged = range(1 if classes == 2 else 0, classes)  # the two curves of two classes are the same
     ranked = [RankedScores(actual[:, index], scores[:, index]) for index in judged]
 
     def values(weights: Floats) -> Iterator[tuple[str, Floats]]:
         means = weights @ terms / len(labels)
-        of_class, of_guess, hit = (means[:, 1 + k * classes : 1 + (k + 1) * classes] for k in range(3))
+        of_class, of_prediction, hit = (means[:, 1 + k * classes : 1 + (k + 1) * classes] for k in range(3))
         yield "log_loss", means[:, 0]
         yield "accuracy", means[:, -1]
-        seen = (of_class + of_guess) > 0
-        f1 = np.where(seen, 2 * hit / (of_class + of_guess), 0.0)
+        seen = (of_class + of_prediction) > 0
+        f1 = np.where(seen, 2 * hit / (of_class + of_prediction), 0.0)
         yield "macro_f1", f1.sum(axis=1) / seen.sum(axis=1)
         yield "roc_auc_ovr", np.mean([rank.areas(weights)[0] for rank in ranked], axis=0)
 
@@ -225,7 +225,7 @@ def _regression(labels: Floats, scores: Floats) -> Scorer:
 
 
 def _weighted_median(ascending: Floats, weights: Floats) -> Floats:
-    """The median [B] of values that each stand `weights` times [B, N]; of an even count, the mean of the middle two."""
+    """The median [B] of ascending values [N] with counts `weights` [B, N]: of an even count, the mean of two values."""
     totals = np.cumsum(weights, axis=1)
     count = totals[:, -1:]
     lower = np.argmax(totals >= np.floor((count + 1) / 2), axis=1)

@@ -1,4 +1,4 @@
-"""Datasets: Parquet files read into columns, and columns packed into a model's inputs."""
+"""Datasets: Parquet files read into columns, and the conversion of columns to the inputs of a model."""
 
 import glob
 import hashlib
@@ -19,7 +19,10 @@ MAXIMUM_ROWS = 10_000_000
 
 
 def files_of(path: str) -> list[Path]:
-    """The files of a Parquet file, folder or glob, in order of name; NotFound if there is none."""
+    """The Parquet files of a path (a file, a folder or a glob), in the order of their names.
+
+    NotFound if there is none.
+    """
     root = Path(path) if path else None
     if root is not None and root.is_dir():
         found = sorted(root.rglob("*.parquet"))
@@ -43,8 +46,10 @@ def digest_of(files: Sequence[Path]) -> str:
 
 
 def read_columns(files: Sequence[Path], names: Sequence[str]) -> dict[str, Column]:
-    """The named columns of all files; InvalidInput if one is missing, has a type that nothing here can hold, or all
-    are empty."""
+    """The named columns of all files.
+
+    InvalidInput for missing columns, unsupported types, and datasets without rows.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -68,7 +73,7 @@ def read_columns(files: Sequence[Path], names: Sequence[str]) -> dict[str, Colum
 
 
 def with_labels(columns: Mapping[str, Column], label: str) -> dict[str, Column]:
-    """The rows whose label is known."""
+    """The columns with only the rows that have a label. InvalidInput if there is none."""
     nulls = columns[label].nulls
     if nulls is None:
         return dict(columns)

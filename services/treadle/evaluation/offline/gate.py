@@ -1,4 +1,4 @@
-"""The gate: thresholds against scored slices, and a verdict with reasons in words."""
+"""The gate: judges the scored slices of a version by thresholds, with a verdict and its reasons."""
 
 import enum
 import math
@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from treadle.core.errors import InvalidInput, Violation
 from treadle.core.hints import unknown
 from treadle.evaluation.offline.bootstrap import Estimate
-from treadle.evaluation.offline.slices import ScoredSlice, check_pattern, matching
+from treadle.evaluation.offline.slices import ScoredSlice, check_pattern, matching_slices
 
 
 class Verdict(enum.Enum):
-    """What the gate says; values are the numbers of the contract's enum."""
+    """The verdict of a gate or a threshold; the values are the numbers of the contract's enum."""
 
     NONE = 0
-    """There is no rule to judge by."""
+    """The policy has no threshold."""
     PASS = 1
     FAIL = 2
     NOT_ENOUGH_DATA = 3
@@ -23,7 +23,7 @@ class Verdict(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """A rule that a version must meet: its metric, or the paired difference to the baseline, is within bounds."""
+    """A rule that a version must meet: a metric, or its paired difference to the baseline, is within bounds."""
 
     metric: str
     at_least: float | None = None
@@ -32,14 +32,14 @@ class Threshold:
     slice: str = ""
     """"" all rows; "origin=JFK" one slice; "origin=*" each slice of the column."""
     confident: bool = False
-    """Judge the end of the 95 % interval that is nearer to failing, not the point estimate."""
+    """Whether to judge the worse bound of the 95 % interval instead of the point estimate."""
     minimum_rows: int = 0
-    """0 takes the policy's."""
+    """0 means the minimum of the policy."""
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
-    """A named list of thresholds, all of which must hold."""
+class GatePolicy:
+    """Thresholds that must all hold."""
 
     name: str = ""
     thresholds: tuple[Threshold, ...] = field(default_factory=tuple)
@@ -52,44 +52,46 @@ class Judgement:
 
     threshold: Threshold
     slice: str
-    """The slice judged: "" all rows, "origin=JFK" where the threshold is for "origin=*"."""
+    """The judged slice: "" all rows; "origin=JFK" for a threshold on "origin=*"."""
     verdict: Verdict
     reason: str
 
 
-def check_policy(policy: Policy, metrics: Collection[str], *, has_baseline: bool) -> None:
-    """InvalidInput, with a violation for each mistake, if a policy cannot be judged."""
+def check_policy(policy: GatePolicy, metrics: Collection[str], *, has_baseline: bool) -> None:
+    """Checks a policy before the evaluation. InvalidInput, with a violation for each error in it."""
     violations = [] if policy.minimum_rows >= 0 else [Violation("gate.minimum_rows", "must not be negative")]
     for index, threshold in enumerate(policy.thresholds):
         where = f"gate.thresholds[{index}]"
-        violations += [Violation(where, what) for what in _mistakes(threshold, metrics, has_baseline)]
+        violations += [Violation(where, what) for what in _threshold_errors(threshold, metrics, has_baseline)]
     if violations:
         raise InvalidInput("; ".join(f"{v.field}: {v.description}" for v in violations), violations)
 
 
-def check_slices(policy: Policy, names: list[str]) -> None:
-    """InvalidInput if a threshold is for a slice that the dataset does not have; done before anything is predicted."""
+def check_slices(policy: GatePolicy, names: list[str]) -> None:
+    """Checks, before any prediction, that the dataset has the slice of each threshold. InvalidInput otherwise."""
     for threshold in policy.thresholds:
         check_pattern(threshold.slice, names)
 
 
-def judge(policy: Policy, slices: Sequence[ScoredSlice]) -> tuple[Verdict, list[Judgement]]:
-    """The verdict over all thresholds, and the judgement of each on each slice that it is for."""
+def judge(policy: GatePolicy, slices: Sequence[ScoredSlice]) -> tuple[Verdict, list[Judgement]]:
+    """The verdict over all thresholds, and the judgement of each threshold on each of its slices."""
     judgements = [
-        _judge(policy, threshold, part) for threshold in policy.thresholds for part in matching(threshold.slice, slices)
+        _judge(policy, threshold, part)
+        for threshold in policy.thresholds
+        for part in matching_slices(threshold.slice, slices)
     ]
     return overall([judgement.verdict for judgement in judgements]), judgements
 
 
 def overall(verdicts: Collection[Verdict]) -> Verdict:
-    """FAIL beats NOT_ENOUGH_DATA beats PASS; NONE when there is nothing to judge."""
+    """The worst of the verdicts: FAIL, then NOT_ENOUGH_DATA, then PASS; NONE if there are none."""
     for verdict in (Verdict.FAIL, Verdict.NOT_ENOUGH_DATA, Verdict.PASS):
         if verdict in verdicts:
             return verdict
     return Verdict.NONE
 
 
-def _mistakes(threshold: Threshold, metrics: Collection[str], has_baseline: bool) -> list[str]:
+def _threshold_errors(threshold: Threshold, metrics: Collection[str], has_baseline: bool) -> list[str]:
     low, high = threshold.at_least, threshold.at_most
     found = [] if threshold.metric in metrics else [unknown("metric", threshold.metric, metrics)]
     if low is None and high is None:
@@ -107,7 +109,7 @@ def _mistakes(threshold: Threshold, metrics: Collection[str], has_baseline: bool
     return found
 
 
-def _judge(policy: Policy, threshold: Threshold, part: ScoredSlice) -> Judgement:
+def _judge(policy: GatePolicy, threshold: Threshold, part: ScoredSlice) -> Judgement:
     comparison = part.comparison
     wanted = threshold.minimum_rows or policy.minimum_rows
     where = f"{part.name}: " if part.name else ""
@@ -118,7 +120,7 @@ def _judge(policy: Policy, threshold: Threshold, part: ScoredSlice) -> Judgement
     estimate = next(each for each in estimates if each.metric == threshold.metric)
     verdict, finding = _within(threshold, estimate)
     what = f"{threshold.metric} difference to the baseline" if threshold.relative_to_baseline else threshold.metric
-    reason = f"{where}{what} {_shown(estimate)} {finding} ({comparison.rows:,} rows)"
+    reason = f"{where}{what} {_estimate_words(estimate)} {finding} ({comparison.rows:,} rows)"
     return Judgement(threshold, part.name, verdict, reason)
 
 
@@ -143,8 +145,8 @@ def _within(threshold: Threshold, estimate: Estimate) -> tuple[Verdict, str]:
     return Verdict.PASS, f"is {'surely ' if threshold.confident else ''}{' and '.join(bounds)}"
 
 
-def _shown(estimate: Estimate) -> str:
-    """The value to four significant digits (more hides, fewer confuse with the bound), with its interval."""
+def _estimate_words(estimate: Estimate) -> str:
+    """The value to four significant digits (fewer could equal the bound of a failed threshold), with its interval."""
     if math.isnan(estimate.low):
         return f"{estimate.value:.4g}"
     return f"{estimate.value:.4g} [{estimate.low:.4g}, {estimate.high:.4g}]"

@@ -14,7 +14,7 @@
     relative_to_baseline = true
     at_most = 0.0
 
-Each mistake is an error that names the file, the line, the key, and what is allowed there.
+An invalid file raises InvalidInput with the file, the line, the key, and the allowed values.
 """
 
 import re
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from treadle.core.errors import InvalidInput, NotFound
-from treadle.core.hints import near
+from treadle.core.hints import did_you_mean
 from treadle.v1 import evaluation_pb2
 
 _POLICY_KEYS: Mapping[str, type] = {"name": str, "minimum_rows": int, "threshold": list}
@@ -38,7 +38,7 @@ _THRESHOLD_KEYS: Mapping[str, type] = {
     "confident": bool,
     "minimum_rows": int,
 }
-_KINDS: Mapping[type, str] = {
+_TYPE_WORDS: Mapping[type, str] = {
     str: "a text in quotes",
     int: "a whole number, 0 or more",
     float: "a finite number",
@@ -48,7 +48,7 @@ _KINDS: Mapping[type, str] = {
 
 
 def read_policy(path: Path) -> evaluation_pb2.GatePolicy:
-    """The policy in a TOML file; NotFound or InvalidInput."""
+    """The policy in a TOML file. NotFound if there is no such file, InvalidInput if it is invalid."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -59,12 +59,12 @@ def read_policy(path: Path) -> evaluation_pb2.GatePolicy:
 
 
 def parse_policy(text: str, *, source: str = "policy") -> evaluation_pb2.GatePolicy:
-    """The policy in TOML text; `source` is the name used in errors."""
+    """The policy in TOML text; `source` is its name in error messages. InvalidInput if it is invalid."""
     try:
         document = tomllib.loads(text)
-    except ValueError as error:  # no TOML, or a number of so many digits that Python does not read it
+    except ValueError as error:  # invalid TOML, or a number with more digits than Python parses
         raise InvalidInput(f"{source}: {error}") from error
-    reader = _Reader(text, source)
+    reader = _PolicyReader(text, source)
     reader.check(document, _POLICY_KEYS, table=None)
     policy = evaluation_pb2.GatePolicy(name=document.get("name", ""), minimum_rows=document.get("minimum_rows", 0))
     thresholds = document.get("threshold", [])
@@ -75,8 +75,8 @@ def parse_policy(text: str, *, source: str = "policy") -> evaluation_pb2.GatePol
     return policy
 
 
-class _Reader:
-    """Checks tables against their keys, and knows the lines they stand on."""
+class _PolicyReader:
+    """Checks the keys and values of TOML tables, and finds their lines for error messages."""
 
     def __init__(self, text: str, source: str) -> None:
         self._lines = text.splitlines()
@@ -85,28 +85,28 @@ class _Reader:
 
     def threshold(self, table: Any, index: int) -> evaluation_pb2.Threshold:
         if not isinstance(table, dict):
-            raise self._wrong("threshold", None, f"must be {_KINDS[list]}")
+            raise self._error("threshold", None, f"must be {_TYPE_WORDS[list]}")
         self.check(table, _THRESHOLD_KEYS, table=index)
         if "metric" not in table or not table["metric"]:
-            raise self._wrong("metric", index, "is missing: name the metric that the threshold is for")
+            raise self._error("metric", index, "is missing: name the metric that the threshold is for")
         if "at_least" not in table and "at_most" not in table:
-            raise self._wrong("at_least", index, "is missing: set at_least or at_most")
+            raise self._error("at_least", index, "is missing: set at_least or at_most")
         return evaluation_pb2.Threshold(**table)
 
     def check(self, values: Mapping[str, Any], keys: Mapping[str, type], *, table: int | None) -> None:
         for key, value in values.items():
             if key not in keys:
-                raise self._wrong(key, table, f"is unknown{near(key, keys)}")
-            if not _is(value, keys[key]):
-                raise self._wrong(key, table, f"must be {_KINDS[keys[key]]}")
+                raise self._error(key, table, f"is unknown{did_you_mean(key, keys)}")
+            if not _has_type(value, keys[key]):
+                raise self._error(key, table, f"must be {_TYPE_WORDS[keys[key]]}")
 
-    def _wrong(self, key: str, table: int | None, what: str) -> InvalidInput:
+    def _error(self, key: str, table: int | None, what: str) -> InvalidInput:
         return InvalidInput(f'{self._source}, line {self._line(key, table)}: "{key}" {what}')
 
     def _line(self, key: str, table: int | None) -> int:
-        """The line of a key (1, 2, …), or else of its table's header.
+        """The number (from 1) of the line of a key, or of the header of its table.
 
-        tomllib keeps none, so it is looked up in the text.
+        It is found by searching the text, because tomllib does not keep lines.
         """
         known = table is not None and table < len(self._headers)
         start = self._headers[table] if known and table is not None else 0
@@ -120,9 +120,11 @@ class _Reader:
         return start + 1
 
 
-def _is(value: Any, kind: type) -> bool:
+def _has_type(value: Any, kind: type) -> bool:
     if kind is float:
-        return type(value) in {int, float} and abs(value) <= sys.float_info.max  # TOML has larger whole numbers
+        return (
+            type(value) in {int, float} and abs(value) <= sys.float_info.max
+        )  # whole numbers in TOML may exceed the range of a float
     if kind is int:
         return type(value) is int and 0 <= value < 2**63
     return isinstance(value, kind)

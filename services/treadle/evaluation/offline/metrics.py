@@ -1,8 +1,8 @@
-"""Metrics: what each is called, which tasks it is for, and its value on N rows.
+"""Metrics: the built-in ones of each task by name, and their values on N rows.
 
 Labels are a float64 or int64 array [N]; scores are float64: [N] for binary tasks (probability of the positive class)
-and regression, [N, classes] for multiclass tasks. Values are scikit-learn's. Where a metric has no meaning for the
-rows given (an AUC of one class, an R² of one row) the value is NaN.
+and regression, [N, classes] for multiclass tasks. The values are those of scikit-learn. Where a metric is
+undefined (an AUC of one class, an R² of one row) the value is NaN.
 """
 
 import enum
@@ -23,7 +23,7 @@ THRESHOLD = 0.5
 
 
 class Task(enum.Enum):
-    """What a model predicts; values are the numbers of the contract's enum."""
+    """The kind of prediction; the values are the numbers of the contract's enum."""
 
     BINARY = 1
     MULTICLASS = 2
@@ -31,27 +31,30 @@ class Task(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Metric:
-    """A number that says how good N scores are."""
+class EvaluationMetric:
+    """A named function that measures N scores against N labels."""
 
     name: str
     function: Callable[[Floats, Floats], float]
-    """Labels and scores to value; may raise ValueError or return NaN where undefined."""
+    """From labels and scores to the value; may raise ValueError or return NaN where it is undefined."""
 
     def value(self, labels: Floats, scores: Floats) -> float:
         """The metric, or NaN where it is undefined for these rows."""
         if labels.size == 0:
             return float("nan")
         with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")  # scikit-learn warns where the answer is NaN; the NaN says it
+            warnings.simplefilter("ignore")  # scikit-learn warns of undefined values, which NaN expresses
             try:
                 return float(self.function(labels, scores))
             except (ValueError, ZeroDivisionError):
                 return float("nan")
 
 
-def metrics_for(task: Task, extra: Iterable[Metric] = ()) -> dict[str, Metric]:
-    """The metrics of a task by name, in the order of a report; `extra` come from plugins."""
+def metrics_for(task: Task, extra: Iterable[EvaluationMetric] = ()) -> dict[str, EvaluationMetric]:
+    """The metrics of a task by name, in the order of reports; `extra` are those of plugins.
+
+    InvalidInput if a plugin's metric has the name of another.
+    """
     metrics = {metric.name: metric for metric in _BUILT_IN[task]}
     for metric in extra:
         if metric.name in metrics:
@@ -74,7 +77,7 @@ def _sklearn(name: str, **options: Any) -> Callable[[Floats, Floats], float]:
 
 
 def _two_classes(function: Callable[[Floats, Floats], float]) -> Callable[[Floats, Floats], float]:
-    """NaN unless both classes are among the labels."""
+    """The function, with NaN for labels of one class only."""
 
     @functools.wraps(function)
     def call(labels: Floats, scores: Floats) -> float:
@@ -116,29 +119,29 @@ def _r2(labels: Floats, scores: Floats) -> float:
 
 
 _NAN = float("nan")
-_BUILT_IN: Mapping[Task, tuple[Metric, ...]] = {
+_BUILT_IN: Mapping[Task, tuple[EvaluationMetric, ...]] = {
     Task.BINARY: (
-        Metric("roc_auc", _two_classes(_sklearn("roc_auc_score"))),
-        Metric("average_precision", _two_classes(_sklearn("average_precision_score"))),
-        Metric("log_loss", _log_loss),
-        Metric("brier", lambda labels, scores: float(np.mean((scores - labels) ** 2))),
-        Metric("accuracy", _at_threshold("accuracy_score")),
-        Metric("precision", _at_threshold("precision_score", zero_division=_NAN)),
-        Metric("recall", _at_threshold("recall_score", zero_division=_NAN)),
-        Metric("f1", _at_threshold("f1_score", zero_division=_NAN)),
-        Metric("positive_rate", lambda _, scores: float(np.mean(scores >= THRESHOLD))),
+        EvaluationMetric("roc_auc", _two_classes(_sklearn("roc_auc_score"))),
+        EvaluationMetric("average_precision", _two_classes(_sklearn("average_precision_score"))),
+        EvaluationMetric("log_loss", _log_loss),
+        EvaluationMetric("brier", lambda labels, scores: float(np.mean((scores - labels) ** 2))),
+        EvaluationMetric("accuracy", _at_threshold("accuracy_score")),
+        EvaluationMetric("precision", _at_threshold("precision_score", zero_division=_NAN)),
+        EvaluationMetric("recall", _at_threshold("recall_score", zero_division=_NAN)),
+        EvaluationMetric("f1", _at_threshold("f1_score", zero_division=_NAN)),
+        EvaluationMetric("positive_rate", lambda _, scores: float(np.mean(scores >= THRESHOLD))),
     ),
     Task.MULTICLASS: (
-        Metric("accuracy", _of_best_class("accuracy_score")),
-        Metric("log_loss", _log_loss),
-        Metric("macro_f1", _of_best_class("f1_score", average="macro", zero_division=0.0)),
-        Metric("roc_auc_ovr", _auc_one_vs_rest),
+        EvaluationMetric("accuracy", _of_best_class("accuracy_score")),
+        EvaluationMetric("log_loss", _log_loss),
+        EvaluationMetric("macro_f1", _of_best_class("f1_score", average="macro", zero_division=0.0)),
+        EvaluationMetric("roc_auc_ovr", _auc_one_vs_rest),
     ),
     Task.REGRESSION: (
-        Metric("rmse", _sklearn("root_mean_squared_error")),
-        Metric("mae", _sklearn("mean_absolute_error")),
-        Metric("r2", _r2),
-        Metric("bias", lambda labels, scores: float(np.mean(scores - labels))),
-        Metric("median_absolute_error", _sklearn("median_absolute_error")),
+        EvaluationMetric("rmse", _sklearn("root_mean_squared_error")),
+        EvaluationMetric("mae", _sklearn("mean_absolute_error")),
+        EvaluationMetric("r2", _r2),
+        EvaluationMetric("bias", lambda labels, scores: float(np.mean(scores - labels))),
+        EvaluationMetric("median_absolute_error", _sklearn("median_absolute_error")),
     ),
 }

@@ -1,4 +1,4 @@
-"""Scores of a registered version over many rows, through the inference service: what is judged is what serves."""
+"""Scores of a registered version over many rows, computed by the inference service that also serves it."""
 
 import asyncio
 from collections import Counter
@@ -21,7 +21,7 @@ ATTEMPTS = 6
 
 
 class Predictor:
-    """Asks the inference service."""
+    """Predicts with registered versions through the inference service."""
 
     def __init__(self, stub: oip.GRPCInferenceServiceStub) -> None:
         self._stub = stub
@@ -29,10 +29,7 @@ class Predictor:
 
     @asynccontextmanager
     async def loaded(self, ref: types_pb2.ModelRef) -> AsyncIterator[None]:
-        """The version is loaded while the context is open.
-
-        What was loaded before (deployed, or asked for) stays afterwards.
-        """
+        """Keeps the version loaded while the context is open; it stays loaded afterwards if it was loaded before."""
         key = (ref.model, ref.version)
         if not self._users[key] and await self._is_ready(ref):
             yield
@@ -61,7 +58,10 @@ class Predictor:
     async def scores(
         self, ref: types_pb2.ModelRef, inputs: Mapping[str, Array], output: str, on_rows: Callable[[int], None]
     ) -> Array:
-        """The output tensor for all rows, in their order. `on_rows` hears how many more are done."""
+        """The output tensor for all rows, in their order.
+
+        `on_rows` receives the number of rows of each finished chunk.
+        """
         rows = len(next(iter(inputs.values())))
         gate = asyncio.Semaphore(IN_FLIGHT)
 

@@ -1,4 +1,4 @@
-"""Evaluates a version: reads the dataset, asks the inference service, scores, compares, judges, stores the report."""
+"""Evaluation of a version: reads the dataset, predicts, scores, compares, judges, and stores the report."""
 
 import asyncio
 import time
@@ -12,8 +12,8 @@ from treadle.core.column import Column
 from treadle.core.errors import InvalidInput
 from treadle.evaluation import codec
 from treadle.evaluation.offline import dataset
-from treadle.evaluation.offline.gate import Policy, check_policy, check_slices, judge
-from treadle.evaluation.offline.metrics import Floats, Metric, Task, metrics_for
+from treadle.evaluation.offline.gate import GatePolicy, check_policy, check_slices, judge
+from treadle.evaluation.offline.metrics import EvaluationMetric, Floats, Task, metrics_for
 from treadle.evaluation.offline.predictor import Predictor
 from treadle.evaluation.offline.scores import as_labels, as_scores, check_classes, score_output
 from treadle.evaluation.offline.slices import Slice, score_slices, slices_of
@@ -28,8 +28,8 @@ MAXIMUM_RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
-class Peers:
-    """The services that an evaluation asks."""
+class EvaluationUpstreams:
+    """Clients of the services that an evaluation calls."""
 
     registry: "registry_pb2_grpc.RegistryServiceAsyncStub"
     features: "features_pb2_grpc.FeatureServiceAsyncStub"
@@ -58,7 +58,7 @@ class _Data:
 
 @dataclass
 class Progress:
-    """What `Runner.run` yields on the way."""
+    """The progress of an evaluation: rows done in a stage."""
 
     stage: str
     done: int
@@ -66,12 +66,12 @@ class Progress:
 
 
 class Runner:
-    """One for the service; each `run` is an evaluation."""
+    """Runs evaluations; one runner for the service."""
 
     def __init__(
         self,
-        peers: Peers,
-        plugin_metrics: Callable[[Task], Sequence[Metric]],
+        peers: EvaluationUpstreams,
+        plugin_metrics: Callable[[Task], Sequence[EvaluationMetric]],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._peers = peers
@@ -79,11 +79,11 @@ class Runner:
         self._clock = clock
 
     async def run(self, request: pb.EvaluateRequest) -> AsyncIterator[Progress | pb.EvaluationReport]:
-        """Progress, then the report, which is stored by then."""
-        task = codec.task_of(request.task)
+        """Yields progress, then the report, after it is stored in the registry."""
+        task = codec.task_from_proto(request.task)
         resamples = _resamples(request)
         metrics = await asyncio.to_thread(lambda: metrics_for(task, self._plugin_metrics(task)))
-        policy = codec.policy_of(request.gate)
+        policy = codec.policy_from_proto(request.gate)
         check_policy(policy, metrics, has_baseline=bool(request.baseline.model))
         yield Progress("loading", 0, 0)
         versions = [await self._version(request.ref, request.score_output, "ref")]
@@ -200,9 +200,9 @@ def _load(source: pb.Dataset, task: Task, versions: Sequence[_Version]) -> _Data
 
 def _judge(
     request: pb.EvaluateRequest,
-    policy: Policy,
+    policy: GatePolicy,
     task: Task,
-    metrics: Mapping[str, Metric],
+    metrics: Mapping[str, EvaluationMetric],
     data: _Data,
     scores: Sequence[Floats],
     resamples: int,
@@ -216,9 +216,9 @@ def _judge(
         data.slices, task, metrics, data.labels, candidate, baseline, resamples=resamples, seed=request.seed
     )
     verdict, judgements = judge(policy, scored)
-    who = ("candidate", "baseline")
+    roles = ("candidate", "baseline")
     curves = [
-        curve for name, each in zip(who, scores, strict=False) for curve in curves_of(task, data.labels, each, name)
+        curve for name, each in zip(roles, scores, strict=False) for curve in curves_of(task, data.labels, each, name)
     ]
     report = pb.EvaluationReport(
         ref=request.ref,
@@ -226,8 +226,8 @@ def _judge(
         dataset_digest=data.digest,
         task=request.task,
         rows=len(data.labels),
-        slices=map(codec.slice_metrics, scored),
-        gate=codec.gate_result(verdict, judgements, request.gate),
+        slices=map(codec.slice_metrics_to_proto, scored),
+        gate=codec.gate_result_to_proto(verdict, judgements, request.gate),
         curves=curves,
         seed=request.seed,
         bootstrap_resamples=resamples,

@@ -1,4 +1,4 @@
-"""Raw model outputs and label columns, made into the arrays that metrics take; what cannot be scored is refused."""
+"""Conversion of model outputs and label columns to the arrays that metrics take, with validation."""
 
 from collections.abc import Sequence
 
@@ -10,23 +10,23 @@ from treadle.core.hints import unknown
 from treadle.evaluation.offline.metrics import Floats, Task
 
 SUM_TOLERANCE = 1e-3
-"""How far from 1 the probabilities of one row may sum (half-precision outputs round)."""
+"""The largest difference between 1 and the sum of the probabilities of a row (half-precision outputs round)."""
 
 DEFAULT_OUTPUT = "probability"
-"""What classifiers call the output that holds their score."""
+"""The name of the score output of classifiers."""
 
 
 def default_output(names: Sequence[str]) -> str:
-    """The output that holds the score when nobody named one: the only one, or DEFAULT_OUTPUT; empty for neither."""
+    """The score output where the request names none: the only output, else DEFAULT_OUTPUT; "" if there is neither."""
     if len(names) == 1:
         return names[0]
     return DEFAULT_OUTPUT if DEFAULT_OUTPUT in names else ""
 
 
 def score_output(names: Sequence[str], wanted: str, source: str) -> str:
-    """The output that holds the score: the one that is wanted, or else the default. InvalidInput where there is none.
+    """The name of the score output: `wanted`, or the default if that is "". InvalidInput if there is no such output.
 
-    `source` names the model in errors.
+    `source` is the name of the model in error messages.
     """
     if wanted and wanted not in names:
         raise InvalidInput(f"{source}: {unknown('score_output', wanted, names)}")
@@ -39,22 +39,23 @@ def score_output(names: Sequence[str], wanted: str, source: str) -> str:
 
 
 def as_labels(task: Task, values: NDArray[np.generic], *, column: str) -> Floats:
-    """Labels [N] as float64. `column` names them in errors."""
+    """Labels [N] as float64. InvalidInput, with the name of the column, for labels that do not fit the task."""
     if values.ndim != 1 or values.dtype.kind not in "biuf":
         raise InvalidInput(f'label "{column}" must be one number a row, not {values.dtype} of shape {values.shape}')
     labels = values.astype(np.float64)
-    _refuse(~np.isfinite(labels), f'label "{column}" must be finite')
+    _refuse_rows(~np.isfinite(labels), f'label "{column}" must be finite')
     if task is Task.BINARY:
-        _refuse((labels != 0) & (labels != 1), f'label "{column}" of a binary task must be 0 or 1')
+        _refuse_rows((labels != 0) & (labels != 1), f'label "{column}" of a binary task must be 0 or 1')
     if task is Task.MULTICLASS:
-        _refuse((labels < 0) | (labels != np.floor(labels)), f'label "{column}" must be a class index: 0, 1, 2, …')
+        _refuse_rows((labels < 0) | (labels != np.floor(labels)), f'label "{column}" must be a class index: 0, 1, 2, …')
     return labels
 
 
 def as_scores(task: Task, values: NDArray[np.generic], *, source: str) -> Floats:
-    """Scores as float64: [N] for binary tasks and regression, [N, classes] for multiclass. `source` names the model.
+    """Scores as float64: [N] for binary tasks and regression, [N, classes] for multiclass tasks.
 
-    A binary score of shape [N, 2] stands for the probability of class 1, its second column; [N, 1] for [N].
+    For binary tasks, the second column of [N, 2] is the probability of class 1; [N, 1] is taken as [N]. `source` is the
+    name of the model in error messages. FailedPrecondition for scores that do not fit the task.
     """
     if values.dtype.kind not in "biuf":
         raise FailedPrecondition(f"the score of {source} is {values.dtype}, not a number; name another score_output")
@@ -63,7 +64,7 @@ def as_scores(task: Task, values: NDArray[np.generic], *, source: str) -> Floats
         scores = _one_dimensional(task, scores, source)
     elif scores.ndim != 2 or scores.shape[1] < 2:
         raise FailedPrecondition(
-            f"the score of {source} has shape {_shape(scores)}; a multiclass task needs [-1, classes]"
+            f"the score of {source} has shape {_shape_text(scores)}; a multiclass task needs [-1, classes]"
         )
     bad = np.flatnonzero(~np.isfinite(scores.reshape(len(scores), -1)).all(axis=1))
     if bad.size:
@@ -72,9 +73,9 @@ def as_scores(task: Task, values: NDArray[np.generic], *, source: str) -> Floats
 
 
 def check_classes(labels: Floats, scores: Floats, *, column: str) -> None:
-    """Refuses labels that are no class of a multiclass score."""
+    """Checks that the labels are classes of a multiclass score. InvalidInput names the column."""
     if scores.ndim == 2:
-        _refuse(
+        _refuse_rows(
             labels >= scores.shape[1], f'label "{column}" must be under {scores.shape[1]}, the classes of the model'
         )
 
@@ -86,7 +87,7 @@ def _one_dimensional(task: Task, scores: Floats, source: str) -> Floats:
         return np.ascontiguousarray(scores[:, 1])
     if scores.ndim != 1:
         wanted = "[-1] or [-1, 2]" if task is Task.BINARY else "[-1]"
-        raise FailedPrecondition(f"the score of {source} has shape {_shape(scores)}; this task needs {wanted}")
+        raise FailedPrecondition(f"the score of {source} has shape {_shape_text(scores)}; this task needs {wanted}")
     return scores
 
 
@@ -108,10 +109,10 @@ def _probabilities(task: Task, scores: Floats, source: str) -> Floats:
     return np.asarray(scores / sums)
 
 
-def _refuse(bad: NDArray[np.bool_], wanted: str) -> None:
+def _refuse_rows(bad: NDArray[np.bool_], wanted: str) -> None:
     if bad.any():
         raise InvalidInput(f"{wanted}; {int(bad.sum())} rows are not, first at row {int(np.argmax(bad))}")
 
 
-def _shape(scores: Floats) -> str:
+def _shape_text(scores: Floats) -> str:
     return "[" + ", ".join(["-1", *map(str, scores.shape[1:])]) + "]"

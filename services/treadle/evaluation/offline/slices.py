@@ -1,4 +1,4 @@
-"""Slices: the rows of a dataset that share one value of a column, evaluated one by one."""
+"""Slices: the rows of a dataset with the same value of a column, each evaluated separately."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from treadle.core.column import Column
 from treadle.core.errors import InvalidInput
 from treadle.core.hints import unknown
 from treadle.evaluation.offline.bootstrap import Comparison, compare
-from treadle.evaluation.offline.metrics import Floats, Metric, Task
+from treadle.evaluation.offline.metrics import EvaluationMetric, Floats, Task
 
 MAXIMUM_VALUES = 200
-"""More distinct values than this make no readable report, and each has too few rows to judge."""
+"""Distinct values of a sliced column: with more, the report is unreadable and slices have too few rows to judge."""
 ALL_ROWS = ""
 NULL = "(null)"
 
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """`name` is "" for all rows, else "origin=JFK"; `rows` are the positions of its rows, ascending."""
+    """A named set of rows: `name` is "" for all rows, else "origin=JFK"; `rows` are their positions, ascending."""
 
     name: str
     rows: NDArray[np.intp]
@@ -28,24 +28,27 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class ScoredSlice:
-    """A slice with its metrics."""
+    """The metrics of a slice."""
 
     name: str
     comparison: Comparison
 
 
 def slices_of(rows: int, columns: Mapping[str, Column]) -> list[Slice]:
-    """All rows, then each value of each column in order; nulls make the slice "column=(null)"."""
+    """The slice of all rows, then the slices of each column, in the order of its values; nulls are "column=(null)".
+
+    InvalidInput for a column that cannot be sliced by.
+    """
     found = [Slice(ALL_ROWS, np.arange(rows))]
     for name, column in columns.items():
-        found += _of_column(name, column)
+        found += _slices_of_column(name, column)
     return found
 
 
 def score_slices(
     slices: list[Slice],
     task: Task,
-    metrics: Mapping[str, Metric],
+    metrics: Mapping[str, EvaluationMetric],
     labels: Floats,
     candidate: Floats,
     baseline: Floats | None,
@@ -53,7 +56,7 @@ def score_slices(
     resamples: int,
     seed: int,
 ) -> list[ScoredSlice]:
-    """Metrics of each slice. Each has a random stream of its own, so that adding a slice changes no other."""
+    """The metrics of each slice. Each slice has its own random generator, so that an added slice changes no other."""
     scored = []
     for part in slices:
         rng = np.random.default_rng([seed & 0xFFFFFFFFFFFFFFFF, *part.name.encode()])
@@ -63,8 +66,11 @@ def score_slices(
     return scored
 
 
-def matching(pattern: str, slices: Sequence[ScoredSlice]) -> list[ScoredSlice]:
-    """The slices that a threshold is for: "" all rows, "origin=JFK" one, "origin=*" each of a column."""
+def matching_slices(pattern: str, slices: Sequence[ScoredSlice]) -> list[ScoredSlice]:
+    """The slices that a pattern selects: "" all rows, "origin=JFK" one slice, "origin=*" each slice of a column.
+
+    InvalidInput if there is none.
+    """
     if pattern.endswith("=*"):
         found = [part for part in slices if part.name.startswith(pattern[:-1])]
     else:
@@ -75,7 +81,7 @@ def matching(pattern: str, slices: Sequence[ScoredSlice]) -> list[ScoredSlice]:
 
 
 def check_pattern(pattern: str, names: list[str]) -> None:
-    """InvalidInput unless `pattern` is for one of the slices named."""
+    """Checks that `pattern` selects one of the named slices. InvalidInput otherwise."""
     known = _patterns(names)
     if pattern and pattern not in known:
         raise InvalidInput(unknown("slice", pattern, known))
@@ -86,7 +92,7 @@ def _patterns(names: list[str]) -> list[str]:
     return [*columns, *(name for name in names if name)]
 
 
-def _of_column(name: str, column: Column) -> list[Slice]:
+def _slices_of_column(name: str, column: Column) -> list[Slice]:
     if column.values.ndim != 1 or column.dtype == "BYTES":
         raise InvalidInput(f'column "{name}" cannot be sliced by: it must hold one text, number or time a row')
     keys = np.array([NULL if key is None else key for key in _texts(column)], dtype=object)
@@ -100,7 +106,7 @@ def _of_column(name: str, column: Column) -> list[Slice]:
     bounds = np.searchsorted(codes[order], np.arange(len(values) + 1))
     parts = [Slice(f"{name}={value}", order[bounds[index] : bounds[index + 1]]) for index, value in enumerate(values)]
     numeric = column.values.dtype.kind in "iuf"
-    return sorted(parts, key=lambda part: _numeric_order(part.name)) if numeric else parts
+    return sorted(parts, key=lambda part: _numeric_sort_key(part.name)) if numeric else parts
 
 
 def _texts(column: Column) -> list[str | None]:
@@ -118,6 +124,6 @@ def _texts(column: Column) -> list[str | None]:
     return [None if null else text for text, null in zip(texts, column.nulls.tolist(), strict=True)]
 
 
-def _numeric_order(name: str) -> tuple[bool, float]:
+def _numeric_sort_key(name: str) -> tuple[bool, float]:
     value = name.partition("=")[2]
     return (True, 0.0) if value == NULL else (False, float(value))

@@ -1,7 +1,7 @@
 """Plots of a report as inline SVG.
 
-Candidate and baseline differ in lightness, shape and line as well as colour: they can be told apart in grey and by the
-colour-blind.
+Candidate and baseline differ in lightness, marker and line as well as colour, for print in grey and for colour-blind
+readers.
 """
 
 import base64
@@ -18,19 +18,19 @@ STYLES: Mapping[str, Mapping[str, Any]] = {
     "candidate": {"color": "#00457c", "linestyle": "-", "marker": "o", "markerfacecolor": "#00457c"},
     "baseline": {"color": "#e8862a", "linestyle": "--", "marker": "s", "markerfacecolor": "white"},
 }
-INK, FAINT, GRID = "#333333", "#888888", "#dddddd"
-HEADLINE = {
+AXIS_COLOR, REFERENCE_COLOR, GRID_COLOR = "#333333", "#888888", "#dddddd"
+HEADLINE_METRIC = {
     pb.TASK_BINARY_CLASSIFICATION: ("roc_auc", "roc_auc (higher is better, 0.5 is chance)"),
     pb.TASK_MULTICLASS_CLASSIFICATION: ("accuracy", "accuracy (share of rows; higher is better)"),
     pb.TASK_REGRESSION: ("rmse", "rmse (in the unit of the label; lower is better)"),
 }
-"""The metric that slices are drawn by, and the words of its axis."""
+"""The metric of the plot of slices by task, and the label of its axis."""
 MAXIMUM_SLICES = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A picture as a data address, with the words for who cannot see it."""
+    """A picture: `source` is a data URL with an SVG, `description` the text for screen readers."""
 
     title: str
     description: str
@@ -38,7 +38,7 @@ class Plot:
 
 
 def plots_of(report: pb.EvaluationReport) -> list[Plot]:
-    """Slice intervals, ROC, calibration and residuals: those that the report has points for."""
+    """The plots of a report: slice intervals, ROC, calibration and residuals, as far as the report has their data."""
     return [*_slices(report), *_curves(report)]
 
 
@@ -54,13 +54,15 @@ def _curves(report: pb.EvaluationReport) -> Iterator[Plot]:
 def _lines(axes: Any, curves: Sequence[pb.Curve], kind: str) -> None:
     diagonal = kind != "residuals"
     reference = {"roc": "chance", "calibration": "perfect", "residuals": "no error"}[kind]
-    axes.plot([0, 1], [0, 1] if diagonal else [0, 0], color=FAINT, linestyle=":", linewidth=1.2, label=reference)
+    axes.plot(
+        [0, 1], [0, 1] if diagonal else [0, 0], color=REFERENCE_COLOR, linestyle=":", linewidth=1.2, label=reference
+    )
     for curve in curves:
-        who = curve.name.partition(":")[2]
-        style = {**STYLES.get(who, {"color": INK}), "markersize": 5}
+        role = curve.name.partition(":")[2]
+        style = {**STYLES.get(role, {"color": AXIS_COLOR}), "markersize": 5}
         if kind != "calibration":
             style["marker"] = None
-        axes.plot(curve.x, curve.y, label=who, **style)
+        axes.plot(curve.x, curve.y, label=role, **style)
     axes.set_xlabel(curves[0].x_label)
     axes.set_ylabel(curves[0].y_label)
     axes.legend(frameon=False)
@@ -71,7 +73,7 @@ def _lines(axes: Any, curves: Sequence[pb.Curve], kind: str) -> None:
 
 
 def _slices(report: pb.EvaluationReport) -> Iterator[Plot]:
-    metric, label = HEADLINE.get(report.task, ("", ""))
+    metric, label = HEADLINE_METRIC.get(report.task, ("", ""))
     parts = [part for part in report.slices if any(each.metric == metric for each in part.candidate)][:MAXIMUM_SLICES]
     if not parts:
         return
@@ -83,14 +85,14 @@ def _slices(report: pb.EvaluationReport) -> Iterator[Plot]:
         _intervals(axes[0], parts, metric, ("candidate", "baseline"))
         _bounds(axes[0], parts, metric, report.gate)
         axes[0].set_xlabel(label)
-        # Names may hold a dollar sign, which matplotlib would read as mathematics.
+        # Names may hold a dollar sign, which matplotlib would parse as mathematics.
         names = [f"{part.slice or 'all rows'}  ({part.rows:,})".replace("$", r"\$") for part in parts]
         axes[0].set_yticks(range(len(parts)), names)
         axes[0].set_ylabel("slice (labelled rows)")
         axes[0].set_ylim(len(parts) - 0.5, -0.5)
         axes[0].legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
         if compared:
-            axes[1].axvline(0, color=INK, linewidth=1)
+            axes[1].axvline(0, color=AXIS_COLOR, linewidth=1)
             _intervals(axes[1], parts, metric, ("difference",))
             axes[1].set_xlabel("candidate − baseline, paired")
             axes[1].tick_params(left=False)
@@ -100,24 +102,24 @@ def _slices(report: pb.EvaluationReport) -> Iterator[Plot]:
     yield Plot(title, f"{title}; the tables below have the numbers", picture)
 
 
-def _intervals(axes: Any, parts: Sequence[pb.SliceMetrics], metric: str, whose: Sequence[str]) -> None:
-    """A point and an interval for each slice, one below the other where there are two models."""
-    for who in whose:
-        found = [next((each for each in getattr(part, who) if each.metric == metric), None) for part in parts]
+def _intervals(axes: Any, parts: Sequence[pb.SliceMetrics], metric: str, roles: Sequence[str]) -> None:
+    """Draws a point and an interval for each slice; those of two models are drawn one below the other."""
+    for role in roles:
+        found = [next((each for each in getattr(part, role) if each.metric == metric), None) for part in parts]
         if not any(found):
             continue
         value, low, high = (
             np.array([np.nan if each is None else getattr(each, name) for each in found])
             for name in ("value", "low", "high")
         )
-        places = np.arange(len(parts)) + {"candidate": -0.14, "baseline": 0.14, "difference": 0.0}[who]
-        style = STYLES.get(who, STYLES["candidate"])
+        places = np.arange(len(parts)) + {"candidate": -0.14, "baseline": 0.14, "difference": 0.0}[role]
+        style = STYLES.get(role, STYLES["candidate"])
         axes.hlines(places, low, high, color=style["color"], linewidth=2)
-        axes.plot(value, places, **{**style, "linestyle": "none"}, markersize=5.5, label=who)
+        axes.plot(value, places, **{**style, "linestyle": "none"}, markersize=5.5, label=role)
 
 
 def _bounds(axes: Any, parts: Sequence[pb.SliceMetrics], metric: str, gate: pb.GateResult) -> None:
-    """A tick where the gate draws the line, in each slice that it judges."""
+    """Draws a tick at each bound of the gate, in the slices that it judges."""
     places = {part.slice: index for index, part in enumerate(parts)}
     ticks = []
     for result in gate.results:
@@ -128,11 +130,11 @@ def _bounds(axes: Any, parts: Sequence[pb.SliceMetrics], metric: str, gate: pb.G
             ticks += [(bound, judged) for bound in bounds]
     if ticks:
         x, y = zip(*ticks, strict=True)
-        axes.plot(x, y, "|", color=INK, markersize=15, markeredgewidth=1.4, label="bound of the gate")
+        axes.plot(x, y, "|", color=AXIS_COLOR, markersize=15, markeredgewidth=1.4, label="bound of the gate")
 
 
 def _draw(size: tuple[float, float], panels: int, draw: Callable[[Sequence[Any]], None]) -> str:
-    """An SVG as a data address. The figure is made without pyplot, which keeps global state."""
+    """The SVG of a figure as a data URL. The figure is made without pyplot, which keeps global state."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -141,7 +143,7 @@ def _draw(size: tuple[float, float], panels: int, draw: Callable[[Sequence[Any]]
         every = figure.subplots(1, panels, squeeze=False, sharey=True, width_ratios=[1.7, 1][:panels])[0]
         for axes in every:
             axes.spines[["top", "right"]].set_visible(False)
-            axes.grid(color=GRID, linewidth=0.7)
+            axes.grid(color=GRID_COLOR, linewidth=0.7)
             axes.set_axisbelow(True)
         draw(every)
         buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Reports for people: Markdown, and one HTML page that holds its plots and needs nothing else."""
+"""Rendering of evaluation reports: Markdown, and one self-contained HTML page with plots."""
 
 import math
 from collections import Counter
@@ -19,7 +19,7 @@ _VERDICTS: Mapping[int, tuple[str, str]] = {
     pb.VERDICT_UNSPECIFIED: ("NO GATE", "none"),
 }
 _ORDER = (pb.VERDICT_FAIL, pb.VERDICT_NOT_ENOUGH_DATA, pb.VERDICT_PASS, pb.VERDICT_UNSPECIFIED)
-"""What is wrong stands first."""
+"""The order of results in a report: failed thresholds first."""
 _TASKS: Mapping[int, str] = {
     pb.TASK_BINARY_CLASSIFICATION: "binary classification",
     pb.TASK_MULTICLASS_CLASSIFICATION: "multiclass classification",
@@ -28,8 +28,8 @@ _TASKS: Mapping[int, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One metric of one slice, in words."""
+class MetricRow:
+    """A row of the metrics table: one metric of one slice, formatted."""
 
     metric: str
     candidate: str
@@ -60,7 +60,7 @@ def _render(template: str, report: pb.EvaluationReport, *, escape: bool, plots: 
     )
     environment.filters["verdict"] = lambda number: _VERDICTS[number][0]
     environment.filters["verdict_class"] = lambda number: _VERDICTS[number][1]
-    environment.filters["cell"] = _cell
+    environment.filters["cell"] = _escape_cell
     return environment.get_template(template).render(
         report=report,
         candidate=_name(report.ref),
@@ -68,15 +68,15 @@ def _render(template: str, report: pb.EvaluationReport, *, escape: bool, plots: 
         dataset=report.dataset.name or report.dataset.path,
         task=_TASKS.get(report.task, "unknown task"),
         created=datetime.fromtimestamp(report.created_micros / 1e6, UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        verdict_words=_in_words(report.gate),
+        verdict_words=_gate_summary(report.gate),
         results=sorted(report.gate.results, key=lambda result: _ORDER.index(result.verdict)),
         slices=[(part.slice or "All rows", part.rows, _rows(part)) for part in report.slices],
         plots=plots,
     )
 
 
-def _in_words(gate: pb.GateResult) -> str:
-    """ "3 of 5 rules hold, 1 fails, 1 has not enough data"; empty without a gate."""
+def _gate_summary(gate: pb.GateResult) -> str:
+    """The results of a gate as text: "3 of 5 rules hold, 1 failed, 1 without enough data"; "" without a gate."""
     if not gate.results:
         return ""
     count = Counter(result.verdict for result in gate.results)
@@ -86,22 +86,22 @@ def _in_words(gate: pb.GateResult) -> str:
     return words + (f", {unsure} without enough data" if unsure else "")
 
 
-def _rows(part: pb.SliceMetrics) -> list[Row]:
+def _rows(part: pb.SliceMetrics) -> list[MetricRow]:
     baseline = {each.metric: each for each in part.baseline}
     difference = {each.metric: each for each in part.difference}
     return [
-        Row(
+        MetricRow(
             each.metric,
-            shown(each),
-            shown(baseline[each.metric]) if each.metric in baseline else "",
-            shown(difference[each.metric], signed=True) if each.metric in difference else "",
+            estimate_text(each),
+            estimate_text(baseline[each.metric]) if each.metric in baseline else "",
+            estimate_text(difference[each.metric], signed=True) if each.metric in difference else "",
         )
         for each in part.candidate
     ]
 
 
-def shown(estimate: pb.Estimate, *, signed: bool = False) -> str:
-    """ "0.7123 [0.7001, 0.7244]"; "–" where undefined; no interval where there is none."""
+def estimate_text(estimate: pb.Estimate, *, signed: bool = False) -> str:
+    """An estimate as text: "0.7123 [0.7001, 0.7244]"; without an interval "0.7123"; "–" where it is undefined."""
     number = partial(_number, signed=signed)
     if math.isnan(estimate.value):
         return "–"
@@ -119,7 +119,7 @@ def _name(ref: types_pb2.ModelRef) -> str:
     return f"{ref.model}/{ref.version}" if ref.model else ""
 
 
-def _cell(text: str) -> str:
-    """Text that cannot break out of a Markdown table cell."""
+def _escape_cell(text: str) -> str:
+    """Text escaped for a cell of a Markdown table."""
     escaped = "".join("\\" + character if character in "\\|`*_[]<>" else character for character in str(text))
     return escaped.replace("\n", " ").replace("\r", " ")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from treadle.core.errors import InvalidInput, NotFound
-from treadle.core.hints import near
+from treadle.core.hints import did_you_mean
 from treadle.features.definitions import Entity, FeatureView, Field, Source
 
 EVENT_TIME: Final = "_event_micros"
@@ -114,7 +114,9 @@ def _column_types(db: Any, scan: str) -> dict[str, str]:
 def _column_sql(view: FeatureView, wanted: Entity | Field, types: dict[str, str]) -> str:
     have = types.get(wanted.name)
     if have is None:
-        raise InvalidInput(f"the source of view {view.name!r} has no column {wanted.name!r}{near(wanted.name, types)}")
+        raise InvalidInput(
+            f"the source of view {view.name!r} has no column {wanted.name!r}{did_you_mean(wanted.name, types)}"
+        )
     if not _is_compatible(have, wanted.dtype):
         raise InvalidInput(f"the source of view {view.name!r}: column {wanted.name!r} is {have}, wanted {wanted.dtype}")
     name = quote_identifier(wanted.name)
@@ -141,7 +143,7 @@ def _event_micros_sql(view: FeatureView, source: Source, types: dict[str, str]) 
     if have is None:
         raise InvalidInput(
             f"the source of view {view.name!r} has no timestamp column {source.timestamp_column!r}"
-            f"{near(source.timestamp_column, types)}"
+            f"{did_you_mean(source.timestamp_column, types)}"
         )
     if have in _INTEGER_SQL_TYPES:
         return f"CAST({name} AS BIGINT)"

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from treadle.core.column import Column
 from treadle.core.errors import InvalidInput
-from treadle.core.hints import near
+from treadle.core.hints import did_you_mean
 from treadle.features.definitions import FeatureService, FeatureView
 from treadle.features.lookup_plan import LookupPlan, ViewPlan, compile_plan
 from treadle.features.offline import arrow
@@ -76,7 +76,7 @@ def _check_columns(table: pa.Table, plan: LookupPlan) -> None:
     needed = [REQUEST_TIME, *(each.name for each in plan.entities), *(each.name for each in plan.context)]
     for name in needed:
         if name not in table.column_names:
-            raise InvalidInput(f"the entity rows have no column {name!r}{near(name, table.column_names)}")
+            raise InvalidInput(f"the entity rows have no column {name!r}{did_you_mean(name, table.column_names)}")
     if not table.num_rows:
         raise InvalidInput("there are no entity rows")
 

@@ -8,7 +8,7 @@ import numpy as np
 from treadle.core.column import Column
 from treadle.core.dtypes import numpy_dtype
 from treadle.core.errors import InvalidInput, Violation
-from treadle.core.hints import near
+from treadle.core.hints import did_you_mean
 from treadle.features.definitions import Entity, Field
 
 
@@ -48,8 +48,10 @@ def coerce_columns(
     coerced: dict[str, Column] = {}
     for name, column in given.items():
         wanted = accepted.get(name)
-        keyed = name in not_null
-        problem = f"is unknown{near(name, accepted)}" if wanted is None else _dtype_problem(column, wanted.dtype, keyed)
+        if wanted is None:
+            problem = f"is unknown{did_you_mean(name, accepted)}"
+        else:
+            problem = _dtype_problem(column, wanted.dtype, name in not_null)
         if problem:
             violations.append(Violation(f"{where}[{name[:80]}]", problem))
         elif wanted is not None:

@@ -40,7 +40,7 @@ class Admission:
             f"model {name}",
             target_seconds=limits.target_seconds,
             start=limits.queue_rows,
-            most=limits.queue_rows,
+            max_limit=limits.queue_rows,
             clock=clock,
         )
         """Of rows."""
@@ -55,7 +55,7 @@ class Admission:
         """Overloaded: too much is here already, or it takes longer than until `deadline`. DeadlineExceeded: that has
         passed."""
         limit = self.limit
-        if limit.used >= limit.limit:
+        if limit.in_progress >= limit.limit:
             raise limit.refusal()
         if waiting_rows and waiting_rows >= self._room:
             wait = self._wait(waiting_rows, running, self._clock())
@@ -68,7 +68,7 @@ class Admission:
 
     def answered(self, rows: int, seconds: float) -> None:
         """A batch has been answered; on average its rows were here for so long."""
-        self.limit.leave(rows, seconds)
+        self.limit.release(rows, seconds)
         self._room = self._pace.rows_within(MOST_TARGETS * self.limit.target_seconds, self._most_rows)
 
     def _in_time(self, waiting_rows: int, running: Batch | None, deadline: float) -> None:

@@ -120,7 +120,7 @@ class Batcher:
     ) -> Job:
         """Queues what was admitted and fits one batch: arrays with their `bucket_of`, or bytes with their `Layout`."""
         job = Job(inputs, rows, bucket, deadline, context, self._clock(), self._loop.create_future())
-        self._admission.limit.take(rows)
+        self._admission.limit.acquire_unchecked(rows)
         self._waiting.append(job)
         self._waiting_rows += rows
         if not self._woken and not self._taken:
@@ -163,7 +163,7 @@ class Batcher:
         """`_next` passes over it: looking for it in the queue would cost more."""
         job.waits = False
         self._waiting_rows -= job.rows
-        self._admission.limit.abandon(job.rows)
+        self._admission.limit.release_unmeasured(job.rows)
 
     def _next(self) -> None:
         """Begins with the next batch, if anything waits."""
@@ -263,7 +263,7 @@ class Batcher:
                 job.future.set_result(Answer(batch, at, job.rows, batch.started_at - job.queued_at))
             at += job.rows
         if error is not None:
-            self._admission.limit.abandon(batch.rows)
+            self._admission.limit.release_unmeasured(batch.rows)
             return
         self._admission.answered(batch.rows, time_here / batch.rows)
         # The callers, whom the futures have woken, come first.

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from treadle.core.errors import DataLoss
-from treadle.core.files import storing
+from treadle.core.files import map_disk_full
 from treadle.inference.models.models import ModelFile, Registered
 
 Fetch = Callable[[str], AsyncIterator[bytes]]
@@ -32,7 +32,7 @@ class Artifacts:
 
         DataLoss: the registry's bytes do not have the digest. StorageFull: no room here.
         """
-        with storing(f"no room on disk for the files of model {registered.key}"):
+        with map_disk_full(f"no room on disk for the files of model {registered.key}"):
             for file in registered.files:
                 if not await asyncio.to_thread(_intact, self._path(file), file):
                     await self._download(file)

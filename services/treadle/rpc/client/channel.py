@@ -24,7 +24,7 @@ from treadle.observability.telemetry.propagation import TRACEPARENT, inject
 from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.rpc import context as call_context
 from treadle.rpc.client.retries import service_config
-from treadle.rpc.client.stream_status import Ending, Outgoing
+from treadle.rpc.client.stream_status import RequestStream, StreamStatus
 
 _OPTIONS = (
     ("grpc.service_config", service_config()),
@@ -106,13 +106,13 @@ class Channel(grpc.aio.Channel):
     ) -> Callable[..., Awaitable[Any]]:
         async def call(request: Any, timeout: float | None = None, metadata: Any = (), **kwargs: Any) -> Any:
             with _Outbound(self, method, timeout) as outbound:
-                call, ending = outbound.begin(callable_, request, metadata, kwargs, sends_many=sends_many)
-                if ending is None:
+                call, status = outbound.begin(callable_, request, metadata, kwargs, sends_many=sends_many)
+                if status is None:
                     return await call
                 try:
                     return await call
                 except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
-                    raise await ending.cause(error) or error from None
+                    raise await status.cause(error) or error from None
 
         return call
 
@@ -123,12 +123,12 @@ class Channel(grpc.aio.Channel):
             request: Any, timeout: float | None = None, metadata: Any = (), **kwargs: Any
         ) -> AsyncIterator[Any]:
             with _Outbound(self, method, timeout, streams=True) as outbound:
-                call, ending = outbound.begin(callable_, request, metadata, kwargs, sends_many=sends_many)
+                call, status = outbound.begin(callable_, request, metadata, kwargs, sends_many=sends_many)
                 try:
                     async for response in call:
                         yield response
                 except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
-                    cause = error if ending is None else await ending.cause(error)
+                    cause = error if status is None else await status.cause(error)
                     if cause is not None:
                         raise cause from None
                 finally:
@@ -216,12 +216,12 @@ class _Outbound:
 
     def begin(
         self, callable_: Callable[..., Any], request: Any, metadata: Any, options: dict[str, Any], *, sends_many: bool
-    ) -> tuple[Any, Ending | None]:
+    ) -> tuple[Any, StreamStatus | None]:
         """The call of grpc.aio, and what tells how it really ended where it sends a stream."""
-        outgoing = Outgoing(request) if sends_many else None
+        requests = RequestStream(request) if sends_many else None
         sent = (*self._metadata, *(metadata or ()))
-        call = callable_(outgoing or request, timeout=self._timeout, metadata=sent, **options)
-        return call, Ending(call, outgoing) if outgoing and not self._channel.is_local else None
+        call = callable_(requests or request, timeout=self._timeout, metadata=sent, **options)
+        return call, StreamStatus(call, requests) if requests and not self._channel.is_local else None
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
         mapped = self._map(error) if isinstance(error, grpc.aio.AioRpcError) else error

@@ -14,10 +14,10 @@ import grpc
 import grpc.aio
 
 from treadle.core.errors import DeadlineExceeded
-from treadle.core.tasks import end
+from treadle.core.tasks import cancel_and_wait
 from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.rpc.client.channel import Channel
-from treadle.rpc.client.stream_status import Outgoing
+from treadle.rpc.client.stream_status import RequestStream
 from treadle.rpc.server.server import Server
 from treadle.rpc.server.status import CallStatus
 
@@ -111,7 +111,7 @@ class _LocalCall:
 
     def _sent(self, request: Any) -> Any:
         convert = None if self._typed else self._serialize
-        if isinstance(request, Outgoing):
+        if isinstance(request, RequestStream):
             return request if convert is None else _each(convert, request)
         return request if convert is None else convert(request)
 
@@ -120,7 +120,7 @@ class _LocalCall:
         serialize = self._handler.response_serializer
         if self._deserialize is None:
             return answer if serialize is None else serialize(answer)
-        return self._deserialize(answer) if serialize is None else answer
+        return self._deserialize(answer) if serialize is None or type(answer) is bytes else answer
 
 
 async def _each(convert: Callable[[Any], Any], requests: Any) -> AsyncIterator[Any]:
@@ -144,7 +144,7 @@ class _Ended:
             await self._time.__aexit__(kind, error, trace)
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed") from None
-        broken = self._request.failure if isinstance(self._request, Outgoing) else None
+        broken = self._request.failure if isinstance(self._request, RequestStream) else None
         if broken is not None and error is not None:
             raise broken
         context = self._call.context
@@ -217,7 +217,7 @@ class _Answers:
 
     async def _stop(self) -> None:
         if not self._task.done():
-            await end(self._task)
+            await cancel_and_wait(self._task)
 
     def cancel(self) -> None:
         """Ends the handler."""

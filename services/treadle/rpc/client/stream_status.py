@@ -19,17 +19,17 @@ from treadle.core.errors import Unavailable
 T = TypeVar("T")
 
 _OWN_FAILURE = "Internal error from Core"
-_LOOKS = 500
-_SECONDS_BETWEEN_LOOKS = 0.001
+_MAX_POLLS = 500
+_POLL_SECONDS = 0.001
 
 
-def cancelled_by_nobody(error: BaseException | None) -> bool:
+def is_spurious_cancellation(error: BaseException | None) -> bool:
     """Whether this is a `CancelledError` although nobody cancelled the present task."""
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and not task.cancelling()
 
 
-class Outgoing:
+class RequestStream:
     """A stream of requests, from any iterable, that remembers what broke it."""
 
     def __init__(self, requests: Any) -> None:
@@ -49,35 +49,35 @@ class Outgoing:
             raise
 
 
-class Ending:
-    """Watches one call of grpc.aio that sends `outgoing`."""
+class StreamStatus:
+    """Watches one call of grpc.aio that sends `requests`."""
 
-    def __init__(self, call: Any, outgoing: Outgoing) -> None:
+    def __init__(self, call: Any, requests: RequestStream) -> None:
         self._call = call
-        self._outgoing = outgoing
-        self._said: grpc.aio.AioRpcError | None = None
+        self._requests = requests
+        self._status: grpc.aio.AioRpcError | None = None
         """What the server said; its code may be OK."""
-        call.add_done_callback(self._look)
+        call.add_done_callback(self._read_status)
 
     async def cause(self, error: BaseException) -> BaseException | None:
         """What the server said, or what broke the stream, where `error` hides it; else `error`. None: it ended well."""
-        if cancelled_by_nobody(error):
-            return self._outgoing.failure or Unavailable("the peer was gone before the whole stream was sent")
+        if is_spurious_cancellation(error):
+            return self._requests.failure or Unavailable("the peer was gone before the whole stream was sent")
         if not isinstance(error, grpc.aio.AioRpcError) or not _is_own_failure(error):
             return error
-        for _ in range(_LOOKS):  # there is no event to wait for; it rarely takes a second look
-            if self._said is not None:
-                return None if self._said.code() is grpc.StatusCode.OK else self._said
-            await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
-            self._look(self._call)
+        for _ in range(_MAX_POLLS):  # there is no event to wait for; it rarely takes a second look
+            if self._status is not None:
+                return None if self._status.code() is grpc.StatusCode.OK else self._status
+            await asyncio.sleep(_POLL_SECONDS)
+            self._read_status(self._call)
         return error
 
-    def _look(self, call: Any) -> None:
+    def _read_status(self, call: Any) -> None:
         status = grpc.aio.AioRpcError(
             _at_once(call.code()), grpc.aio.Metadata(), _at_once(call.trailing_metadata()), _at_once(call.details())
         )
-        if self._said is None and not _is_own_failure(status):
-            self._said = status
+        if self._status is None and not _is_own_failure(status):
+            self._status = status
 
 
 def _is_own_failure(error: grpc.aio.AioRpcError) -> bool:

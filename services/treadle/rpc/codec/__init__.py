@@ -1,1 +1,1 @@
-"""The wire forms of columns and tensors, known in this one package."""
+"""Encoding and decoding of columns and tensors: the only package that knows their wire forms."""

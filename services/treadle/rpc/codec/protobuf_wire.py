@@ -1,13 +1,13 @@
-"""Protobuf's wire form by hand, for messages whose bytes are made faster in whole arrays than field by field."""
+"""Protobuf's wire format, for messages that are serialized faster from whole arrays than field by field."""
 
 
 def tag(number: int) -> bytes:
-    """What stands before field `number` when it has a length: text, bytes, messages, packed numbers."""
+    """The tag of a length-delimited field: text, bytes, a message, packed numbers."""
     return varint(number << 3 | 2)
 
 
 def varint(number: int) -> bytes:
-    """A whole number ≥ 0: seven bits a byte, the lowest first."""
+    """The encoding of a whole number ≥ 0: seven bits a byte, the lowest first."""
     parts = bytearray()
     while number > 0x7F:
         parts.append(number & 0x7F | 0x80)
@@ -16,10 +16,10 @@ def varint(number: int) -> bytes:
     return bytes(parts)
 
 
-_SHORT = [varint(number) for number in range(1024)]
+_SHORT_VARINTS = [varint(number) for number in range(1024)]
 
 
 def field(number: int, payload: bytes) -> bytes:
-    """A whole field that has a length; `number` is below 128."""
+    """The encoding of a length-delimited field: tag, length, payload. `number` is below 128."""
     size = len(payload)
-    return _SHORT[number << 3 | 2] + (_SHORT[size] if size < 1024 else varint(size)) + payload
+    return _SHORT_VARINTS[number << 3 | 2] + (_SHORT_VARINTS[size] if size < 1024 else varint(size)) + payload

@@ -1,10 +1,10 @@
-"""Tensors of the Open Inference Protocol to and from numpy: one codec for servers and clients.
+"""Encoding of numpy arrays as tensors of the Open Inference Protocol, and decoding, for servers and clients.
 
-Raw tensors become read-only views of the message's bytes. STRING and TIMESTAMP have no OIP type: STRING travels
+Raw tensors become read-only views of the message's bytes. STRING and TIMESTAMP have no OIP datatype: STRING is sent
 as BYTES (UTF-8), TIMESTAMP as INT64 (microseconds). A server restores them from the model's signature
 (`dtypes`), a client from the parameter `treadle_dtype` that `encode_outputs` sets on such outputs.
 
-What a message may not do is an InvalidInput that names the tensor, never a value.
+A malformed message raises InvalidInput, which names the tensor, never a value.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treadle import oip
-from treadle.core.dtypes import NUMPY
+from treadle.core.dtypes import NUMPY_DTYPES
 from treadle.core.errors import InvalidInput
 
 Array = NDArray[Any]
@@ -24,11 +24,11 @@ DTYPE_PARAMETER = "treadle_dtype"
 MAX_TENSORS = 256
 MAX_RANK = 32
 
-# What travels as it is: neither objects nor timestamps do.
-_FIXED = {name: dtype for name, dtype in NUMPY.items() if dtype.kind not in "OM"}
-_NAMES = {dtype: name for name, dtype in _FIXED.items()}
-# Where the typed form keeps each type. FP16 has no place there: it is always raw.
-_CONTENTS: Mapping[str, str] = MappingProxyType(
+# Data types that OIP has under the same name: all but objects and timestamps.
+_SAME_NAME_DTYPES = {name: dtype for name, dtype in NUMPY_DTYPES.items() if dtype.kind not in "OM"}
+_NAMES = {dtype: name for name, dtype in _SAME_NAME_DTYPES.items()}
+# The field of typed contents for each datatype. FP16 has none: it is always sent raw.
+_CONTENTS_FIELD: Mapping[str, str] = MappingProxyType(
     {
         "BOOL": "bool_contents",
         "INT8": "int_contents",
@@ -49,7 +49,7 @@ _Tensor = oip.ModelInferRequest.InferInputTensor | oip.ModelInferResponse.InferO
 
 
 def wire_dtype(dtype: str) -> str:
-    """The OIP datatype that carries a Treadle one: "BYTES" for "STRING"."""
+    """The OIP datatype that a Treadle data type is sent as: "BYTES" for "STRING"."""
     return _WIRE_NAMES.get(dtype, dtype)
 
 
@@ -73,22 +73,32 @@ def decode_outputs(response: oip.ModelInferResponse) -> dict[str, Array]:
 
 
 def encode_inputs(request: oip.ModelInferRequest, arrays: Mapping[str, Array], *, raw: bool = True) -> None:
-    """Adds `arrays` as inputs, in their order. Object arrays hold `str` or `bytes`."""
+    """Adds `arrays` to the request as inputs, in their order. Object arrays hold `str` or `bytes`."""
     _encode(arrays, request.inputs, request.raw_input_contents, raw=raw)
 
 
 def encode_outputs(response: oip.ModelInferResponse, outputs: Mapping[str, Array], *, raw: bool) -> None:
-    """Adds `outputs`, raw or typed as the request was. FP16 has no typed form, so it makes all of them raw."""
+    """Adds `outputs` to the response, raw or typed. If one is FP16, which has no typed form, all are sent raw."""
     _encode(outputs, response.outputs, response.raw_output_contents, raw=raw, restorable=True)
 
 
 def raw_bytes(array: Array, name: str) -> bytes:
-    """What stands in the raw contents for `array`. InvalidInput, by `name`, for what has no OIP datatype."""
+    """The raw contents of `array`. InvalidInput, with the `name` of the tensor, where it has no OIP datatype."""
     return _to_raw(_to_wire(array, name)[0])
 
 
+def raw_rows(array: Array, name: str) -> Sequence[bytes]:
+    """The raw contents of each row of `array` as a tensor of one row. InvalidInput as in `raw_bytes`."""
+    wire, _, _ = _to_wire(array, name)
+    if wire.dtype == object:
+        return [_to_raw(wire[row : row + 1]) for row in range(len(wire))]
+    data = _to_raw(wire)
+    size = len(data) // len(wire)
+    return [data[start : start + size] for start in range(0, len(data), size)] if size else [b""] * len(wire)
+
+
 def _encode(arrays: Mapping[str, Array], pbs: Any, raws: Any, *, raw: bool, restorable: bool = False) -> None:
-    """Adds `arrays` to the tensors `pbs`. `restorable`: each says its Treadle dtype where its datatype does not."""
+    """Adds `arrays` to the tensors `pbs`. `restorable` adds the Treadle dtype where the OIP datatype is another."""
     raw = raw or _needs_raw(arrays.values())
     for name, array in arrays.items():
         wire, datatype, restored = _to_wire(array, name)
@@ -98,7 +108,7 @@ def _encode(arrays: Mapping[str, Array], pbs: Any, raws: Any, *, raw: bool, rest
         if raw:
             raws.append(_to_raw(wire))
         else:
-            _fill(pb.contents, datatype, wire)
+            _add_contents(pb.contents, datatype, wire)
 
 
 def _decode(pbs: Sequence[_Tensor], raws: Sequence[bytes], where: str) -> dict[str, Array]:
@@ -125,7 +135,10 @@ def _decode(pbs: Sequence[_Tensor], raws: Sequence[bytes], where: str) -> dict[s
 
 
 def _count(shape: tuple[int, ...], itemsize: int, place: str) -> int:
-    """Elements of `shape`, in Python's unbounded integers: no product of sizes can wrap around."""
+    """The number of elements of `shape`, computed with Python's unbounded integers, which cannot overflow.
+
+    InvalidInput for negative sizes and shapes that no memory can hold.
+    """
     if shape and min(shape) < 0:
         raise InvalidInput.at(place, f"has a negative size in its shape {list(shape)}")
     if len(shape) > MAX_RANK:
@@ -137,10 +150,10 @@ def _count(shape: tuple[int, ...], itemsize: int, place: str) -> int:
 
 def _from_raw(raw: bytes, datatype: str, shape: tuple[int, ...], place: str) -> Array:
     if datatype == "BYTES":
-        return _objects(_split(raw, _count(shape, 4, place), place), shape)
-    dtype = _FIXED.get(datatype)
+        return _objects(_split_bytes(raw, _count(shape, 4, place), place), shape)
+    dtype = _SAME_NAME_DTYPES.get(datatype)
     if dtype is None:
-        raise _unknown(datatype, place)
+        raise _unknown_datatype(datatype, place)
     wanted = _count(shape, dtype.itemsize, place) * dtype.itemsize
     if len(raw) != wanted:
         raise InvalidInput.at(place, f"has {len(raw)} raw bytes; shape {list(shape)} of {datatype} is {wanted}")
@@ -149,8 +162,8 @@ def _from_raw(raw: bytes, datatype: str, shape: tuple[int, ...], place: str) -> 
     return np.frombuffer(raw, dtype).reshape(shape)
 
 
-def _split(raw: bytes, count: int, place: str) -> list[bytes]:
-    """The elements of a raw BYTES tensor, each behind its length in four little-endian bytes."""
+def _split_bytes(raw: bytes, count: int, place: str) -> list[bytes]:
+    """The elements of a raw BYTES tensor, each preceded by its length in four little-endian bytes."""
     if count * 4 > len(raw):
         raise InvalidInput.at(place, f"has {len(raw)} raw bytes, too few for {count} BYTES elements with their lengths")
     elements: list[bytes] = []
@@ -167,11 +180,11 @@ def _split(raw: bytes, count: int, place: str) -> list[bytes]:
 
 
 def _from_contents(contents: oip.InferTensorContents, datatype: str, shape: tuple[int, ...], place: str) -> Array:
-    field = _CONTENTS.get(datatype)
+    field = _CONTENTS_FIELD.get(datatype)
     if field is None:
         if datatype == "FP16":
             raise InvalidInput.at(place, "is FP16, which has no typed form; send it as raw contents")
-        raise _unknown(datatype, place)
+        raise _unknown_datatype(datatype, place)
     for other, _ in contents.ListFields():
         if other.name != field:
             raise InvalidInput.at(place, f"has {other.name}; {datatype} stands in {field}")
@@ -181,7 +194,7 @@ def _from_contents(contents: oip.InferTensorContents, datatype: str, shape: tupl
         raise InvalidInput.at(place, f"has {len(values)} values; shape {list(shape)} is {wanted}")
     if datatype == "BYTES":
         return _objects(list(values), shape)
-    dtype = _FIXED[datatype]
+    dtype = _SAME_NAME_DTYPES[datatype]
     if dtype.itemsize < 4 and dtype.kind in "iu" and values:
         limits = np.iinfo(dtype)
         if min(values) < limits.min or max(values) > limits.max:
@@ -190,8 +203,8 @@ def _from_contents(contents: oip.InferTensorContents, datatype: str, shape: tupl
 
 
 def _restore(array: Array, dtype: str, place: str) -> Array:
-    """STRING out of BYTES, TIMESTAMP out of INT64. Other pairs stay as they are: the signature check refuses them."""
-    if dtype == "TIMESTAMP" and array.dtype == _FIXED["INT64"]:
+    """STRING from BYTES, TIMESTAMP from INT64. Other pairs are returned unchanged: the signature check refuses them."""
+    if dtype == "TIMESTAMP" and array.dtype == _SAME_NAME_DTYPES["INT64"]:
         return array.view("datetime64[us]")
     if dtype != "STRING" or array.dtype != object:
         return array
@@ -205,7 +218,7 @@ def _restore(array: Array, dtype: str, place: str) -> Array:
 
 
 def _to_wire(array: Array, name: str) -> tuple[Array, str, str]:
-    """The array as it travels, its OIP datatype, and the Treadle dtype where that says more."""
+    """The array as it is sent, its OIP datatype, and "STRING" or "TIMESTAMP" where OIP has no such type, else ""."""
     kind = array.dtype.kind
     if kind == "M":
         return array.astype("datetime64[us]").view("<i8"), "INT64", "TIMESTAMP"
@@ -229,12 +242,12 @@ def _to_raw(wire: Array) -> bytes:
     return wire.astype(wire.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
-def _fill(contents: oip.InferTensorContents, datatype: str, wire: Array) -> None:
-    getattr(contents, _CONTENTS[datatype]).extend(wire.ravel().tolist())
+def _add_contents(contents: oip.InferTensorContents, datatype: str, wire: Array) -> None:
+    getattr(contents, _CONTENTS_FIELD[datatype]).extend(wire.ravel().tolist())
 
 
 def _needs_raw(arrays: Iterable[Array]) -> bool:
-    return any(array.dtype == _FIXED["FP16"] for array in arrays)
+    return any(array.dtype == _SAME_NAME_DTYPES["FP16"] for array in arrays)
 
 
 def _objects(elements: Sequence[object], shape: tuple[int, ...]) -> Array:
@@ -243,8 +256,8 @@ def _objects(elements: Sequence[object], shape: tuple[int, ...]) -> Array:
     return array.reshape(shape)
 
 
-def _unknown(datatype: str, place: str) -> InvalidInput:
+def _unknown_datatype(datatype: str, place: str) -> InvalidInput:
     if datatype == "BF16":
         return InvalidInput.at(place, "is BF16, which is not supported; send FP32")
-    known = ", ".join([*_FIXED, "BYTES"])
+    known = ", ".join([*_SAME_NAME_DTYPES, "BYTES"])
     return InvalidInput.at(place, f"has the unknown datatype {datatype[:32]!r}; use one of {known}")

@@ -24,7 +24,7 @@ class Choice:
 
 def choose(services: Iterable[str], wanted: str | None) -> Choice:
     """The host of a process that runs `services`. FailedPrecondition when the one that was asked for cannot run."""
-    missing = why_no_envoy()
+    missing = envoy_unavailable_reason()
     if wanted == ENVOY and missing:
         raise FailedPrecondition(f"the envoy host cannot run here: {missing}")
     if wanted:
@@ -36,7 +36,7 @@ def choose(services: Iterable[str], wanted: str | None) -> Choice:
     return Choice(GRPCIO, missing) if missing else Choice(ENVOY, "data plane: several times faster")
 
 
-def why_no_envoy() -> str:
+def envoy_unavailable_reason() -> str:
     """Empty where the Envoy host can run, else what is missing and what to do."""
     if importlib.util.find_spec("pyvoy") is None or importlib.util.find_spec("envoy") is None:
         return "pyvoy is not installed; pip install 'treadle[envoy]'"

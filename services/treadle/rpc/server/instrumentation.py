@@ -17,7 +17,7 @@ from treadle.observability.telemetry.propagation import extract, span_of, trace_
 from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.rpc import context as call_context
 from treadle.rpc import tracing
-from treadle.rpc.client.stream_status import cancelled_by_nobody
+from treadle.rpc.client.stream_status import is_spurious_cancellation
 from treadle.rpc.context import RequestContext
 
 # Their calls come every few seconds from machines and tell nothing about requests.
@@ -119,7 +119,7 @@ class CallScope:
         mapped = None if aborted else self._map(error)
         self.ended(self._aborted_code() if mapped is None else mapped.code.name)
         cancelled = isinstance(error, GeneratorExit) or (
-            isinstance(error, asyncio.CancelledError) and not cancelled_by_nobody(error)
+            isinstance(error, asyncio.CancelledError) and not is_spurious_cancellation(error)
         )
         if mapped is not None and not cancelled:
             await self._context.abort(mapped.code, mapped.message, mapped.trailing_metadata())
@@ -133,7 +133,7 @@ class CallScope:
             return error
         if isinstance(error, grpc.aio.AioRpcError):
             return from_rpc(error)
-        if cancelled_by_nobody(error):
+        if is_spurious_cancellation(error):
             return Unavailable("something that this call waited for was cancelled; try again")
         if isinstance(error, asyncio.CancelledError | GeneratorExit):
             late = self._call.deadline is not None and self._call.deadline <= time.monotonic()

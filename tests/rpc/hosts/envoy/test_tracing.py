@@ -20,13 +20,14 @@ from treadle.core.errors import FailedPrecondition
 from treadle.observability.telemetry.redaction import Redactor, SpanGuard
 from treadle.observability.tracestore.otlp_ingest import read_request
 from treadle.observability.tracestore.spans import SpanRecord
-from treadle.rpc.hosts.choice import why_no_envoy
 from treadle.rpc.hosts.envoy.config import EnvoySettings, envoy_config
 from treadle.rpc.hosts.envoy.process import environment
 from treadle.rpc.hosts.envoy.tracing import FLUSH_SECONDS, SPAN_HEADER, attribute_header, context_of, tracing
 from treadle.rpc.hosts.listen import Listen
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why_no_envoy()), reason=why_no_envoy())]
+from ....conftest import needs_envoy
+
+pytestmark = [pytest.mark.slow, needs_envoy]
 
 ECHO, STREAM, REFUSE, HANG, BEGIN = (
     f"/treadle.v1.Traced/{name}" for name in ("Echo", "Stream", "Refuse", "Hang", "Begin")
@@ -85,7 +86,8 @@ class Traced:
 
     async def call(self, method: str, *metadata: tuple[str, str], timeout: float | None = None) -> Headers:
         """The headers that Python saw."""
-        answer = await self.channel.unary_unary(method)(b"", metadata=metadata, timeout=timeout)
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(method)
+        answer = await call(b"", metadata=metadata, timeout=timeout)
         return [(name, value) for name, value in json.loads(answer)]
 
     async def span_seen(self, *metadata: tuple[str, str], method: str = ECHO) -> str:
@@ -232,7 +234,8 @@ async def test_a_call_that_its_caller_gave_up_says_why(tmp_path: Path, collector
     async with envoy(tmp_path, collector[1], ratio=1) as member:
         with pytest.raises(grpc.aio.AioRpcError, match="DEADLINE_EXCEEDED"):
             await member.call(HANG, timeout=0.1)
-        begun: grpc.aio.UnaryStreamCall[bytes, bytes] = member.channel.unary_stream(BEGIN)(b"")
+        begin: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = member.channel.unary_stream(BEGIN)
+        begun = begin(b"")
         await begun.initial_metadata()
         begun.cancel()
         late, left = await collector[0].after(member)

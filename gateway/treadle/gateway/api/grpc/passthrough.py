@@ -45,7 +45,7 @@ def forward(service: ServiceDescriptor, channel: Channel, server: grpc.aio.Serve
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
 
 
-def passed_on() -> list[tuple[str, str]]:
+def forwarded_metadata() -> list[tuple[str, str]]:
     """The present call's metadata that is the caller's own and not a hop's."""
     metadata = current().metadata
     return [(key, value) for key, value in metadata.items() if key not in _OWN and not key.startswith(("grpc-", ":"))]
@@ -57,10 +57,10 @@ def _handler(path: str, method: MethodDescriptor, channel: Channel) -> Any:
     call = getattr(channel, kind)(path, request_serializer=None, response_deserializer=None)
 
     async def answer(request: Any, context: Any) -> Any:
-        return await call(request, metadata=passed_on())
+        return await call(request, metadata=forwarded_metadata())
 
     async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-        async for response in call(request, metadata=passed_on()):
+        async for response in call(request, metadata=forwarded_metadata()):
             yield response
 
     make = getattr(grpc, f"{kind}_rpc_method_handler")
