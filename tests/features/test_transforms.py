@@ -10,7 +10,7 @@ from treadle.core.column import Column
 from treadle.core.errors import FailedPrecondition
 from treadle.features import Field, Transform
 from treadle.features.transforms import run_transforms, transform_input
-from treadle.features.values import FeatureStatus, FeatureValues, context_feature
+from treadle.features.values import FeatureResult, FeatureStatus, context_feature
 
 STALE = np.array([FeatureStatus.STALE, FeatureStatus.PRESENT, FeatureStatus.PRESENT], np.uint8)
 
@@ -19,13 +19,13 @@ def made_by(function: Callable[[Any], Any], *outputs: Field) -> Transform:
     return Transform("mine", "m:mine", ["a", "b"], outputs or [Field("out", "FP64")], call=function)
 
 
-def inputs() -> dict[str, FeatureValues]:
+def inputs() -> dict[str, FeatureResult]:
     a = context_feature(Column.of("a", [1.0, 2.0, 0.0], nulls=[False, False, True]))
     b = context_feature(Column.of("b", [1.0, 2.0, 3.0]))
-    return {"a": FeatureValues(a.column, STALE, np.array([9.0, np.nan, 2.0])), "b": b}
+    return {"a": FeatureResult(a.column, STALE, np.array([9.0, np.nan, 2.0])), "b": b}
 
 
-def run(function: Callable[[Any], Any], *outputs: Field) -> dict[str, FeatureValues]:
+def run(function: Callable[[Any], Any], *outputs: Field) -> dict[str, FeatureResult]:
     return run_transforms([made_by(function, *outputs)], inputs(), 3)
 
 

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from treadle.features.values import FeatureStatus, FeatureValues
+from treadle.features.values import FeatureResult, FeatureStatus
 from treadle.observability.telemetry.metrics import Meters
 from treadle.plugins.stores import WriteCount
 from treadle.rpc import tracing
@@ -27,7 +27,7 @@ class FeatureMeters:
         )
         self._rows = meters.counter("treadle_feature_rows_pushed_total", "Rows pushed.", ["view", "outcome"])
 
-    def record_lookup(self, service: str, features: Sequence[FeatureValues]) -> None:
+    def record_lookup(self, service: str, features: Sequence[FeatureResult]) -> None:
         """Counts the values of one successful lookup by status."""
         if not features:
             return

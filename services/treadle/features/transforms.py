@@ -16,16 +16,16 @@ from treadle.core.dtypes import numpy_dtype
 from treadle.core.errors import FailedPrecondition, TreadleError
 from treadle.core.hints import did_you_mean
 from treadle.features.definitions import Field, Transform
-from treadle.features.values import FeatureStatus, FeatureValues, column_with_nulls
+from treadle.features.values import FeatureResult, FeatureStatus, column_with_nulls
 
 Array = NDArray[Any]
 
 
 def run_transforms(
-    transforms: Sequence[Transform], inputs: Mapping[str, FeatureValues], rows: int
-) -> dict[str, FeatureValues]:
+    transforms: Sequence[Transform], inputs: Mapping[str, FeatureResult], rows: int
+) -> dict[str, FeatureResult]:
     """The outputs of all transforms by name, `rows` values each. FailedPrecondition names the function that failed."""
-    made: dict[str, FeatureValues] = {}
+    made: dict[str, FeatureResult] = {}
     for transform in transforms:
         taken = [inputs[name] for name in transform.inputs]
         given = {name: transform_input(each.column) for name, each in zip(transform.inputs, taken, strict=True)}
@@ -36,7 +36,7 @@ def run_transforms(
         for field in transform.outputs:
             column = _output_column(transform, field, returned[field.name], rows)
             nulls = np.zeros(rows, bool) if column.nulls is None else column.nulls
-            made[field.name] = FeatureValues(column, np.where(nulls, FeatureStatus.NULL, fresh).astype(np.uint8), ages)
+            made[field.name] = FeatureResult(column, np.where(nulls, FeatureStatus.NULL, fresh).astype(np.uint8), ages)
     return made
 
 

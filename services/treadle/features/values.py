@@ -38,7 +38,7 @@ _PRESENT, _NULL, _MISSING, _STALE = map(int, FeatureStatus)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class FeatureValues:
+class FeatureResult:
     """N values of one feature: `statuses` is uint8 of `FeatureStatus`, `ages` is float64 seconds, NaN if MISSING."""
 
     column: Column
@@ -63,7 +63,7 @@ class ViewRows:
 
 def view_features(
     names: Sequence[str], fields: Sequence[Field], rows: ViewRows, now: NDArray[np.int64], limit: int | None
-) -> dict[str, FeatureValues]:
+) -> dict[str, FeatureResult]:
     """The features of a view by name, with statuses and ages at the times `now` (N, microseconds).
 
     `limit` is the freshness limit in microseconds; None: values never become STALE.
@@ -80,7 +80,7 @@ def view_features(
         every_age = np.where(rows.absent, np.nan, ages)  # type: ignore[assignment]  # an array is a sequence of its rows
     some_null: list[bool] = np.asarray(rows.nulls.any(axis=1)).tolist()
     return {
-        name: FeatureValues(
+        name: FeatureResult(
             _fill_nulls(name, field.dtype, rows.values[at], rows.nulls[at])
             if some_null[at]
             else Column(name, field.dtype, rows.values[at]),
@@ -91,11 +91,11 @@ def view_features(
     }
 
 
-def context_feature(column: Column) -> FeatureValues:
+def context_feature(column: Column) -> FeatureResult:
     """A request-time column as a feature: age 0, NULL where null, else PRESENT."""
     nulls = np.zeros(column.rows, bool) if column.nulls is None else column.nulls
     statuses = np.where(nulls, FeatureStatus.NULL, FeatureStatus.PRESENT).astype(np.uint8)
-    return FeatureValues(
+    return FeatureResult(
         column_with_nulls(column.name, column.dtype, column.values, nulls), statuses, np.zeros(column.rows)
     )
 

@@ -27,7 +27,7 @@ from treadle.features.offline.point_in_time import join_features, point_in_time_
 from treadle.features.online.lmdb_store import LmdbStore
 from treadle.features.online.lookups import OnlineFeatures
 from treadle.features.online.transform_runner import TransformRunner
-from treadle.features.values import FeatureStatus, FeatureValues
+from treadle.features.values import FeatureResult, FeatureStatus
 
 AIRPORT, NUMBER = Entity("airport", "STRING"), Entity("number", "INT32")
 FIELDS = [
@@ -119,11 +119,11 @@ class PreparedDefinitionStore(DefinitionStore):
 
 async def replay(
     folder: Path, plan: LookupPlan, given: Definitions, histories: dict[str, Sequence[Row]], asked: Sequence[Question]
-) -> list[list[FeatureValues]]:
+) -> list[list[FeatureResult]]:
     """Pushes both histories in time order and looks up each question at its time."""
     store, runner = LmdbStore(folder / "online", map_mib=16), TransformRunner()
     online = OnlineFeatures(PreparedDefinitionStore(folder / "definitions.json", plan, given), store, runner)
-    answers: list[list[FeatureValues]] = [[] for _ in asked]
+    answers: list[list[FeatureResult]] = [[] for _ in asked]
     for moment in range(-20, 21):
         for view, history in histories.items():
             for key, at, row in history:
@@ -152,7 +152,7 @@ def pushed_columns(key: tuple[str, int], row: tuple[Any, ...]) -> dict[str, Colu
     return columns
 
 
-def bits(feature: FeatureValues, row: int) -> tuple[Any, ...]:
+def bits(feature: FeatureResult, row: int) -> tuple[Any, ...]:
     """Value, status and age of one row, with floats as their bits."""
     column = feature.column
     value = column.values[row]
@@ -178,7 +178,7 @@ def oracle(history: Sequence[Row], key: tuple[str, int], asked: int) -> tuple[in
 
 
 def check_against_oracle(
-    features: dict[str, FeatureValues], histories: dict[str, Sequence[Row]], asked: Sequence[Question]
+    features: dict[str, FeatureResult], histories: dict[str, Sequence[Row]], asked: Sequence[Question]
 ) -> None:
     for row, (key, at, _) in enumerate(asked):
         for view, limit in (("hourly", 5), ("steady", None)):

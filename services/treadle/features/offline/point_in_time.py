@@ -19,7 +19,7 @@ from treadle.features.lookup_plan import LookupPlan, ViewPlan, compile_plan
 from treadle.features.offline import arrow
 from treadle.features.offline.history import EVENT_TIME, history_sql, open_duckdb, quote_identifier
 from treadle.features.transforms import run_transforms
-from treadle.features.values import FeatureStatus, FeatureValues, ViewRows, context_feature, view_features
+from treadle.features.values import FeatureResult, FeatureStatus, ViewRows, context_feature, view_features
 
 REQUEST_TIME = "event_timestamp"
 
@@ -53,11 +53,11 @@ def point_in_time_join(
     return table
 
 
-def join_features(entity_rows: pa.Table, plan: LookupPlan) -> dict[str, FeatureValues]:
+def join_features(entity_rows: pa.Table, plan: LookupPlan) -> dict[str, FeatureResult]:
     """Every output of the plan by name, one value for each of `entity_rows`. Errors as `point_in_time_join`."""
     _check_columns(entity_rows, plan)
     request_micros = _request_micros(entity_rows)
-    features: dict[str, FeatureValues] = {}
+    features: dict[str, FeatureResult] = {}
     for field in plan.context:
         features[field.name] = context_feature(arrow.from_arrow(field.name, entity_rows[field.name], field.dtype))
     keys = {each.name: _key_column(entity_rows, each.name, each.dtype) for each in plan.entities}

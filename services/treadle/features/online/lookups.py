@@ -22,7 +22,7 @@ from treadle.features.online.packing import unpack_rows
 from treadle.features.online.requests import check_rows, coerce_columns
 from treadle.features.online.transform_runner import TransformRunner
 from treadle.features.transforms import run_transforms
-from treadle.features.values import FeatureValues, context_feature, view_features
+from treadle.features.values import FeatureResult, context_feature, view_features
 from treadle.plugins.stores import OnlineStore, WriteCount
 
 #: Up to this many keys are read on the event loop: about 2 µs each, less than a switch to a thread and back.
@@ -75,7 +75,7 @@ class OnlineFeatures:
         now_micros: int = 0,
         outputs: Sequence[str] = (),
         remaining_seconds: float | None = None,
-    ) -> list[FeatureValues]:
+    ) -> list[FeatureResult]:
         """The outputs of a feature service for N entities, in order.
 
         `now_micros` is the time from which ages are counted; 0 means the clock. NotFound for the feature service;
@@ -152,7 +152,7 @@ class OnlineFeatures:
 
     def _read(
         self, snapshot: DefinitionSnapshot, plan: LookupPlan, columns: Mapping[str, Column], now: NDArray[np.int64]
-    ) -> dict[str, FeatureValues]:
+    ) -> dict[str, FeatureResult]:
         """The plan's view features by full name; blocks while the store reads."""
         encoded: dict[tuple[str, ...], list[bytes]] = {}
         wants: list[tuple[str, list[bytes]]] = []
@@ -161,7 +161,7 @@ class OnlineFeatures:
             if names not in encoded:
                 encoded[names] = encode_keys(each.view.entities, columns, "entities")
             wants.append((each.view.name, encoded[names]))
-        features: dict[str, FeatureValues] = {}
+        features: dict[str, FeatureResult] = {}
         for each, found in zip(plan.views, self._store.read_views(wants), strict=True):
             layouts = {layout.number: layout for layout in snapshot.layouts[each.view.name]}
             rows = unpack_rows(found, each.columns, layouts)
