@@ -17,6 +17,7 @@ class Metric:
 
 METRICS: dict[str, Metric] = {
     "rpc_server_call_duration_seconds": Metric("histogram", "calls served, by method and status code"),
+    "http_server_request_duration_seconds": Metric("histogram", "HTTP requests served, by method, route and status"),
     "rpc_client_call_duration_seconds": Metric("histogram", "calls made, by method and status code"),
     "treadle_gateway_answers_total": Metric("counter", "predictions, by what served them and whether degraded"),
     "treadle_gateway_answer_seconds": Metric("histogram", "admission to answer, by deployment"),
