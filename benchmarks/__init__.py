@@ -1,1 +1,1 @@
-"""Treadle beside its peers: the same models, the same requests, the same two cores. `make bench` runs it."""
+"""Benchmarks of Treadle and its peers with the same models, requests and cores. `make bench` runs them."""

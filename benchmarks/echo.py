@@ -1,4 +1,4 @@
-"""An echo on the Envoy host: a servicer behind Treadle's own seam that answers every ModelInfer with the same message.
+"""An echo on the Envoy host: a servicer that answers every ModelInfer with the same message.
 
 What it reaches is what the host itself can do; how near a model comes to it says what everything else costs.
 `python -m benchmarks.echo` becomes the server, on TREADLE_LISTEN.
@@ -25,20 +25,20 @@ PROBABILITY = (0.25, 0.75)
 
 
 def answer() -> oip.ModelInferResponse:
-    """The message: as large as the answer of a classifier."""
+    """The message, as large as the answer of a classifier."""
     response = oip.ModelInferResponse(model_name="echo", model_version="1")
     encode_outputs(response, {"probability": np.array([PROBABILITY]), "label": np.array([1])}, raw=True)
     return response
 
 
 class EchoServicer(oip.GRPCInferenceServiceServicer):
-    """ModelInfer alone."""
+    """Implements only ModelInfer."""
 
     def __init__(self) -> None:
         self._answer = answer()
 
     async def ModelInfer(self, request: oip.ModelInferRequest, context: Any) -> oip.ModelInferResponse:
-        """The same for every request."""
+        """Returns the same message for every request."""
         return self._answer
 
     async def _absent(self, request: Any, context: Any) -> Any:
@@ -46,22 +46,22 @@ class EchoServicer(oip.GRPCInferenceServiceServicer):
 
     ServerLive = ServerReady = ModelReady = ServerMetadata = ModelMetadata = ModelConfig = _absent
     ModelStatistics = RepositoryIndex = RepositoryModelLoad = RepositoryModelUnload = _absent
-    ModelStreamInfer = _absent  # type: ignore[assignment]  # never asked for
+    ModelStreamInfer = _absent  # type: ignore[assignment]  # never called
 
 
 @dataclass(frozen=True)
-class Settings:
-    """None."""
+class EchoSettings:
+    """The echo has no settings."""
 
 
 @asynccontextmanager
-async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[None]:
+async def open_service(settings: EchoSettings, runtime: Runtime) -> AsyncIterator[None]:
     """Registers the servicer."""
     oip.add_GRPCInferenceServiceServicer_to_server(EchoServicer(), runtime.server)
     yield
 
 
-_SERVICES = (ServiceSpec("echo", open_service, Settings),)
+_SERVICES = (ServiceSpec("echo", open_service, EchoSettings),)
 
 
 async def _run(process: EnvoyProcess) -> None:
@@ -72,7 +72,7 @@ app = EnvoyProcess(_run)
 
 
 def launch(environ: Mapping[str, str]) -> None:
-    """Turns this process into the Envoy that hosts the echo."""
+    """Replaces this process by an Envoy that hosts the echo."""
     become_envoy(envoy_settings("benchmarks.echo:app", [_SERVICES[0].name], environ), environ, drain_seconds=1.0)
 
 

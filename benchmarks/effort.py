@@ -1,29 +1,29 @@
-"""How much is measured, and for how long."""
+"""The scope of a run: which cells are measured, how often, and for how long."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Effort:
-    """Seconds and repeats. What targets rest on is repeated; the rest of the matrix is measured once."""
+    """Seconds and repeats. Cells of targets are repeated; the rest of the matrix is measured once."""
 
     name: str
     models: tuple[str, ...]
     peers: tuple[str, ...]
-    """Empty: all."""
+    """The models to measure; empty means all."""
     seconds: float
     repeats: int
-    """For the cells that targets need."""
+    """Repeats of the cells of targets."""
     matrix: tuple[tuple[int, int], ...]
-    """Further cells: rows of a request, requests in flight."""
+    """Further cells: rows of a request and requests in flight."""
     matrix_seconds: float
     lone_requests: int
     lone_seconds: float
-    """Requests of a lone caller: so many, or as many as fit in the time."""
+    """Sequential requests: this number, or as many as fit in the time."""
     rows: tuple[int, ...]
-    """Sizes of a request, for the curve of rows a second."""
+    """Rows of a request, for the curve of rows a second."""
     rate: float
-    """Requests a second of the open loop; 0: none."""
+    """Requests a second of the open loop; 0 means no open loop."""
     rate_seconds: float
 
 

@@ -1,4 +1,4 @@
-"""What was measured, as one document: latest.json, and the look-ups that targets and tables make in it."""
+"""The figures of a run: the document latest.json, and look-ups for targets and tables."""
 
 import json
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import Any, Self
 
 @dataclass(frozen=True)
 class Key:
-    """Which server did what: the place of a figure in the document."""
+    """The key of a figure: server, task, rows and requests in flight."""
 
     server: str
     task: str
@@ -39,7 +39,7 @@ class Cell:
 
     @property
     def key(self) -> Key:
-        """Its place."""
+        """The key of the figure."""
         return Key(self.server, self.task, self.rows, self.concurrency)
 
     @property
@@ -64,7 +64,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class InProcess:
-    """The model called in a loop, without any server."""
+    """Calls of the model in a loop, without a server."""
 
     model: str
     rows: int
@@ -73,7 +73,7 @@ class InProcess:
 
 @dataclass(frozen=True)
 class Soak:
-    """An open loop at a share of capacity, for long."""
+    """A long open loop at a fraction of capacity."""
 
     seconds: float
     requests_per_second: float
@@ -85,13 +85,13 @@ class Soak:
 
     @property
     def growth(self) -> float:
-        """Of resident memory after the first minute: 0.01 is one percent."""
+        """Growth of resident memory after the first minute: 0.01 is one percent."""
         return self.memory_at_the_end_mib / self.memory_after_a_minute_mib - 1
 
 
 @dataclass
 class Figures:
-    """Everything of one run of the benchmark."""
+    """All figures of a run of the benchmark."""
 
     about: dict[str, Any] = field(default_factory=dict)
     """date, effort, hardware, versions, settings"""
@@ -102,14 +102,14 @@ class Figures:
     in_process: list[InProcess] = field(default_factory=list)
     soak: Soak | None = None
     unavailable: dict[str, str] = field(default_factory=dict)
-    """What could not be measured, by server (and task), and why."""
+    """The reasons of missing figures, by server (and task)."""
 
     def cell(self, key: Key) -> Cell | None:
         """The load figure at `key`."""
         return next((each for each in self.cells if each.key == key), None)
 
     def latency(self, server: str, task: str, rate: float = 0.0) -> Latency | None:
-        """Of a lone request, or at a rate."""
+        """The latency of sequential requests, or at a rate."""
         wanted = (server, task, rate)
         return next((each for each in self.latencies if (each.server, each.task, each.rate) == wanted), None)
 
@@ -128,7 +128,7 @@ class Figures:
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """What `write` wrote."""
+        """The figures in a file of `write`."""
         stored = json.loads(file.read_text(encoding="utf-8"))
         stored["cells"] = [Cell(**each) for each in stored["cells"]]
         stored["latencies"] = [Latency(**each) for each in stored["latencies"]]
@@ -138,7 +138,7 @@ class Figures:
 
 
 def _rounded(value: Any) -> Any:
-    """Five digits say more than any of these measurements knows; NaN, which JSON has not, becomes null."""
+    """The value rounded to five digits, more than the precision of any measurement; NaN becomes null."""
     if isinstance(value, float):
         return None if value != value else float(f"{value:.5g}")  # NaN
     if isinstance(value, dict):

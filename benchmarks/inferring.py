@@ -1,4 +1,4 @@
-"""What one ModelInfer costs inside the inference service, without a host: `python benchmarks/inferring.py`.
+"""CPU time of a ModelInfer in the inference service, without a host: `python benchmarks/inferring.py`.
 
 A number of callers in this process, each with one request in flight, hand the bytes of a request to the servicer and
 take the bytes of the answer, on one event loop. Printed beside it is what parsing and serializing alone cost, so that
@@ -31,7 +31,7 @@ from treadle.inference.batching.worker import Worker
 from treadle.inference.models.models import Registered
 from treadle.inference.models.repository import Repository, Tools
 from treadle.observability.telemetry.telemetry import Telemetry
-from treadle.plugins.checked import CheckedModel, load_proven
+from treadle.plugins.checked import CheckedModel, load_verified
 from treadle.plugins.manager import Plugins
 from treadle.plugins.packaging import read_package, save_model, source_of
 from treadle.rpc.codec.tensors import encode_inputs
@@ -42,7 +42,7 @@ MODELS = ("lr", "rf", "sklearn-lr", "sklearn-rf")
 
 
 def data() -> tuple[Any, Any]:
-    """Rows and labels that no model needs to be good at."""
+    """Random rows and labels."""
     random = np.random.default_rng(0)
     rows = random.normal(size=(400, FEATURES)).astype(np.float32)
     return rows, (rows[:, 0] + rows[:, 1] > 0).astype(int)
@@ -80,7 +80,7 @@ async def served(
 
     async def load(registered: Registered, worker: Worker) -> CheckedModel:
         backend, source = plugins.backend(manifest.backend), source_of(manifest, folder)
-        return await worker.call(lambda: load_proven(backend, source, registered.sample))
+        return await worker.call(lambda: load_verified(backend, source, registered.sample))
 
     async def nothing(*_: Any) -> None:
         return
@@ -98,9 +98,9 @@ async def served(
     repository = Repository(tools)
     repository.pin([ModelRef.checked(name, 1)])
     await repository.loaded(ModelRef.checked(name, 1))
-    catalogue: Any = None  # asked only for models to load
+    manifests: Any = None  # asked only for models to load
     yield InferenceServicer(
-        Inferring(repository, 100_000), catalogue, save_pins=nothing, max_batch_rows=1024, stream_in_flight=64
+        Inferring(repository, 100_000), manifests, save_pins=nothing, max_batch_rows=1024, stream_in_flight=64
     )
     await repository.close()
 
@@ -115,7 +115,7 @@ def request(folder: Path, rows: int) -> bytes:
 
 
 async def run(handle: Any, body: bytes, in_flight: int, seconds: float) -> tuple[float, list[float]]:
-    """Requests a second, and the time that each took."""
+    """Requests a second, and the latency of each request."""
     taken: list[float] = []
     ends = time.perf_counter() + seconds
 
@@ -137,7 +137,7 @@ async def measure(options: argparse.Namespace) -> None:
         package(options.model, folder)
         body = request(folder, options.rows)
         async with served(folder, Telemetry.off()) as servicer:
-            handle: Any = servicer.ModelInfer  # without a context: it looks at none
+            handle: Any = servicer.ModelInfer  # it does not use the context
             await run(handle, body, options.in_flight, 1.0)
             answer = await handle(oip.ModelInferRequest.FromString(body), None)
 

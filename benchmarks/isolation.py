@@ -1,4 +1,4 @@
-"""A network of its own for the whole run: nothing that peers open can be reached from outside, whatever they bind."""
+"""A network namespace for the whole run, so that no port of a peer can be reached from outside."""
 
 import fcntl
 import os
@@ -14,12 +14,12 @@ _SIOCSIFFLAGS, _UP_AND_RUNNING = 0x8914, 0x1 | 0x40
 
 
 def isolated() -> bool:
-    """Whether this process is inside."""
+    """Whether this process runs in the namespace."""
     return os.environ.get(_INSIDE) == "1"
 
 
 def enter(arguments: Sequence[str]) -> None:
-    """Starts this program again inside a network namespace that has loopback alone; returns where that can't be."""
+    """Restarts this program in a network namespace with only loopback; returns if that is not possible."""
     if isolated():
         _loopback_up()
         return

@@ -1,8 +1,8 @@
 """Closed-loop load from h2load, a C program: requests a second, percentiles, errors, and the bytes of the answers.
 
 h2load counts HTTP statuses and is blind to grpc-status. Two things make up for that. The same bytes are sent once
-before and once after each run by a client that reads the answer (`asks`). And since an answer that failed carries no
-message, the bytes received tell how many of the run's answers were whole.
+before and once after each run by a client that reads the answer (`server_requests`). And since an answer that failed
+carries no message, the bytes received tell how many of the run's answers were whole.
 """
 
 import asyncio
@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.asks import Ask
+from benchmarks.server_requests import ServerRequest
 
 PROGRAM = "h2load"
 WARM_UP_SECONDS = 0.5
 STREAMS = 8
 """Streams on one gRPC connection, as clients multiplex; HTTP/1.1 has one request a connection."""
-# Data bytes may differ a little from answer to answer (an age, a span id); a failed answer has none at all.
+# Data bytes differ a little between answers (an age, a span id); a failed answer has none.
 _WHOLE = 0.97
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
 _FINISHED = re.compile(r"^finished in ([\d.]+)(us|ms|s|m), ([\d.]+) req/s", re.MULTILINE)
@@ -29,35 +29,35 @@ _DATA = re.compile(r"^traffic: .*\((\d+)\) data$", re.MULTILINE)
 
 
 class LoadError(Exception):
-    """h2load is missing, or said something that is no result."""
+    """h2load is missing, or its output is no result."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """One run."""
+    """The result of a run of h2load."""
 
     requests: int
     seconds: float
     failed: int
-    """Not answered, answered with another status than 2xx, or answered without the message."""
+    """Requests without an answer, with another status than 2xx, or without a message."""
     p50_ms: float
     p99_ms: float
     p999_ms: float
 
     @property
     def requests_per_second(self) -> float:
-        """Answers, failed ones left out."""
+        """The number of right answers."""
         return (self.requests - self.failed) / self.seconds
 
 
 def require_h2load() -> None:
-    """LoadError that says where h2load comes from, unless it is installed."""
+    """Raises LoadError with the way to install h2load, if it is missing."""
     if shutil.which(PROGRAM) is None:
         raise LoadError("h2load is not installed; on Debian and Ubuntu: apt install nghttp2-client")
 
 
 async def closed(
-    ask: Ask, concurrency: int, seconds: float, *, requests_per_second: float = 0.0, percentiles: bool = True
+    ask: ServerRequest, concurrency: int, seconds: float, *, requests_per_second: float = 0.0, percentiles: bool = True
 ) -> Load:
     """`concurrency` requests in flight for `seconds`, after a short warm-up that is not counted.
 
@@ -87,11 +87,11 @@ async def closed(
         return done
 
 
-def _clients(ask: Ask, concurrency: int) -> int:
+def _clients(ask: ServerRequest, concurrency: int) -> int:
     return max(1, concurrency // STREAMS) if ask.grpc else concurrency
 
 
-def _command(ask: Ask, concurrency: int, seconds: float, body: Path) -> list[str]:
+def _command(ask: ServerRequest, concurrency: int, seconds: float, body: Path) -> list[str]:
     clients = _clients(ask, concurrency)
     return [
         PROGRAM,
@@ -113,7 +113,7 @@ def durations(log: Path) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
 
 
 def parse(told: str, milliseconds: "np.ndarray[tuple[int], np.dtype[np.float64]]", answer_bytes: int) -> Load:
-    """What h2load printed. `answer_bytes`: the data bytes of one whole answer, 0 if not known."""
+    """Parses the output of h2load. `answer_bytes` are the data bytes of a complete answer, 0 if unknown."""
     finished, counted, data = (pattern.search(told) for pattern in (_FINISHED, _REQUESTS, _DATA))
     if finished is None or counted is None or data is None:
         raise LoadError(f"h2load gave no result: {told[-400:]}")

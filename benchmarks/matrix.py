@@ -26,12 +26,12 @@ OURS = {
 
 
 def titles() -> dict[str, str]:
-    """Of all servers, in the order in which tables show them."""
+    """The names of all servers, in the order of the tables."""
     return {**OURS, **{peer.name: peer.title for peer in PEERS.values()}}
 
 
 async def measure_model(model: Model, names: Sequence[str], effort: Effort, figures: Figures) -> None:
-    """All of one model. What can't run beside others comes after them, alone."""
+    """Measures all servers with one model. Servers that cannot run beside others run last, one at a time."""
     together = [name for name in names if name not in PEERS or PEERS[name].survives_freezing]
     alone = [name for name in names if name not in together]
     for group in (together, *([name] for name in alone)):
@@ -54,7 +54,7 @@ def _server(name: str, first_port: int) -> Server:
 
 
 async def _started(servers: Sequence[Server], model: Model, figures: Figures) -> list[Server]:
-    """Those that started, standing still."""
+    """The servers that started, frozen."""
     turn = asyncio.Semaphore(_STARTS_AT_ONCE)
 
     async def start(server: Server) -> Server | None:
@@ -79,10 +79,10 @@ async def _measure(servers: Sequence[Server], model: Model, effort: Effort, figu
         ]
 
     targets = subjects(*_TARGET_CELL)
-    # First: BentoML, which tunes itself to what came before, keeps a lone caller waiting after load.
+    # Before the load: BentoML adapts to earlier load and then delays sequential requests.
     await measure.lone(targets, effort.lone_requests, effort.lone_seconds, figures)
     await measure.loaded(targets, effort.seconds, effort.repeats, figures)
-    if _BATCH_CELL not in effort.matrix:  # then only where a target needs it
+    if _BATCH_CELL not in effort.matrix:  # then only for targets
         wide = [subject for subject in subjects(*_BATCH_CELL) if subject.key.server == ENVOY]
         await measure.loaded(wide, effort.seconds, effort.repeats, figures)
     for rows, in_flight in effort.matrix:

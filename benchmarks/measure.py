@@ -1,4 +1,4 @@
-"""Runs: servers take turns within each repeat, so that noise of the machine hits all alike; medians of the repeats."""
+"""Measurements: servers take turns in each repeat, so that noise affects all equally; medians of the repeats."""
 
 import asyncio
 import statistics
@@ -12,19 +12,19 @@ import grpc
 import numpy as np
 
 from benchmarks import clients, load, processes
-from benchmarks.asks import Ask, WrongAnswerError
 from benchmarks.figures import Cell, Figures, Key, Latency
 from benchmarks.load import Load, LoadError
+from benchmarks.server_requests import ServerRequest, WrongAnswerError
 from benchmarks.servers import ROOT
 
-# What can go wrong with one measurement without ending the others.
+# Errors of one measurement that do not end the others.
 MEASURING_ERRORS = (LoadError, WrongAnswerError, grpc.RpcError, OSError)
 SEED = 20_260_101
 _TRIES = 3
 
 
 class Measurable(Protocol):
-    """What is frozen and counted; see `servers.Server`."""
+    """The processes that are frozen and counted; see `servers.Server`."""
 
     @property
     def everything(self) -> Sequence[int]: ...
@@ -35,7 +35,7 @@ class Subject:
     """One request to one running server, and the processes that serve it."""
 
     key: Key
-    ask: Ask
+    ask: ServerRequest
     server: Measurable
     measured: Callable[[], Sequence[int]]
 
@@ -49,7 +49,7 @@ class _Runs:
 
 @contextmanager
 def awake(server: Measurable) -> Iterator[None]:
-    """The server runs within the block; outside of it it stands still."""
+    """Lets the server run within the block; outside of it, it is frozen."""
     processes.freeze(server.everything, frozen=False)
     try:
         yield
@@ -81,8 +81,8 @@ async def loaded(subjects: Sequence[Subject], seconds: float, repeats: int, figu
 async def _one_run(subject: Subject, seconds: float, runs: _Runs) -> None:
     answer = await _checked(subject.ask)
     before = processes.cpu_seconds(subject.measured())
-    done = await load.closed(subject.ask.having_seen(answer), subject.key.concurrency, seconds)
-    # The warm-up costs CPU too; its share is that of its time.
+    done = await load.closed(subject.ask.with_answer_size(answer), subject.key.concurrency, seconds)
+    # The warm-up uses CPU too: its share equals its share of the time.
     share = seconds / (seconds + load.WARM_UP_SECONDS)
     used = (processes.cpu_seconds(subject.measured()) - before) * share
     await _checked(subject.ask)
@@ -92,12 +92,12 @@ async def _one_run(subject: Subject, seconds: float, runs: _Runs) -> None:
     runs.memory.append(processes.memory_mib(subject.measured()))
 
 
-async def _checked(ask: Ask) -> bytes:
-    """The right answer. Asked up to three times: MLServer may need a moment after callers have left."""
+async def _checked(ask: ServerRequest) -> bytes:
+    """The checked answer, in up to three attempts: MLServer may need time after clients disconnect."""
     for _ in range(_TRIES - 1):
         with suppress(grpc.RpcError, OSError):
-            return await asyncio.to_thread(clients.once, ask)
-    return await asyncio.to_thread(clients.once, ask)
+            return await asyncio.to_thread(clients.request_once, ask)
+    return await asyncio.to_thread(clients.request_once, ask)
 
 
 def _cell(subject: Subject, runs: _Runs) -> Cell:
@@ -134,11 +134,11 @@ async def lone(subjects: Sequence[Subject], requests: int, seconds: float, figur
 
 
 async def at_rate(subjects: Sequence[Subject], rate: float, seconds: float, figures: Figures) -> None:
-    """The latency of requests that leave at a fixed rate, whether or not others were answered."""
+    """The latency of requests at a fixed rate, whether or not earlier ones are answered."""
     for subject in subjects:
         try:
             with awake(subject.server):
-                taken, errors = await clients.at_rate(subject.ask, rate, seconds, SEED)
+                taken, errors = await clients.open_loop(subject.ask, rate, seconds, SEED)
         except MEASURING_ERRORS as error:
             note_failure(figures, subject.key, error)
             continue
@@ -152,7 +152,7 @@ def _latency(key: Key, rate: float, taken: Sequence[float], errors: int) -> Late
 
 
 def note_failure(figures: Figures, key: Key, error: Exception) -> None:
-    """Something was not measured: that is in the figures too."""
+    """Adds the reason of a missing figure to the figures."""
     place = f"{key.server}: {key.task}, {key.rows} rows, {key.concurrency} in flight"
     text = " ".join(f"{type(error).__name__}: {error}".split())
     figures.unavailable[place] = text.replace(f"{ROOT}/", "")[:300]
@@ -160,7 +160,7 @@ def note_failure(figures: Figures, key: Key, error: Exception) -> None:
 
 
 def tell(done: Cell | Latency) -> None:
-    """A line while the benchmark goes on."""
+    """Prints a line of progress."""
     if isinstance(done, Cell):
         what = f"{done.rows:>5} rows {done.concurrency:>3} in flight {done.requests_per_second:>9,.0f} req/s"
         errors = f"  {done.errors} ERRORS" if done.errors else ""

@@ -1,4 +1,4 @@
-"""What a mesh costs before it does anything, and what one request costs: `make bench-mesh`.
+"""Start-up time and memory of an idle mesh, and latency of requests: `make bench-mesh`.
 
 Prints start-up time, resident memory of each idle process, the time of `treadle --help`, and the latency of one
 lone request through the whole chain and of 32 in flight, beside the limits that Treadle sets itself. `--json` prints
@@ -51,7 +51,7 @@ async def measure() -> dict[str, Any]:
 
 async def _idle_and_asked(mesh: Mesh, home: Path) -> dict[str, Any]:
     """Memory of each process before the first request, then latency."""
-    await asyncio.sleep(2)  # what start-up allocated for a moment is given back
+    await asyncio.sleep(2)  # memory of the start-up is released
     memory = {name: _mib(pid) for name, pid in mesh.processes.items()}
     idle_mesh = sum(memory[name] for name in FIVE)
     return {"idle_mib": memory, "idle_mesh_mib": idle_mesh, **await _latency(mesh, home)}
@@ -106,7 +106,7 @@ async def _timed(client: AsyncClient, ask: dict[str, Any]) -> float:
 
 
 def table(figures: dict[str, Any]) -> str:
-    """For people: each figure, and the limit beside it where there is one."""
+    """A table of the figures with their limits."""
     lines = [figures["machine"]]
     for name, value in figures.items():
         if isinstance(value, float):
@@ -117,7 +117,7 @@ def table(figures: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """The command."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a limit is missed")

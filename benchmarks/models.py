@@ -35,22 +35,22 @@ _PACKAGES = "packages"
 
 @dataclass(frozen=True)
 class Model:
-    """One trained model and what it answers."""
+    """A trained model, with rows and its own outputs for them."""
 
     name: str
     """lr, rf, gb, mlp."""
     file: Path
-    """For peers: joblib, or a state_dict."""
+    """The file for peers: joblib, or a state_dict."""
     package: Path
-    """For Treadle."""
+    """The model folder for Treadle."""
     rows: Array
     """Real rows, FP32 [1024, 30]; requests are made of the first ones."""
     expected: Mapping[str, Array]
-    """The model's own answers to `rows`: "label" and "probability" of classifiers, "prediction" of the MLP."""
+    """The model's own outputs for `rows`: "label" and "probability" of classifiers, "prediction" of the MLP."""
 
 
 def prepare(folder: Path) -> dict[str, Model]:
-    """The models, trained unless `folder` has them from these very library versions; packaged by today's Treadle."""
+    """The models, trained unless `folder` has them from the same library versions, and packaged by this Treadle."""
     stamp = folder / "made-with.json"
     versions = _versions()
     if not stamp.exists() or json.loads(stamp.read_text()) != versions:
@@ -126,7 +126,7 @@ def _save_sklearn(folder: Path, name: str, model: Any, asked: Array) -> None:
 
 
 def _forget_randomness(model: Any) -> None:
-    """Gradient boosting keeps what it drew random numbers from: nothing asks it any more, and numpy 1 can't read it."""
+    """Removes the random generator of gradient boosting, which is not used again and which numpy 1 cannot read."""
     if vars(model).pop("_rng", None) is not None:
         for tree in model.estimators_.ravel():
             tree.random_state = None

@@ -1,4 +1,4 @@
-"""What concerns Treadle alone: the whole chain, feature lookup, tracing, rows of a request, a soak."""
+"""Measurements of Treadle only: the whole chain, feature lookup, tracing, rows of a request, a soak."""
 
 import asyncio
 import statistics
@@ -32,7 +32,7 @@ ServerT = TypeVar("ServerT", bound=RunningMesh)
 async def _open(
     servers: Sequence[ServerT], figures: Figures, what: str, argument: Model | Path
 ) -> AsyncIterator[list[ServerT]]:
-    """Those of the servers that start, standing still; all end with the block."""
+    """The servers that start, frozen; all are stopped at the end of the block."""
     sys.stderr.write(f"{what}: starting {', '.join(server.name for server in servers)}\n")
     running = []
     try:
@@ -157,7 +157,7 @@ def _calls_a_second(call: Callable[[], object], seconds: float) -> float:
 
 
 async def soak(model: Model, seconds: float, figures: Figures) -> None:
-    """An open loop at a share of what the server can do, for long: errors, and growth of memory after a minute."""
+    """A long open loop at a fraction of capacity: errors, and growth of memory after the first minute."""
     async with _open([TreadleServer(ENVOY, "envoy", FIRST_PORT)], figures, "soak", model) as running:
         for server in running:
             with measure.awake(server):
@@ -181,6 +181,6 @@ async def _soak(server: TreadleServer, model: Model, seconds: float) -> Soak:
 
 
 def _settled(samples: Sequence[tuple[float, float]], after: float) -> float:
-    """Median of half a minute of samples from then on."""
+    """The median of the samples of the following half minute."""
     found = [memory for at, memory in samples if after <= at < after + 30.0]
     return statistics.median(found or [samples[-1][1]])

@@ -1,4 +1,4 @@
-"""What becomes of requests when there are too many: `python -m benchmarks.overload`.
+"""Goodput, refusals and latency under overload: `python -m benchmarks.overload`.
 
 Starts a mesh with a random forest so large that one core answers only a few hundred requests of 64 rows a second,
 measures that capacity with callers that wait for their answers, and then lets requests arrive at random moments at one,
@@ -62,16 +62,16 @@ async def mesh_with(package: Callable[[Path], None]) -> AsyncIterator[tuple[Mesh
 
 @dataclass
 class Tally:
-    """What became of the requests of one run."""
+    """The outcomes of the requests of a run."""
 
     answered: list[float] = field(default_factory=list)
-    """Seconds that each took."""
+    """The latency of each answered request, in seconds."""
     refused: list[float] = field(default_factory=list)
     pushbacks: list[float] = field(default_factory=list)
     failed: dict[str, int] = field(default_factory=dict)
 
     async def ask(self, stub: oip.GRPCInferenceServiceStub, request: oip.ModelInferRequest) -> None:
-        """One request, counted."""
+        """Sends one request and counts its outcome."""
         began = time.perf_counter()
         try:
             await stub.ModelInfer(request, timeout=TIMEOUT_SECONDS)
@@ -88,7 +88,7 @@ class Tally:
 async def closed(
     stub: oip.GRPCInferenceServiceStub, request: oip.ModelInferRequest, callers: int, seconds: float
 ) -> Tally:
-    """Callers that ask again as soon as they are answered."""
+    """A closed loop: callers send the next request when the last one is answered."""
     tally, end = Tally(), time.perf_counter() + seconds
 
     async def caller() -> None:
@@ -137,7 +137,7 @@ async def measure(seconds: float) -> dict[str, Any]:
         capacity = statistics.median(full)
         runs = []
         for times in TIMES:
-            await opened(stub, request, capacity * times, 2)  # the way there
+            await opened(stub, request, capacity * times, 2)  # the limit adapts
             tally, took = await opened(stub, request, capacity * times, seconds)
             runs.append(_run(times, tally, took, capacity))
         return {"capacity": capacity, "lone_p99_ms": _ms(lone.answered, 99), "runs": runs}
@@ -163,7 +163,7 @@ def _ms(seconds: list[float], percentile: float) -> float:
 
 
 def table(figures: dict[str, Any]) -> str:
-    """For people."""
+    """The figures as a table."""
     lines = [
         f"capacity {figures['capacity']:.0f}/s, {ROWS} rows each; lone p99 {figures['lone_p99_ms']:.1f} ms",
         f"{'asked':>6} {'goodput':>8} {'of cap.':>8} {'p50 ms':>8} {'p99 ms':>8} {'refused':>8} {'told ms':>8}  failed",
@@ -177,7 +177,7 @@ def table(figures: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each run")
     parser.add_argument("--json", action="store_true")

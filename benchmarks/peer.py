@@ -1,4 +1,4 @@
-"""The peers: which server, from which pinned environment, started how.
+"""The peers: their servers, pinned environments and commands.
 
 Environments are made once under .bench/venvs from benchmarks/peers/<environment>/requirements.txt. The servers
 themselves are scripts in the same folders; they run on the peer's own Python and import nothing of Treadle.
@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks import asks
-from benchmarks.asks import Ask
+from benchmarks import server_requests
 from benchmarks.models import TITLES, Model
-from benchmarks.servers import ROOT, WORK, OwnProcess
+from benchmarks.server_requests import ServerRequest
+from benchmarks.servers import ROOT, WORK, SingleProcessServer
 from treadle.mesh.ports import free_base_port
 
 SCRIPTS = ROOT / "benchmarks" / "peers"
@@ -25,7 +25,7 @@ _SKLEARN_ONLY = tuple(name for name in TITLES if name != "mlp")
 
 
 class EnvironmentFailedError(Exception):
-    """An environment could not be made."""
+    """An environment could not be created."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Peer:
     models: tuple[str, ...] = tuple(TITLES)
     settings: Mapping[str, str] = field(default_factory=dict)
     system_python: bool = False
-    """Whether it wants the Python of the operating system."""
+    """Whether it needs the Python of the operating system."""
     alone_on_loopback: bool = True
-    """Whether it keeps to 127.0.0.1 by itself; where not, it runs only in a network of its own."""
+    """Whether it binds only 127.0.0.1; otherwise it runs only in a network namespace."""
     survives_freezing: bool = True
-    """Where not, it is started for its own measurements alone."""
+    """Whether it may run beside other servers; otherwise it is started only for its own measurements."""
 
 
 PEERS: Mapping[str, Peer] = {
@@ -64,7 +64,7 @@ PEERS: Mapping[str, Peer] = {
 }
 
 
-class PeerServer(OwnProcess):
+class PeerServer(SingleProcessServer):
     """A peer as a server."""
 
     def __init__(self, peer: Peer, first_port: int) -> None:
@@ -73,7 +73,7 @@ class PeerServer(OwnProcess):
         self._address = ""
 
     async def start(self, model: Model) -> None:
-        """ServerFailedError with the last words of its log."""
+        """Starts the peer. ServerFailedError with the last lines of its log."""
         port = free_base_port(self.first_port)
         self._address = f"127.0.0.1:{port}"
         binaries = python_of(self.peer).parent
@@ -89,9 +89,9 @@ class PeerServer(OwnProcess):
         command = [str(python_of(self.peer)), str(folder / self.peer.script)]
         await self.run(command, environment, self.ask(model, 1), folder)
 
-    def ask(self, model: Model, rows: int) -> Ask:
-        """In the protocol that the peer is at its best with."""
-        make = asks.infer if self.peer.grpc else asks.json_predict
+    def ask(self, model: Model, rows: int) -> ServerRequest:
+        """The request in the fastest protocol of the peer."""
+        make = server_requests.infer if self.peer.grpc else server_requests.json_predict
         return make(self._address, model, rows)
 
 
@@ -101,7 +101,7 @@ def python_of(peer: Peer) -> Path:
 
 
 def make_environment(peer: Peer) -> None:
-    """Makes the peer's environment unless it was made from these very requirements. EnvironmentFailedError."""
+    """Creates the peer's environment unless it has the same requirements already. EnvironmentFailedError."""
     requirements = SCRIPTS / peer.environment / "requirements.txt"
     folder = _VENVS / peer.environment
     digest = hashlib.sha256(requirements.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""The picture of a run: requests a second and the latency of a lone request, model by model."""
+"""The plot of a run: requests a second and the latency of sequential requests, by model."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ _OURS, _PEER, _ECHO, _INK, _SOFT = "#0b6e4f", "#9aa5b1", "#d9c48f", "#1f2933", "
 
 
 def draw(figures: Figures, file: Path) -> None:
-    """Writes the picture; each bar has its number."""
+    """Writes the plot; each bar is labelled with its number."""
     import matplotlib
 
     matplotlib.use("Agg")

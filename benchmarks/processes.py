@@ -1,4 +1,4 @@
-"""Server processes: started in a session of their own, frozen while another is measured, always ended.
+"""Server processes: each has its own session, is frozen while another is measured, and is always ended.
 
 CPU time and memory are those of the whole tree, so that the helpers of a server count as the server.
 """
@@ -18,7 +18,7 @@ _GRACE_SECONDS = 8.0
 
 
 def tree(pids: Iterable[int]) -> list[psutil.Process]:
-    """These processes and all below them that live."""
+    """The running processes with these ids, and all their descendants."""
     found: dict[int, psutil.Process] = {}
     for pid in pids:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -38,7 +38,7 @@ def memory_mib(pids: Iterable[int]) -> float:
 
 
 def freeze(pids: Iterable[int], *, frozen: bool) -> None:
-    """Stops the tree's processes where they are, or lets them go on: an idle server must not cost the measured one."""
+    """Freezes or resumes the processes of the tree: an idle server must not take CPU from the measured one."""
     for process in tree(pids):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGSTOP if frozen else signal.SIGCONT)
@@ -52,8 +52,8 @@ def _each(pids: Iterable[int], asked: str) -> list[Any]:
     return found
 
 
-class Started:
-    """A process in a session of its own, and whatever it starts."""
+class ServerProcess:
+    """A process in its own session, with its descendants."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path, folder: Path) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -71,21 +71,21 @@ class Started:
 
     @property
     def pid(self) -> int:
-        """Of the first process."""
+        """The id of the first process."""
         return self._process.pid
 
     @property
     def ended(self) -> bool:
-        """Whether the first process is gone."""
+        """Whether the first process has ended."""
         return self._process.poll() is not None
 
     def last_words(self) -> str:
-        """What it wrote last."""
+        """The last lines of its output."""
         lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         return lines[-1][:300] if lines else "it wrote nothing"
 
     async def end(self) -> None:
-        """Asks the first process to go, then kills what is left of the session and of the tree."""
+        """Terminates the first process, then kills the rest of the session and of the tree."""
         everyone = tree([self.pid])
         freeze([self.pid], frozen=False)
         self._process.terminate()

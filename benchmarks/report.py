@@ -1,4 +1,4 @@
-"""Figures for people: the targets in a terminal, the tables of docs/benchmarks/README.md."""
+"""Reports of the figures: the targets in a terminal, and the tables of docs/benchmarks/README.md."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.figures import Cell, Figures, Key
 from benchmarks.models import TITLES
-from benchmarks.targets import Verdict, judged
+from benchmarks.targets import TargetResult, target_results
 
 PAGE = "README.md"
 _BLOCK = re.compile(r"(<!-- begin figures -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -16,7 +16,7 @@ _PERCENT = 100.0
 
 def terminal(figures: Figures) -> str:
     """The table of targets: each ratio beside its limit."""
-    verdicts = judged(figures)
+    verdicts = target_results(figures)
     rows = [("target", "against", "ratio", "limit", "")]
     rows += [(each.target.what, each.target.against, _ratio(each), _limit(each), _mark(each)) for each in verdicts]
     widths = [max(len(row[place]) for row in rows) for place in range(4)]
@@ -34,13 +34,13 @@ def missed(figures: Figures) -> list[str]:
     """A line for each target that is not met."""
     return [
         f"{each.target.what}, against {each.target.against}: {_ratio(each)}, limit {_limit(each)}"
-        for each in judged(figures)
+        for each in target_results(figures)
         if not each.met
     ]
 
 
 def write_page(figures: Figures, folder: Path) -> None:
-    """Puts the tables into the page; a page of its own where there is none."""
+    """Writes the tables into the page, which is created if it does not exist."""
     page = folder / PAGE
     text = (
         page.read_text(encoding="utf-8") if page.exists() else "# Benchmarks\n\n<!-- begin figures -->\n<!-- end -->\n"
@@ -49,7 +49,7 @@ def write_page(figures: Figures, folder: Path) -> None:
 
 
 def with_figures(text: str, figures: Figures) -> str:
-    """The page with its tables as these figures say."""
+    """The page with the tables of these figures."""
     body = "\n".join(_markdown(figures)) + "\n"
     return _BLOCK.sub(lambda found: f"{found[1]}{body}{found[2]}", text)
 
@@ -63,7 +63,7 @@ def _markdown(figures: Figures) -> Iterator[str]:
     yield "\n### Targets\n"
     yield from _table(
         ("", "against", ">ratio", ">limit", ""),
-        ((v.target.what, v.target.against, _ratio(v), _limit(v), _mark(v)) for v in judged(figures)),
+        ((v.target.what, v.target.against, _ratio(v), _limit(v), _mark(v)) for v in target_results(figures)),
     )
     for model, title in TITLES.items():
         yield from _of_model(figures, model, title)
@@ -133,7 +133,7 @@ def _of_chain(figures: Figures) -> Iterator[str]:
 
 
 def _lone_beside(figures: Figures, cell: Cell) -> str:
-    """Lone latency stands beside the widest load only."""
+    """The latency of sequential requests, shown only in the row of the highest load."""
     return _latency(figures, cell.server, cell.task)[0] if (cell.rows, cell.concurrency) == (1, 64) else ""
 
 
@@ -224,13 +224,13 @@ def _rows(count: int) -> str:
     return "1 row" if count == 1 else f"{count} rows"
 
 
-def _ratio(verdict: Verdict) -> str:
-    return "not measured" if verdict.ratio is None else f"{verdict.ratio:.4g}×"
+def _ratio(result: TargetResult) -> str:
+    return "not measured" if result.ratio is None else f"{result.ratio:.4g}×"
 
 
-def _limit(verdict: Verdict) -> str:
-    return f"{'≤' if verdict.target.at_most else '≥'} {verdict.target.limit:g}×"
+def _limit(result: TargetResult) -> str:
+    return f"{'≤' if result.target.at_most else '≥'} {result.target.limit:g}×"
 
 
-def _mark(verdict: Verdict) -> str:
-    return "✓" if verdict.met else "✗"
+def _mark(result: TargetResult) -> str:
+    return "✓" if result.met else "✗"

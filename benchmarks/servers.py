@@ -1,4 +1,4 @@
-"""What all measured servers have in common, and waiting until one answers right."""
+"""The interface of all measured servers, and waiting until a server answers."""
 
 import asyncio
 import os
@@ -10,16 +10,16 @@ from typing import Protocol
 import grpc
 
 from benchmarks import clients
-from benchmarks.asks import Ask, WrongAnswerError
 from benchmarks.models import Model
-from benchmarks.processes import Started
+from benchmarks.processes import ServerProcess
+from benchmarks.server_requests import ServerRequest, WrongAnswerError
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / ".bench"
-"""Environments of peers, trained models, logs; all of it can be made again."""
+"""The folder of environments, trained models and logs, which can all be created again."""
 FIRST_PORT = 20_000
 PORTS_A_SERVER = 400
-"""Apart, so that servers that start at the same time do not choose the same ones."""
+"""The distance between the port ranges of servers that start at the same time."""
 _POLL_SECONDS = 0.1
 _READY_SECONDS = 120.0
 
@@ -33,44 +33,44 @@ class Server(Protocol):
 
     @property
     def name(self) -> str:
-        """As in the figures."""
+        """The name of the server in the figures."""
         ...
 
     async def start(self, model: Model) -> None:
-        """Returns when it answers right. ServerFailedError."""
+        """Starts the server and returns when it answers right. ServerFailedError otherwise."""
         ...
 
-    def ask(self, model: Model, rows: int) -> Ask:
-        """A request to it."""
+    def ask(self, model: Model, rows: int) -> ServerRequest:
+        """A request to the server."""
         ...
 
     @property
     def measured(self) -> Sequence[int]:
-        """Processes whose trees are the server: their CPU time and memory count."""
+        """The processes of the server, whose trees are measured for CPU time and memory."""
         ...
 
     @property
     def everything(self) -> Sequence[int]:
-        """Processes whose trees run beside it because of it; frozen with it."""
+        """Helper processes of the server, which are frozen with it."""
         ...
 
     async def end(self) -> None:
-        """Ends all it started; harmless when it has not."""
+        """Stops all started processes, if any."""
         ...
 
 
-class OwnProcess:
-    """A server that is one command."""
+class SingleProcessServer:
+    """A server that is started by one command."""
 
     def __init__(self, name: str, first_port: int) -> None:
         self._name = name
         self.first_port = first_port
-        self._started: Started | None = None
+        self._started: ServerProcess | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
 
     @property
     def name(self) -> str:
-        """As in the figures."""
+        """The name of the server in the figures."""
         return self._name
 
     @property
@@ -80,15 +80,17 @@ class OwnProcess:
 
     everything = measured
 
-    async def run(self, command: Sequence[str], environment: Mapping[str, str], ask: Ask, folder: Path) -> None:
-        """Starts it with a folder of its own for temporary files; returns when it answers right."""
+    async def run(
+        self, command: Sequence[str], environment: Mapping[str, str], ask: ServerRequest, folder: Path
+    ) -> None:
+        """Starts the server with its own temporary folder and returns when it answers right."""
         self._scratch = tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True)
         own = {**outer_environment(), **environment, "TMPDIR": self._scratch.name}
-        self._started = Started(command, own, WORK / "logs" / f"{self._name}.log", folder)
-        await answering(ask, self._started)
+        self._started = ServerProcess(command, own, WORK / "logs" / f"{self._name}.log", folder)
+        await wait_until_answering(ask, self._started)
 
     async def end(self) -> None:
-        """Ends it and removes its temporary files."""
+        """Stops the server and removes its temporary files."""
         if self._started is not None:
             await self._started.end()
             self._started = None
@@ -98,7 +100,7 @@ class OwnProcess:
 
 
 def first_ports() -> Iterator[int]:
-    """Where each of several servers may look for free ports, from there up."""
+    """Yields the first port of the range of each server."""
     return iter(range(FIRST_PORT, 32_000, PORTS_A_SERVER))
 
 
@@ -108,14 +110,14 @@ def outer_environment() -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1"}
 
 
-async def answering(ask: Ask, started: Started) -> None:
-    """Asks until the right answer comes; ServerFailedError when the process ends or takes too long."""
+async def wait_until_answering(ask: ServerRequest, started: ServerProcess) -> None:
+    """Sends requests until one is answered right. ServerFailedError if the process ends or takes too long."""
     last: Exception | None = None
     try:
         async with asyncio.timeout(_READY_SECONDS):
             while not started.ended:
                 try:
-                    await asyncio.to_thread(clients.once, ask)
+                    await asyncio.to_thread(clients.request_once, ask)
                 except (OSError, grpc.RpcError, WrongAnswerError) as error:
                     last = error
                 else:

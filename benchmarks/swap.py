@@ -1,4 +1,4 @@
-"""What callers notice while versions take each other's place: `python -m benchmarks.swap`.
+"""Errors and latency while the versions of a deployment are replaced: `python -m benchmarks.swap`.
 
 Starts a mesh, pushes versions, each a random forest of its own, lets callers ask the gateway at a steady rate, and
 measures how long answers take with nothing else going on. Then it deploys one version after another, one a second, and
@@ -30,12 +30,12 @@ from treadle.plugins.packaging import save_model
 TREES = 100
 INTERVAL_SECONDS = 1.0
 LIMIT = 1.25
-"""p99 during swaps, by that of the steady state."""
+"""The maximum ratio of the p99 latency during swaps to that of the steady state."""
 
 
 @dataclass
-class Seen:
-    """What callers got."""
+class ObservedAnswers:
+    """The answers that callers received."""
 
     taken: list[float] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
@@ -43,7 +43,7 @@ class Seen:
 
 
 class Callers:
-    """Asks at a steady rate, whether answered or not, until it is left."""
+    """Sends requests at a steady rate, whether answered or not, until the block ends."""
 
     def __init__(self, client: AsyncClient, rows: Any, rate: float) -> None:
         self._client = client
@@ -51,7 +51,7 @@ class Callers:
         self._rate = rate
         self._asked: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
-        self.seen = Seen()
+        self.seen = ObservedAnswers()
 
     async def __aenter__(self) -> "Callers":
         self._task = asyncio.create_task(self._run())
@@ -72,7 +72,7 @@ class Callers:
             self._asked.add(task)
             task.add_done_callback(self._asked.discard)
 
-    async def _ask(self, seen: Seen) -> None:
+    async def _ask(self, seen: ObservedAnswers) -> None:
         began = time.perf_counter()
         try:
             answer = await self._client.predict_tensors("live", {"X": self._rows[:1]})
@@ -97,13 +97,13 @@ async def measure(swaps: int, rate: float, seconds: float) -> dict[str, Any]:
         async with mesh_with(first) as (mesh, client), Callers(client, rows, rate) as callers:
             pushed = [str((await client.push_model("forest", package)).ref.version) for package in packages]
             await asyncio.sleep(3)
-            callers.seen = steady = Seen()
+            callers.seen = steady = ObservedAnswers()
             before = _mib(mesh)
             await asyncio.sleep(seconds)
-            callers.seen = swapping = Seen()
+            callers.seen = swapping = ObservedAnswers()
             for version in pushed:
                 await asyncio.gather(_swap(client, version), asyncio.sleep(INTERVAL_SECONDS))
-            callers.seen = Seen()
+            callers.seen = ObservedAnswers()
             await _until_one_is_left(client)
             after = _mib(mesh)
     return _figures(steady, swapping, swaps=swaps, before_mib=before, after_mib=after)
@@ -124,7 +124,7 @@ def _mib(mesh: Mesh) -> float:
     return float(psutil.Process(mesh.processes["inference"]).memory_info().rss) / 2**20
 
 
-def _figures(steady: Seen, swapping: Seen, **more: float) -> dict[str, Any]:
+def _figures(steady: ObservedAnswers, swapping: ObservedAnswers, **more: float) -> dict[str, Any]:
     percentiles = {
         f"{name}_p{at:g}_ms": float(np.percentile(seen.taken, at)) * 1e3
         for name, seen in (("steady", steady), ("swapping", swapping))
@@ -141,7 +141,7 @@ def _figures(steady: Seen, swapping: Seen, **more: float) -> dict[str, Any]:
 
 
 def main() -> int:
-    """The command."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--swaps", type=int, default=50)
     parser.add_argument("--rate", type=float, default=300.0, help="requests a second")

@@ -1,4 +1,4 @@
-"""The targets, as data: each is a ratio of two figures of one run on one machine, and a limit for it."""
+"""The targets as data: each is a ratio of two figures of a run, and its limit."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from benchmarks.figures import Figures, Key
 ENVOY, GRPCIO, ECHO = "treadle-envoy", "treadle-grpcio", "echo"
 SEPARATE, COLOCATED = "treadle-envoy", "treadle-envoy-colocated"
 MLSERVER = ("mlserver", "mlserver-wide")
-"""In its best configuration: whichever of these is faster."""
+"""The configurations of MLServer; targets use the faster one."""
 Value = Callable[[Figures], float | None]
 """A figure, or None where it was not measured."""
 
@@ -24,15 +24,15 @@ class Target:
     limit: float
     at_most: bool = False
 
-    def judge(self, figures: Figures) -> "Verdict":
+    def judge(self, figures: Figures) -> "TargetResult":
         """The ratio in these figures."""
         over, under = self.over(figures), self.under(figures)
-        return Verdict(self, over / under if over is not None and under else None)
+        return TargetResult(self, over / under if over is not None and under else None)
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A target and what was reached."""
+class TargetResult:
+    """A target with the ratio that was reached."""
 
     target: Target
     ratio: float | None
@@ -57,7 +57,7 @@ def rate(*servers: str, task: str, rows: int = 1) -> Value:
 
 
 def lone(server: str, task: str) -> Value:
-    """Median milliseconds of a lone request."""
+    """Median latency of sequential requests in milliseconds."""
 
     def value(figures: Figures) -> float | None:
         found = figures.latency(server, task)
@@ -77,7 +77,7 @@ def rows_served(server: str, model: str, rows: int) -> Value:
 
 
 def rows_in_process(model: str, rows: int) -> Value:
-    """Rows a second of the compiled model alone."""
+    """Rows a second of the compiled model without a server."""
 
     def value(figures: Figures) -> float | None:
         found = figures.of_model(model, rows)
@@ -97,12 +97,12 @@ def soak_memory(figures: Figures) -> float | None:
 
 
 def soak_answered(figures: Figures) -> float | None:
-    """Share of the soak's requests that were answered."""
+    """The fraction of answered requests of the soak."""
     return 1 - figures.soak.errors / figures.soak.requests if figures.soak else None
 
 
 def one(_: Figures) -> float:
-    """For what is a ratio already."""
+    """1, for figures that are a ratio already."""
     return 1.0
 
 
@@ -152,6 +152,6 @@ def _of_the_soak() -> Iterator[Target]:
 TARGETS: tuple[Target, ...] = (*_against_peers(), *_of_the_chain(), *_of_one_request(), *_of_the_soak())
 
 
-def judged(figures: Figures) -> list[Verdict]:
-    """Every target against these figures."""
+def target_results(figures: Figures) -> list[TargetResult]:
+    """The result of every target for these figures."""
     return [target.judge(figures) for target in TARGETS]

@@ -1,4 +1,4 @@
-"""Treadle as it is run: a mesh of real processes, the model pushed and deployed, requests sent to one service's port.
+"""Treadle servers: a mesh of real processes with a deployed model, and requests to the port of one service.
 
 Nothing is traced unless a measurement says so: peers trace nothing either.
 """
@@ -12,11 +12,11 @@ from pathlib import Path
 import grpc
 import numpy as np
 
-from benchmarks import asks, clients, models
-from benchmarks.asks import Ask
+from benchmarks import clients, models, server_requests
 from benchmarks.echo import PROBABILITY
 from benchmarks.models import Model
-from benchmarks.servers import ROOT, OwnProcess, ServerFailedError, outer_environment
+from benchmarks.server_requests import ServerRequest
+from benchmarks.servers import ROOT, ServerFailedError, SingleProcessServer, outer_environment
 from treadle.client import AsyncClient
 from treadle.core.errors import TreadleError
 from treadle.mesh.errors import CommandError
@@ -28,7 +28,7 @@ _ON_THE_WAY = ("gateway", "features", "inference")
 
 
 class RunningMesh:
-    """A mesh with a home of its own, for as long as it is open."""
+    """A mesh with its own home."""
 
     def __init__(
         self, name: str, host: str, first_port: int, *, trace_ratio: float = 0.0, colocate: bool = False
@@ -43,7 +43,7 @@ class RunningMesh:
 
     @property
     def name(self) -> str:
-        """As in the figures."""
+        """The name of the server in the figures."""
         return self._name
 
     @property
@@ -52,7 +52,7 @@ class RunningMesh:
         return list(self._mesh.processes.values()) if self._mesh else []
 
     def pids(self, *services: str) -> list[int]:
-        """Of the processes that hold these services."""
+        """The ids of the processes of these services."""
         known = self._mesh.processes if self._mesh else {}
         inside = {name: pid for service in services for name, pid in known.items() if name == service}
         if self._colocate and set(services) & set(_ON_THE_WAY):
@@ -60,11 +60,11 @@ class RunningMesh:
         return sorted(set(inside.values()))
 
     def address(self, service: str) -> str:
-        """ "host:port"; of nothing before it runs."""
+        """The "host:port" of a service; "" before the mesh runs."""
         return self._mesh.address(service) if self._mesh else "127.0.0.1:0"
 
     async def open(self) -> AsyncClient:
-        """Starts it; a client of its gateway. ServerFailedError."""
+        """Starts the mesh and returns a client of its gateway. ServerFailedError otherwise."""
         if self._host == ENVOY and (missing := envoy_unavailable_reason()):
             raise ServerFailedError(f"the Envoy host cannot run here: {missing}")
         home = self._open.enter_context(tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True))
@@ -82,20 +82,20 @@ class RunningMesh:
             raise ServerFailedError(f"{error.message}; {error.hint}") from error
 
     async def end(self) -> None:
-        """Drains and ends all its processes."""
+        """Drains and stops all processes of the mesh."""
         self._mesh = None
         await self._open.aclose()
 
 
 class TreadleServer(RunningMesh):
-    """The inference service of a mesh, asked directly: what a peer is compared with."""
+    """The inference service of a mesh, called directly, for the comparison with peers."""
 
     async def start(self, model: Model) -> None:
         """ServerFailedError."""
         try:
             client = await self.open()
             await _deployed(client, model.name, model.package)
-            clients.once(self.ask(model, 1))
+            clients.request_once(self.ask(model, 1))
         except (TreadleError, grpc.RpcError) as error:
             raise ServerFailedError(str(error)) from error
 
@@ -104,40 +104,40 @@ class TreadleServer(RunningMesh):
         """The inference process."""
         return self.pids("inference")
 
-    def ask(self, model: Model, rows: int) -> Ask:
+    def ask(self, model: Model, rows: int) -> ServerRequest:
         """ModelInfer."""
-        return asks.infer(self.address("inference"), model, rows)
+        return server_requests.infer(self.address("inference"), model, rows)
 
 
 class ChainServer(RunningMesh):
-    """A mesh with a feature view of 11 features and a model that reads them, asked in three places."""
+    """A mesh with a view of 11 features and a model that reads them, called at three services."""
 
     async def start(self, folder: Path) -> None:
-        """Defines, fills, pushes, deploys. ServerFailedError."""
+        """Defines and fills features, pushes and deploys the model. ServerFailedError otherwise."""
         self._expected = models.chain_expected(folder)
         try:
             client = await self.open()
             await _with_features(client, self._expected["rows"])
             await _deployed(client, models.CHAIN, models.chain_package(folder))
             for ask in (self.direct(), self.lookup(1), self.predict()):
-                clients.once(ask)
+                clients.request_once(ask)
         except (TreadleError, grpc.RpcError) as error:
             raise ServerFailedError(str(error)) from error
 
-    def direct(self) -> Ask:
-        """ModelInfer of its inference service, features given."""
-        return asks.infer_chain(self.address("inference"), self._expected)
+    def direct(self) -> ServerRequest:
+        """ModelInfer of its inference service, with the features in the request."""
+        return server_requests.infer_chain(self.address("inference"), self._expected)
 
-    def lookup(self, rows: int) -> Ask:
+    def lookup(self, rows: int) -> ServerRequest:
         """GetOnlineFeatures of its feature service."""
-        return asks.lookup(self.address("features"), self._expected, rows)
+        return server_requests.lookup(self.address("features"), self._expected, rows)
 
-    def predict(self) -> Ask:
+    def predict(self) -> ServerRequest:
         """Predict of its gateway, by entity key."""
-        return asks.predict_by_key(self.address("gateway"), self._expected)
+        return server_requests.predict_by_key(self.address("gateway"), self._expected)
 
 
-class EchoServer(OwnProcess):
+class EchoServer(SingleProcessServer):
     """The echo on the Envoy host."""
 
     async def start(self, model: Model) -> None:
@@ -153,9 +153,9 @@ class EchoServer(OwnProcess):
         }
         await self.run([sys.executable, "-m", "benchmarks.echo"], environment, self.ask(model, 1), ROOT)
 
-    def ask(self, model: Model, rows: int) -> Ask:
+    def ask(self, model: Model, rows: int) -> ServerRequest:
         """The request of the model; the answer is the same for all."""
-        return asks.infer_constant(self._address, model, PROBABILITY)
+        return server_requests.infer_constant(self._address, model, PROBABILITY)
 
 
 async def _deployed(client: AsyncClient, name: str, package: Path) -> None:
@@ -165,7 +165,7 @@ async def _deployed(client: AsyncClient, name: str, package: Path) -> None:
 
 
 async def _with_features(client: AsyncClient, rows: models.Array) -> None:
-    """A view of 11 features that only pushes feed, filled, and the feature service that the model names."""
+    """Applies and fills a push view of 11 features, and the feature service of the model."""
     from datetime import UTC, datetime
 
     from treadle.features import Entity, FeatureService, FeatureView, Field

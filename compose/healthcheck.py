@@ -1,17 +1,17 @@
-"""Exit status 0 if the service of this container serves: what Docker asks every few seconds."""
+"""The health check of a container: exit status 0 if its service serves."""
 
 import asyncio
 import os
 import sys
 
-from treadle.mesh.health import Health, check
+from treadle.mesh.health import HealthStatus, check
 
 
 def main() -> int:
-    """Asks the port of TREADLE_LISTEN for the health of the whole process."""
+    """Checks the health of the whole process at the port of TREADLE_LISTEN."""
     port = os.environ["TREADLE_LISTEN"].rpartition(":")[2]
     health = asyncio.run(check(f"127.0.0.1:{port}"))
-    if health is Health.SERVING:
+    if health is HealthStatus.SERVING:
         return 0
     sys.stderr.write(f"{health.value}\n")
     return 1

@@ -1,7 +1,8 @@
-"""For all tests: ports, a small model, what a process imports; and no skipped test where services are required."""
+"""For all tests: ports, a small model, the modules that a process imports; and no skipped test where CI forbids it."""
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Generator
@@ -17,9 +18,13 @@ from treadle.core.column import Column
 from treadle.mesh.ports import free_base_port
 from treadle.plugins.packaging import save_model
 from treadle.rpc.codec.columns import encode
+from treadle.rpc.hosts.choice import envoy_unavailable_reason
 from treadle.v1 import types_pb2
 
 BasePort = Callable[[], int]
+
+needs_envoy = pytest.mark.skipif(bool(envoy_unavailable_reason()), reason=envoy_unavailable_reason() or "it can run")
+"""For tests of the Envoy host."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,14 @@ def module_of_file(path: Path) -> ModuleType:
     return module
 
 
+def program(name: str) -> str:
+    """The path of a program outside Python; where it is absent the test is skipped."""
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"{name} is absent")
+    return path
+
+
 @pytest.fixture(scope="session")
 def base_port() -> BasePort:
     """Finds free ports for a mesh: apart from other test runs', and below those that outgoing connections get."""
@@ -68,12 +81,24 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """With TREADLE_REQUIRE_SERVICES=1, as CI sets it, a skipped integration test has failed."""
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A skipped test fails where skips are forbidden, unless it takes rights that CI may lack."""
     report = yield
-    if report.skipped and item.get_closest_marker("services") and os.environ.get("TREADLE_REQUIRE_SERVICES") == "1":
-        report.outcome = "failed"
-        report.longrepr = f"{item.nodeid} was skipped, and TREADLE_REQUIRE_SERVICES=1 forbids that: {report.longrepr}"
+    if not hasattr(report, "wasxfail") and item.get_closest_marker("privileged") is None:
+        _fail_if_skipped(report)
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """So does a module that is skipped whole."""
+    report = yield
+    _fail_if_skipped(report)
+    return report
+
+
+def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """TREADLE_REQUIRE_SERVICES=1, which .ci/run sets, says that every program that tests need is installed."""
+    if report.skipped and os.environ.get("TREADLE_REQUIRE_SERVICES") == "1":
+        report.outcome = "failed"
+        report.longrepr = f"{report.nodeid} was skipped, and TREADLE_REQUIRE_SERVICES=1 forbids that: {report.longrepr}"

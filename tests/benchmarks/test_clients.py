@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import grpc.aio
 import pytest
 from benchmarks import clients
-from benchmarks.asks import JSON_HEADERS, Ask, WrongAnswerError
+from benchmarks.server_requests import JSON_HEADERS, ServerRequest, WrongAnswerError
 
 
 def expecting(wanted):
@@ -34,7 +34,7 @@ async def grpc_server(answer=b"right"):
     server.add_generic_rpc_handlers((Any(),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    yield Ask(f"127.0.0.1:{port}", "/any/Method", b"?", expecting(b"right"))
+    yield ServerRequest(f"127.0.0.1:{port}", "/any/Method", b"?", expecting(b"right"))
     await server.stop(None)
 
 
@@ -51,7 +51,9 @@ async def http_server(status=b"200 OK", body=b"right"):
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        yield Ask(f"127.0.0.1:{port}", "/predict", b"?", expecting(b"right"), grpc=False, headers=JSON_HEADERS)
+        yield ServerRequest(
+            f"127.0.0.1:{port}", "/predict", b"?", expecting(b"right"), grpc=False, headers=JSON_HEADERS
+        )
     for writer in connections:
         writer.close()
 
@@ -59,16 +61,16 @@ async def http_server(status=b"200 OK", body=b"right"):
 @pytest.mark.parametrize("server", [grpc_server, http_server])
 async def test_an_answer_is_checked(server):
     async with server() as ask:
-        assert await asyncio.to_thread(clients.once, ask) == b"right"
+        assert await asyncio.to_thread(clients.request_once, ask) == b"right"
     async with server(body=b"wrong") if server is http_server else server(b"wrong") as ask:
         with pytest.raises(WrongAnswerError):
-            await asyncio.to_thread(clients.once, ask)
+            await asyncio.to_thread(clients.request_once, ask)
 
 
 async def test_another_status_than_200_is_no_answer():
     async with http_server(b"503 Busy") as ask:
         with pytest.raises(WrongAnswerError, match="status 503"):
-            await asyncio.to_thread(clients.once, ask)
+            await asyncio.to_thread(clients.request_once, ask)
 
 
 @pytest.mark.parametrize("server", [grpc_server, http_server])
@@ -82,12 +84,12 @@ async def test_lone_requests_are_timed_one_by_one_without_the_first_tenth(server
 @pytest.mark.parametrize("server", [grpc_server, http_server])
 async def test_an_open_loop_sends_as_many_as_its_rate_says(server):
     async with server() as ask:
-        taken, errors = await clients.at_rate(ask, 200.0, 0.2, seed=1)
+        taken, errors = await clients.open_loop(ask, 200.0, 0.2, seed=1)
     assert (len(taken), errors) == (40, 0)
 
 
 async def test_an_open_loop_counts_what_failed():
     async with grpc_server(grpc.StatusCode.RESOURCE_EXHAUSTED) as ask:
-        assert await clients.at_rate(ask, 200.0, 0.1, seed=1) == ([], 20)
+        assert await clients.open_loop(ask, 200.0, 0.1, seed=1) == ([], 20)
     async with http_server(b"500 Oh") as ask:
-        assert await clients.at_rate(ask, 200.0, 0.1, seed=1) == ([], 20)
+        assert await clients.open_loop(ask, 200.0, 0.1, seed=1) == ([], 20)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from benchmarks import load
-from benchmarks.asks import GRPC_HEADERS, JSON_HEADERS, Ask
+from benchmarks.server_requests import GRPC_HEADERS, JSON_HEADERS, ServerRequest
 
 TOLD = """starting benchmark...
 spawning thread #0: 8 total client(s). Timing-based test with 500.00ms of warm-up time and 3000.00ms of main duration.
@@ -70,7 +70,7 @@ def test_a_run_without_any_request_has_no_durations(tmp_path):
 
 def ask(*, grpc):
     headers = GRPC_HEADERS if grpc else JSON_HEADERS
-    return Ask("127.0.0.1:1", "/p", b"body", check=lambda answer: None, grpc=grpc, headers=headers)
+    return ServerRequest("127.0.0.1:1", "/p", b"body", check=lambda answer: None, grpc=grpc, headers=headers)
 
 
 def test_grpc_requests_have_a_frame_before_the_message():

@@ -5,7 +5,7 @@ import time
 
 import psutil
 import pytest
-from benchmarks.processes import Started, cpu_seconds, freeze, memory_mib, tree
+from benchmarks.processes import ServerProcess, cpu_seconds, freeze, memory_mib, tree
 from benchmarks.servers import outer_environment
 
 # A parent, with a child in a session of its own: no signal to the parent's group reaches it.
@@ -21,7 +21,7 @@ process.wait()
 
 @pytest.fixture
 async def started(tmp_path):
-    process = Started([sys.executable, "-c", STUBBORN], outer_environment(), tmp_path / "log", tmp_path)
+    process = ServerProcess([sys.executable, "-c", STUBBORN], outer_environment(), tmp_path / "log", tmp_path)
     while "up" not in process.log.read_text():
         assert not process.ended, process.last_words()
         time.sleep(0.01)  # noqa: ASYNC251  # another process: no event to wait for
@@ -50,7 +50,9 @@ async def test_what_is_frozen_stands_still_and_can_be_ended(started):
 
 
 async def test_its_last_words_are_kept(tmp_path):
-    process = Started([sys.executable, "-c", "print('no such model')"], outer_environment(), tmp_path / "log", tmp_path)
+    process = ServerProcess(
+        [sys.executable, "-c", "print('no such model')"], outer_environment(), tmp_path / "log", tmp_path
+    )
     await process.end()
     assert process.last_words() in {"no such model", "it wrote nothing"}
 

@@ -6,7 +6,7 @@ import pytest
 from benchmarks.__main__ import check
 from benchmarks.figures import Cell, Figures, InProcess, Latency, Soak
 from benchmarks.report import missed, terminal
-from benchmarks.targets import TARGETS, judged
+from benchmarks.targets import TARGETS, target_results
 
 
 def cell(server, task, requests_per_second, rows=1):
@@ -46,7 +46,7 @@ def meeting_all():
 
 
 def only_missed(figures):
-    return [f"{each.target.what} / {each.target.against}" for each in judged(figures) if not each.met]
+    return [f"{each.target.what} / {each.target.against}" for each in target_results(figures) if not each.met]
 
 
 def replaced(figures, found, **values):

@@ -53,14 +53,14 @@ def test_rows_are_given_as_to_predict(as_json: AsJson, on_mesh: Treadle, deploye
 
 
 @pytest.mark.slow
-def test_a_wrong_request_is_said_at_once(on_mesh: Treadle, deployed: str) -> None:
+def test_an_invalid_request_fails_before_any_measurement(on_mesh: Treadle, deployed: str) -> None:
     done = on_mesh("bench", deployed, "-t", "features:FP32=[1, 2]", "--seconds", "600")
     assert done.exit_code == 1
     assert "features" in done.output
     assert on_mesh("bench", "nobody").exit_code == 1
 
 
-async def test_errors_are_counted_by_code_and_are_no_speed() -> None:
+async def test_errors_are_counted_by_code_and_not_as_throughput() -> None:
     async def busy() -> None:
         raise Overloaded("full")
 

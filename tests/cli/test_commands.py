@@ -109,7 +109,7 @@ def test_predict_from_a_file(as_json: AsJson, deployed: str, tmp_path: Path) -> 
     assert len(as_json("predict", deployed, "--rows", path, "-o", "probability")["outputs"]["probability"]) == 3
 
 
-def test_predict_says_what_is_wrong(on_mesh: Treadle, deployed: str) -> None:
+def test_predict_refuses_invalid_rows(on_mesh: Treadle, deployed: str) -> None:
     done = on_mesh("predict", deployed, "-t", "features:FP32=[1, 2]", "--json")
     error = json.loads(done.stdout)["error"]
     assert done.exit_code == 1

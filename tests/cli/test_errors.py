@@ -43,7 +43,7 @@ def test_no_mesh_says_how_to_start_one(treadle: Treadle, arguments: tuple[str, .
 
 
 @pytest.mark.parametrize("arguments", ASKING, ids=" ".join)
-def test_the_same_for_machines(treadle: Treadle, arguments: tuple[str, ...]) -> None:
+def test_no_mesh_is_reported_as_json(treadle: Treadle, arguments: tuple[str, ...]) -> None:
     done = treadle(*arguments, "--address", NOWHERE, "--json")
     assert done.exit_code == 1
     error = json.loads(done.stdout)["error"]
@@ -78,7 +78,7 @@ def test_debug_shows_where(treadle: Treadle) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
-def test_wrong_usage_is_two_and_says_what_is_right(
+def test_wrong_usage_exits_with_two_and_a_hint(
     treadle: Treadle, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], says: str
 ) -> None:
     # Usage is judged before the mesh is asked, except where the rows are read.
@@ -97,7 +97,9 @@ def test_unknown_service(treadle: Treadle) -> None:
     assert json.loads(done.stdout)["error"]["hint"].startswith("one of gateway, features")
 
 
-def test_a_fault_of_the_command_is_said_to_be_one(treadle: Treadle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_is_reported_as_a_fault_of_the_command(
+    treadle: Treadle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import treadle.cli.commands.history as module
 
     async def fails(_session: object, **_given: object) -> None:

@@ -50,7 +50,7 @@ def test_supervisor_and_status_import_no_grpc() -> None:
     assert not loaded & (HEAVY - {"asyncio"})
 
 
-def test_lines_of_the_help_are_the_commands_own() -> None:
+def test_one_line_helps_equal_the_docstrings_of_the_commands() -> None:
     for _, commands in SECTIONS:
         for name, (_, line) in commands.items():
             found = main.get_command(click.Context(main), name)

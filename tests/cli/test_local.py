@@ -11,8 +11,8 @@ import click
 import numpy as np
 import pytest
 
-from treadle.cli.deployfile import parse_fallback, parse_share, read_plan
-from treadle.cli.ui.row_input import columns_of, read_rows
+from treadle.cli.deployfile import parse_fallback, parse_traffic, read_plan
+from treadle.cli.ui.row_input import columns_from_options, read_rows
 from treadle.client import Fallback
 from treadle.core.errors import InvalidInput, NotFound
 
@@ -136,7 +136,7 @@ def test_train_keeps_lineage(treadle: Treadle, project: Path) -> None:
         ("PROJECT:train", ("--data", "none.parquet"), "NOT_FOUND"),
     ],
 )
-def test_train_says_what_is_wrong(
+def test_train_refuses_invalid_arguments(
     treadle: Treadle, project: Path, function: str, more: tuple[str, ...], code: str
 ) -> None:
     name = function.replace("PROJECT", str(project))
@@ -146,26 +146,28 @@ def test_train_says_what_is_wrong(
     assert json.loads(done.stdout)["error"]["code"] == code
 
 
-def test_cells() -> None:
-    found = columns_of(["tail=N1", "tail=N2", "n=1", "n=2.5", "d:FP32=3", "v=[1, 2]", "t:TIMESTAMP=2013-10-01T05:00Z"])
+def test_columns_from_options() -> None:
+    found = columns_from_options(
+        ["tail=N1", "tail=N2", "n=1", "n=2.5", "d:FP32=3", "v=[1, 2]", "t:TIMESTAMP=2013-10-01T05:00Z"]
+    )
     assert found["tail"].values.tolist() == ["N1", "N2"]
     assert found["n"].dtype == "FP64"
     assert found["d"].dtype == "FP32"
     assert found["v"].values.shape == (1, 2)
     assert found["t"].dtype == "TIMESTAMP"
-    assert columns_of(["id:STRING=7"])["id"].values.tolist() == ["7"]
+    assert columns_from_options(["id:STRING=7"])["id"].values.tolist() == ["7"]
 
 
 @pytest.mark.parametrize("cell", ["x:NONSENSE=1", "x:FP32=abc", "x:TIMESTAMP=noon"])
-def test_bad_cells(cell: str) -> None:
+def test_malformed_options_are_refused(cell: str) -> None:
     with pytest.raises(InvalidInput, match="x"):
-        columns_of([cell])
+        columns_from_options([cell])
     with pytest.raises(click.UsageError):
-        columns_of(["=1"])
+        columns_from_options(["=1"])
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"nonsense": {}}', '{"entities": []}', '{"entities": {"a": 1}}'])
-def test_bad_rows_files(tmp_path: Path, text: str) -> None:
+def test_malformed_row_files_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "rows.json").write_text(text)
     with pytest.raises(InvalidInput, match=r"rows\.json"):
         read_rows(str(tmp_path / "rows.json"))
@@ -210,7 +212,7 @@ def test_deployment_file(tmp_path: Path) -> None:
         ("name = ", "flights.toml"),
     ],
 )
-def test_mistakes_in_a_deployment_file_name_themselves(tmp_path: Path, text: str, says: str) -> None:
+def test_an_error_in_a_deployment_file_names_its_key(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "flights.toml"
     path.write_text(text)
     with pytest.raises(InvalidInput) as caught:
@@ -222,11 +224,11 @@ def test_mistakes_in_a_deployment_file_name_themselves(tmp_path: Path, text: str
 
 
 def test_flags_of_deploy() -> None:
-    assert parse_share("delay/2=12.5") == ("delay/2", 12.5)
+    assert parse_traffic("delay/2=12.5") == ("delay/2", 12.5)
     assert parse_fallback('guess={"p": 0.2}') == Fallback("guess", constant={"p": [0.2]})
     for text in ("delay/2", "delay/2=x"):
         with pytest.raises(InvalidInput):
-            parse_share(text)
+            parse_traffic(text)
     for text in ("rule", "=x", "rule=", "rule={x"):
         with pytest.raises(InvalidInput):
             parse_fallback(text)

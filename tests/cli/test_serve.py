@@ -12,16 +12,12 @@ import httpx
 import pytest
 
 from treadle.core.errors import FailedPrecondition
-from treadle.mesh.health import Health, check
+from treadle.mesh.health import HealthStatus, check
 from treadle.mesh.ports import free_base_port
 from treadle.rpc.hosts import choice
 
-from ..conftest import BasePort
+from ..conftest import BasePort, needs_envoy
 from .conftest import Treadle
-
-needs_envoy = pytest.mark.skipif(
-    bool(choice.envoy_unavailable_reason()), reason=choice.envoy_unavailable_reason() or "it can run"
-)
 
 NOTHING = """
 async def app(scope, receive, send):
@@ -76,7 +72,7 @@ def test_services_that_are_unknown_or_named_twice_are_refused(treadle: Treadle) 
     assert "named twice" in treadle("serve", "features", "features").stderr
 
 
-def test_what_cannot_be_shared_is_not_run_in_several_processes(treadle: Treadle) -> None:
+def test_services_that_cannot_share_a_port_are_refused(treadle: Treadle) -> None:
     assert "features cannot run in several processes" in treadle("serve", "features", "--workers", "2").stderr
     assert "needs a port to share" in treadle("serve", "inference", "--workers", "2").stderr
 
@@ -104,12 +100,12 @@ async def test_workers_share_a_port_and_end_together(host: str, tmp_path: Path, 
                         break
                     except httpx.ConnectError:
                         await asyncio.sleep(0.1)
-            while await check(f"127.0.0.1:{port}") is not Health.SERVING:
+            while await check(f"127.0.0.1:{port}") is not HealthStatus.SERVING:
                 await asyncio.sleep(0.1)
     finally:
         process.send_signal(signal.SIGTERM)
     assert await process.wait() == 0
-    assert await check(f"127.0.0.1:{port}") is Health.UNREACHABLE
+    assert await check(f"127.0.0.1:{port}") is HealthStatus.UNREACHABLE
 
 
 def test_the_data_plane_gets_envoy_where_it_can_run_and_the_rest_grpcio() -> None:

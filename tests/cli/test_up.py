@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from treadle.cli.commands.up import Signals
+from treadle.cli.commands.up import SignalHandlers
 from treadle.mesh.meshfile import MeshFile
 
 pytestmark = pytest.mark.slow
@@ -35,9 +35,9 @@ def gone(pids: list[int]) -> bool:
     return not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-async def test_the_first_signal_asks_and_the_next_one_kills() -> None:
+async def test_the_first_signal_requests_shutdown_and_the_second_kills() -> None:
     kills: list[str] = []
-    signals = Signals(lambda: kills.append("all"))
+    signals = SignalHandlers(lambda: kills.append("all"))
     os.kill(os.getpid(), signal.SIGINT)
     await signals.first
     assert kills == []
@@ -49,7 +49,7 @@ async def test_the_first_signal_asks_and_the_next_one_kills() -> None:
     loop.remove_signal_handler(signal.SIGTERM)
 
 
-def test_says_where_everything_is(up: Any) -> None:
+def test_up_prints_the_addresses_of_the_mesh(up: Any) -> None:
     ready = up.ready
     assert ready["gateway"] == f"127.0.0.1:{up.base_port}"
     assert ready["rest"] == f"http://127.0.0.1:{up.base_port + 10}"
@@ -82,7 +82,7 @@ def test_stop_start_down_from_another_terminal(own: Any, treadle: Any) -> None:
     assert own.process.returncode == 0
 
 
-def test_deaths_are_told(own: Any) -> None:
+def test_restarts_are_reported(own: Any) -> None:
     os.kill(own.ready["services"]["evaluation"]["pid"], signal.SIGKILL)
     died, back = own.next_event(), own.next_event()
     assert (died["service"], back["service"]) == ("evaluation", "evaluation")

@@ -15,9 +15,8 @@ import pytest
 
 from treadle.client import AsyncClient, Fallback
 from treadle.mesh.supervisor import Mesh
-from treadle.rpc.hosts.choice import envoy_unavailable_reason
 
-from ..conftest import BasePort
+from ..conftest import BasePort, needs_envoy
 
 PROJECT = Path(__file__).parent / "project"
 CUSTOMERS = 200
@@ -78,7 +77,6 @@ class LiveMesh:
         self._loop.close()
 
 
-needs_envoy = pytest.mark.skipif(bool(envoy_unavailable_reason()), reason=envoy_unavailable_reason() or "it can run")
 APART, TOGETHER, ON_GRPCIO = (
     pytest.param(("envoy", False), id="apart", marks=needs_envoy),
     pytest.param(("envoy", True), id="together", marks=needs_envoy),

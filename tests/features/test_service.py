@@ -13,7 +13,7 @@ from treadle.core.column import Column
 from treadle.core.errors import FailedPrecondition, InvalidInput, NotFound, TreadleError
 from treadle.features import load_definitions
 from treadle.features.definition_codec import to_request
-from treadle.features.service import Settings, open_service
+from treadle.features.service import FeatureSettings, open_service
 from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.rpc.app.serving import running
 from treadle.rpc.client.channel import Channel
@@ -123,7 +123,7 @@ async def test_values_of_sensitive_columns_are_withheld_from_telemetry(write_pro
     definitions = load_definitions(write_project())
     for start in ("applied", "found at start"):
         telemetry = Telemetry.off("features")
-        serving = running(open_service, Settings(), home=tmp_path / "home", telemetry=telemetry)
+        serving = running(open_service, FeatureSettings(), home=tmp_path / "home", telemetry=telemetry)
         async with serving as address, Channel(address, service="features", telemetry=telemetry) as channel:
             if start == "applied":
                 assert not telemetry.redactor.withholds("late")

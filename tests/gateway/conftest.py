@@ -26,7 +26,7 @@ from treadle.evaluation import service as evaluation
 from treadle.features import service as features
 from treadle.gateway import service as gateway
 from treadle.inference import service as inference
-from treadle.mesh.services import Plan
+from treadle.mesh.services import MeshPlan
 from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.plugins.packaging import save_model
 from treadle.registry import service as registry
@@ -117,7 +117,7 @@ async def open_ledger(ledger: Ledger, runtime: Runtime) -> AsyncIterator[None]:
 class Mesh:
     """The services behind a gateway; any of them can be stopped and started again at its address."""
 
-    plan: Plan
+    plan: MeshPlan
     real_evaluation: bool = True
     """Otherwise `ledger` stands in for it."""
     ledger: Ledger = field(default_factory=Ledger)
@@ -135,10 +135,10 @@ class Mesh:
         stack = AsyncExitStack()
         self._running[name] = stack
         opened: dict[str, tuple[Any, Any]] = {
-            "registry": (registry.open_service, registry.Settings()),
-            "features": (features.open_service, features.Settings(map_mib=64)),
-            "inference": (inference.open_service, inference.Settings()),
-            "evaluation": (evaluation.open_service, evaluation.Settings())
+            "registry": (registry.open_service, registry.RegistrySettings()),
+            "features": (features.open_service, features.FeatureSettings(map_mib=64)),
+            "inference": (inference.open_service, inference.InferenceSettings()),
+            "evaluation": (evaluation.open_service, evaluation.EvaluationSettings())
             if self.real_evaluation
             else (open_ledger, self.ledger),
         }
@@ -180,7 +180,7 @@ class Mesh:
         settings = {"spool_segment_seconds": 0.0} | settings
         opened = running(
             gateway.open_service,
-            gateway.Settings(**settings),
+            gateway.GatewaySettings(**settings),
             home=self.home / name,
             peers=peers,
             telemetry=telemetry,
@@ -355,14 +355,14 @@ async def furnished(found: Mesh) -> AsyncIterator[Mesh]:
 @pytest_asyncio.fixture(loop_scope="session")
 async def mesh(tmp_path: Path, base_port: BasePort) -> AsyncIterator[Mesh]:
     """A mesh of the test's own."""
-    async with furnished(Mesh(Plan(tmp_path, base_port()), real_evaluation=False)) as found:
+    async with furnished(Mesh(MeshPlan(tmp_path, base_port()), real_evaluation=False)) as found:
         yield found
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def shared(tmp_path_factory: pytest.TempPathFactory, base_port: BasePort) -> AsyncIterator[Mesh]:
     """The real mesh behind `gate`."""
-    async with furnished(Mesh(Plan(tmp_path_factory.mktemp("shared"), base_port()))) as found:
+    async with furnished(Mesh(MeshPlan(tmp_path_factory.mktemp("shared"), base_port()))) as found:
         yield found
 
 

@@ -1,4 +1,4 @@
-"""The supervisor with real services: deaths, returns, orders from outside, and its own end."""
+"""The supervisor with real services: restarts, the control socket, and shutdown."""
 
 import asyncio
 import json
@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from treadle.mesh.control import ask
+from treadle.mesh.control import send_command
 from treadle.mesh.errors import CommandError
-from treadle.mesh.health import Health, check
+from treadle.mesh.health import HealthStatus, check
 from treadle.mesh.meshfile import MeshFile
 from treadle.mesh.supervisor import Mesh
 
@@ -44,46 +44,46 @@ def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
 
 
-async def test_what_is_killed_comes_back(mesh: Mesh, heard: Heard) -> None:
+async def test_a_killed_service_is_restarted(mesh: Mesh, heard: Heard) -> None:
     before = mesh.processes["registry"]
     mesh.kill("registry")
     await mesh.ready("registry")
     assert mesh.processes["registry"] != before
-    assert await check(mesh.address("registry")) is Health.SERVING
+    assert await check(mesh.address("registry")) is HealthStatus.SERVING
     assert [service for service, _ in heard] == ["registry", "registry"]
     assert "killed by SIGKILL" in heard[0][1]
     assert heard[1][1] == "is back"
     assert mesh.services["registry"]["restarts"] == 1
 
 
-async def test_what_is_stopped_stays_down_until_started(mesh: Mesh, heard: Heard) -> None:
+async def test_a_stopped_service_stays_stopped_until_it_is_started(mesh: Mesh, heard: Heard) -> None:
     await mesh.stop("features")
     assert "features" not in mesh.processes
-    assert await check(mesh.address("features")) is Health.UNREACHABLE
-    assert await check(mesh.address("registry")) is Health.SERVING
+    assert await check(mesh.address("features")) is HealthStatus.UNREACHABLE
+    assert await check(mesh.address("registry")) is HealthStatus.SERVING
     await mesh.start("features")
-    assert await check(mesh.address("features")) is Health.SERVING
+    assert await check(mesh.address("features")) is HealthStatus.SERVING
     assert heard == []
 
 
-async def test_others_find_and_command_it(mesh: Mesh) -> None:
+async def test_other_processes_find_the_mesh_and_control_it(mesh: Mesh) -> None:
     found = MeshFile.read(mesh.plan.home)
     assert found is not None
     assert found.addresses["registry"] == mesh.address("registry")
     assert found.pids == mesh.processes
-    stopped = await ask(found.control, "stop", "features")
+    stopped = await send_command(found.control, "stop", "features")
     assert stopped["services"]["features"]["state"] == "stopped"
-    started = await ask(found.control, "start", "features")
+    started = await send_command(found.control, "start", "features")
     assert started["services"]["features"]["state"] == "ready"
     with pytest.raises(CommandError, match="no service 'nonsense'"):
-        await ask(found.control, "stop", "nonsense")
+        await send_command(found.control, "stop", "nonsense")
     with pytest.raises(CommandError, match="can't 'dance'"):
-        await ask(found.control, "dance")
-    await ask(found.control, "down")
+        await send_command(found.control, "dance")
+    await send_command(found.control, "down")
     assert mesh.down.is_set()
 
 
-async def test_the_control_socket_is_ours_alone(mesh: Mesh) -> None:
+async def test_the_control_socket_is_accessible_to_its_user_only(mesh: Mesh) -> None:
     found = MeshFile.read(mesh.plan.home)
     assert found is not None
     assert Path(found.control).stat().st_mode & 0o077 == 0  # noqa: ASYNC240
@@ -98,7 +98,7 @@ async def test_logs_are_json_and_rotate(tmp_path: Path, base_port: BasePort) -> 
     assert (tmp_path / "logs" / "registry.1.jsonl").exists()
 
 
-async def test_nothing_is_left_when_it_ends(tmp_path: Path, base_port: BasePort) -> None:
+async def test_shutdown_leaves_no_process_and_no_file(tmp_path: Path, base_port: BasePort) -> None:
     async with Mesh(tmp_path, base_port(), services=SOME) as mesh:
         pids = list(mesh.processes.values())
     assert not any(alive(pid) for pid in pids)
@@ -106,7 +106,7 @@ async def test_nothing_is_left_when_it_ends(tmp_path: Path, base_port: BasePort)
     assert not (tmp_path / "mesh.sock").exists()
 
 
-async def test_one_mesh_a_home(mesh: Mesh, tmp_path: Path) -> None:
+async def test_a_home_has_at_most_one_mesh(mesh: Mesh, tmp_path: Path) -> None:
     other = (
         "import asyncio, sys\nfrom pathlib import Path\nfrom treadle.mesh.supervisor import Mesh\n"
         "asyncio.run(Mesh(Path(sys.argv[1]), 39_000).__aenter__())"
@@ -134,12 +134,12 @@ async def test_a_long_home_still_has_a_socket(tmp_path: Path, base_port: BasePor
     async with Mesh(home, base_port(), services=["registry"]):
         found = MeshFile.read(home)
         assert found is not None
-        assert (await ask(found.control, "status"))["services"]["registry"]["state"] == "ready"
+        assert (await send_command(found.control, "status"))["services"]["registry"]["state"] == "ready"
     assert not Path(found.control).parent.exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_services_end_with_their_supervisor_however_it_ends(
+def test_services_end_when_their_supervisor_ends_or_is_killed(
     tmp_path: Path, number: signal.Signals, base_port: BasePort
 ) -> None:
     program = (
@@ -182,6 +182,6 @@ async def test_a_mesh_refuses_variables_that_it_would_override(tmp_path, name, v
             pass
 
 
-def test_a_drain_time_that_is_no_number_is_named(tmp_path):
+def test_a_drain_time_that_is_no_number_is_refused(tmp_path):
     with pytest.raises(CommandError, match="TREADLE_DRAIN_SECONDS must be a number, not 'long'"):
         Mesh(tmp_path, environ={"TREADLE_DRAIN_SECONDS": "long"})

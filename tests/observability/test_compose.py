@@ -15,6 +15,8 @@ import yaml
 from treadle.observability.edges import SIGNAL_MATRIX
 from treadle.observability.metric_catalog import METRICS, series
 
+from ..conftest import program
+
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "compose"
 
@@ -55,11 +57,11 @@ def test_every_service_listens_where_its_peers_look() -> None:
 
 
 def test_every_setting_of_a_process_exists() -> None:
-    from treadle.gateway.service import Settings as Gateway
+    from treadle.gateway.service import GatewaySettings
     from treadle.rpc.app.process_settings import ProcessSettings
 
     known = {f"TREADLE_{field.name.upper()}" for field in dataclasses.fields(ProcessSettings)}
-    known |= {f"TREADLE_GATEWAY_{field.name.upper()}" for field in dataclasses.fields(Gateway)}
+    known |= {f"TREADLE_GATEWAY_{field.name.upper()}" for field in dataclasses.fields(GatewaySettings)}
     for service in read("compose.yaml")["services"].values():
         assert {key for key in service["environment"] if not key.startswith("TREADLE_PEER_")} <= known
 
@@ -86,14 +88,11 @@ def test_every_metric_of_the_catalogue_is_made_somewhere() -> None:
 
 
 def compose_command() -> list[str]:
-    """Docker's compose, as a plugin or as a program of its own; skips where there is neither."""
+    """Docker's compose, as a plugin or as a program of its own."""
     docker = shutil.which("docker")
     if docker and subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode == 0:
         return [docker, "compose"]
-    alone = shutil.which("docker-compose")
-    if alone is None:
-        pytest.skip("docker compose is absent: the files are checked as YAML alone")
-    return [alone]
+    return [program("docker-compose")]
 
 
 @pytest.mark.parametrize("layers", [["compose.yaml"], ["compose.yaml", "compose.observability.yaml"]])
@@ -105,8 +104,5 @@ def test_docker_compose_accepts_the_files(layers: list[str]) -> None:
 
 @pytest.mark.parametrize("what", [("config", "prometheus.yaml"), ("rules", "alerts.yaml")], ids=lambda w: w[1])
 def test_prometheus_accepts_its_files(what: tuple[str, str]) -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is absent: the files are checked as YAML alone")
-    done = subprocess.run([promtool, "check", *what], cwd=ROOT / "compose", capture_output=True, check=False)
+    done = subprocess.run([program("promtool"), "check", *what], cwd=ROOT / "compose", capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()

@@ -17,7 +17,7 @@ from treadle.plugins.packaging import save_model
 from treadle.plugins.stores import OnlineStore, OnlineStoreKind, ViewStats, WriteCount
 from treadle.plugins.tensors import Array, Tensors
 from treadle.plugins.testing import BackendContract, MetricContract, OnlineStoreContract
-from treadle.plugins.testing._backend import _is_pickle, _pickles, load_elsewhere
+from treadle.plugins.testing._backend import _is_pickle, _pickles, load_in_fresh_process
 
 
 class MemoryStore(OnlineStore):
@@ -121,7 +121,7 @@ def test_answers_from_a_shared_buffer_are_caught() -> None:
 
     stored: Any = type("Stored", (), {"sample": {"x": np.arange(4.0)}})()
     with pytest.raises(AssertionError):
-        Author().test_answers_stay_what_they_were(stored, Buffered())
+        Author().test_outputs_are_not_overwritten_by_later_calls(stored, Buffered())
 
 
 def test_a_backend_without_example_says_what_to_override() -> None:
@@ -171,7 +171,7 @@ def test_a_process_that_dies_is_told_and_the_rest_still_tried(tmp_path: Path, mo
     folders = [tmp_path / name for name in ("first", "bad", "last", "absent")]
     for folder in folders[:3]:
         save_model(echo, folder, {"prediction": np.arange(3.0)})
-    outcomes = load_elsewhere(deadly, *folders)
+    outcomes = load_in_fresh_process(deadly, *folders)
     assert [outcomes[str(folder)][0] for folder in folders] == ["ok", "crash", "ok", "NotFound"]
 
 

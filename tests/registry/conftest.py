@@ -9,7 +9,6 @@ import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +16,14 @@ import pytest
 import sqlalchemy as sa
 
 from treadle.observability.telemetry.telemetry import Telemetry
-from treadle.registry.service import Settings, open_service
+from treadle.registry.service import RegistrySettings, open_service
 from treadle.rpc.app.serving import running
 from treadle.rpc.client.channel import Channel
 from treadle.v1 import registry_pb2 as pb
 from treadle.v1 import types_pb2
 from treadle.v1.registry_pb2_grpc import RegistryServiceStub
+
+from ..conftest import program
 
 if TYPE_CHECKING:
     from treadle.v1.registry_pb2_grpc import RegistryServiceAsyncStub
@@ -101,9 +102,9 @@ Open = Callable[..., AbstractAsyncContextManager[Registry]]
 
 
 @asynccontextmanager
-async def _open(home: Path, settings: Settings | None = None) -> AsyncIterator[Registry]:
+async def _open(home: Path, settings: RegistrySettings | None = None) -> AsyncIterator[Registry]:
     async with (
-        running(open_service, settings or Settings(), home=home, drain_seconds=60) as address,
+        running(open_service, settings or RegistrySettings(), home=home, drain_seconds=60) as address,
         Channel(address, service="registry", telemetry=Telemetry.off()) as channel,
     ):
         yield Registry(address, home, channel)
@@ -134,20 +135,10 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def _absent(what: str) -> None:
-    """Skips, unless the run is one that must not skip."""
-    reason = f"{what} is absent: PostgreSQL is not tried"
-    if os.environ.get("TREADLE_REQUIRE_SERVICES") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
-def _programs() -> Path | None:
+def _programs() -> Path:
     """Where PostgreSQL's server programs lie; Debian keeps them off the PATH."""
-    found = shutil.which("initdb")
-    if found:
-        return Path(found).parent
-    return max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
+    debian = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
+    return debian or Path(program("initdb")).parent
 
 
 @contextmanager
@@ -181,14 +172,8 @@ def _cluster(programs: Path) -> Iterator[sa.URL]:
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[sa.URL]:
     """A PostgreSQL server."""
-    programs = _programs()
-    if programs is None:
-        _absent("initdb")
-    elif find_spec("psycopg") is None:
-        _absent("psycopg")
-    else:
-        with _cluster(programs) as url:
-            yield url
+    with _cluster(_programs()) as url:
+        yield url
 
 
 @pytest.fixture
@@ -201,7 +186,7 @@ def postgresql_url(postgresql: sa.URL) -> str:
     return postgresql.set(database=name).render_as_string(hide_password=False)
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.services)])
+@pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty database of each kind."""
     if request.param == "sqlite":

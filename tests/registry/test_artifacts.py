@@ -15,7 +15,7 @@ import pytest
 
 from treadle.core.errors import DataLoss, InvalidInput, NotFound, StorageFull
 from treadle.registry.artifacts import CHUNK_BYTES, Artifacts
-from treadle.registry.service import Settings
+from treadle.registry.service import RegistrySettings
 from treadle.v1 import registry_pb2 as pb
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ async def test_a_harmed_artifact_is_never_whole_and_can_be_mended(registry: "Reg
 
 
 async def test_larger_than_the_limit_is_refused_before_a_byte_is_written(open_registry: "Open", tmp_path: Path) -> None:
-    async with open_registry(tmp_path, Settings(artifact_limit_mib=1)) as registry:
+    async with open_registry(tmp_path, RegistrySettings(artifact_limit_mib=1)) as registry:
         await registry.upload(bytes(1 << 20))
         with pytest.raises(StorageFull, match="takes up to"):
             await registry.upload(bytes((1 << 20) + 1))
@@ -141,7 +141,7 @@ async def test_larger_than_the_limit_is_refused_before_a_byte_is_written(open_re
 
 
 async def test_space_that_is_kept_for_others_is_not_used(open_registry: "Open", tmp_path: Path) -> None:
-    async with open_registry(tmp_path, Settings(disk_reserve_mib=1 << 40)) as registry:
+    async with open_registry(tmp_path, RegistrySettings(disk_reserve_mib=1 << 40)) as registry:
         with pytest.raises(StorageFull, match="room for 0"):
             await registry.upload(b"hello")
         assert _everything(registry.home) == []
@@ -251,6 +251,7 @@ def test_a_disk_that_fills_up_meanwhile_leaves_nothing_behind(tmp_path: Path) ->
     assert _files(tmp_path) == [tmp_path / "sha256" / _digest(b"small")[:2] / _digest(b"small")[2:]]
 
 
+@pytest.mark.privileged
 async def test_a_full_disk_leaves_nothing_behind(tiny_disk: Path) -> None:
     artifacts = Artifacts(tiny_disk, limit_bytes=1 << 40)
     with pytest.raises(StorageFull, match="room for"):

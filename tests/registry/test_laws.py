@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from treadle.core.errors import InvalidInput, TreadleError
 from treadle.core.model_ref import ModelRef
-from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.registry import deployments, history, models, paging
 from treadle.registry.manifest import Manifest, wrong_path
 from treadle.registry.policy import Policy, Share, check
@@ -67,7 +66,7 @@ def test_revisions_are_consecutive_and_a_watch_from_any_cursor_ends_in_the_same_
     async def follow(folder: Path) -> None:
         store = Store.open(f"sqlite:///{folder / 'registry.db'}")
         await store.write(lambda tx: models.create_version(tx, "delay", Manifest(backend="x", body=b"")))
-        watches = Watches(store, Telemetry.off().log)
+        watches = Watches(store)
         half = len(actions) // 2
         for name, expected in actions[:half]:
             await _act(store, name, expected)

@@ -232,13 +232,11 @@ def test_a_url_that_is_of_no_use_is_refused(url: str, wanted: str) -> None:
     assert "secret" not in caught.value.message
 
 
-@pytest.mark.services
 def test_a_database_that_is_away_says_so(postgresql: sa.URL) -> None:
     with pytest.raises(Unavailable, match="reached"):
         Store.open(postgresql.update_query_dict({"host": "/nowhere"}).render_as_string())
 
 
-@pytest.mark.services
 async def test_a_connection_that_was_cut_is_made_anew(postgresql_url: str) -> None:
     store = Store.open(postgresql_url)
     await store.write(lambda tx: models.create(tx, "delay"))

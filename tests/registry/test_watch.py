@@ -9,7 +9,7 @@ import pytest
 
 from treadle.core.errors import OutOfRange, Unavailable
 from treadle.observability.telemetry.telemetry import Telemetry
-from treadle.registry.service import Settings
+from treadle.registry.service import RegistrySettings
 from treadle.rpc.client.channel import Channel
 from treadle.v1 import registry_pb2 as pb
 from treadle.v1.registry_pb2_grpc import RegistryServiceStub
@@ -128,7 +128,7 @@ async def test_a_cursor_of_another_registry_or_of_the_future_is_out_of_range(
 async def test_changes_that_another_process_wrote_are_told(
     open_registry: "Open", tmp_path: Path, database_url: str
 ) -> None:
-    settings = Settings(database_url=database_url, watch_poll_seconds=0.01)
+    settings = RegistrySettings(database_url=database_url, watch_poll_seconds=0.01)
     async with open_registry(tmp_path, settings) as one, open_registry(tmp_path, settings) as other:
         events = one.watch()
         assert await take(events, 1) == ["caught up"]

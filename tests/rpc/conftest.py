@@ -12,11 +12,10 @@ from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.rpc.app.serving import running
 from treadle.rpc.client.channel import Channel
 from treadle.rpc.client.local import LocalChannel
-from treadle.rpc.hosts.choice import envoy_unavailable_reason
 from treadle.rpc.server.server import Server
 from treadle.v1 import features_pb2_grpc, prediction_pb2, prediction_pb2_grpc, registry_pb2_grpc
 
-from ..conftest import NoSettings
+from ..conftest import NoSettings, needs_envoy
 
 sys.path.insert(0, str(Path(__file__).parent / "importable"))
 
@@ -48,15 +47,16 @@ def telemetry() -> Telemetry:
     return Telemetry.recording()
 
 
-@pytest.fixture(params=["grpcio", "envoy", "local"])
+ENVOY = pytest.param("envoy", marks=needs_envoy)
+
+
+@pytest.fixture(params=["grpcio", ENVOY, "local"])
 def host(request: pytest.FixtureRequest) -> str:
     """Each host in turn; "local" is none: the caller is in the member's process. See `over_a_network`."""
-    if request.param == "envoy" and (missing := envoy_unavailable_reason()):
-        pytest.skip(missing)
     return str(request.param)
 
 
-over_a_network = pytest.mark.parametrize("host", ["grpcio", "envoy"], indirect=True)
+over_a_network = pytest.mark.parametrize("host", ["grpcio", ENVOY], indirect=True)
 """For what only a network has: sizes, certificates, strangers."""
 spans_by_the_sdk = pytest.mark.parametrize("host", ["grpcio", "local"], indirect=True)
 """For spans of the server that Python records. Envoy's are in test_envoy_tracing.py, and in the end-to-end tests."""

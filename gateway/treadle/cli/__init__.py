@@ -1,8 +1,7 @@
-"""The `treadle` command, and the supervisor behind `treadle up`.
+"""The `treadle` command.
 
-- `main`: the command itself; its groups import a command's module only when that command runs
-- `command`, `output`: what all commands share: `--json`, errors, exit codes, tables
-- `services`: which services make a mesh, and on which ports
-- `supervisor`: `Mesh`, which runs them as child processes; `control` reaches a running one
-- `commands`: one module a command
+- `main`: the command itself, which imports the module of a command only when that command runs
+- `command`: shared by all commands: `--json`, errors, exit statuses, the address of the mesh
+- `ui`: input and output at a terminal
+- `commands`: one module a command or a group of commands
 """

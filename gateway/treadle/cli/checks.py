@@ -1,4 +1,4 @@
-"""What `treadle doctor` looks at. Each check says what it found and, if that is a problem, what to do."""
+"""The checks of `treadle doctor`. Each returns what it found and, for a problem, what to do."""
 
 import asyncio
 import os
@@ -13,19 +13,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from treadle.mesh.health import Health, check
+from treadle.mesh.health import HealthStatus, check
 from treadle.mesh.meshfile import MeshFile
-from treadle.mesh.ports import busy, next_base_port
-from treadle.mesh.services import COLOCATED, Plan
+from treadle.mesh.ports import next_base_port, ports_in_use
+from treadle.mesh.services import COLOCATED, MeshPlan
 
-_ENOUGH_BYTES = 1 << 30
-_FILES_WANTED = 1024
+_MIN_FREE_BYTES = 1 << 30
+_MIN_OPEN_FILES = 1024
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)>=([0-9.]+)")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's."""
+    """The result of a check: one line of `treadle doctor`."""
 
     level: Literal["ok", "note", "problem"]
     what: str
@@ -34,7 +34,7 @@ class Finding:
 
 
 async def all_findings(home: Path, base_port: int) -> AsyncIterator[Finding]:
-    """Every check, cheap ones first."""
+    """Runs all checks, the fast ones first."""
     yield _python()
     for finding in _distributions():
         yield finding
@@ -53,10 +53,10 @@ def _python() -> Finding:
 
 
 def _distributions() -> Iterator[Finding]:
-    """Treadle's own requirements (without extras), held against what is installed."""
+    """Compares Treadle's requirements (without extras) with the installed versions."""
     wrong = 0
     for text in metadata.requires("treadle") or ():
-        wanted = _REQUIREMENT.fullmatch(text)  # others belong to extras
+        wanted = _REQUIREMENT.fullmatch(text)  # other requirements belong to extras
         if wanted is None:
             continue
         name, least = wanted.groups()
@@ -85,7 +85,7 @@ def _home(home: Path) -> Finding:
         return Finding("problem", "home", f"{home}: {error.strerror}", "choose another: --home DIR, or TREADLE_HOME")
     free = shutil.disk_usage(existing).free
     found = f"{home.resolve()}, {free / 2**30:.1f} GiB free"
-    if free < _ENOUGH_BYTES:
+    if free < _MIN_FREE_BYTES:
         return Finding("problem", "home", found, "make room, or choose another: --home DIR")
     return Finding("ok", "home", found)
 
@@ -94,13 +94,13 @@ def _open_files() -> Finding:
     import resource
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < _FILES_WANTED:
-        return Finding("problem", "open files", f"at most {soft}", f"ulimit -n {_FILES_WANTED}")
+    if soft != resource.RLIM_INFINITY and soft < _MIN_OPEN_FILES:
+        return Finding("problem", "open files", f"at most {soft}", f"ulimit -n {_MIN_OPEN_FILES}")
     return Finding("ok", "open files", "any number" if soft == resource.RLIM_INFINITY else f"at most {soft:,}")
 
 
 def _host() -> Finding:
-    """What gateway, features and inference are hosted by unless told otherwise, and why."""
+    """The default host of gateway, features and inference, and the reason for it."""
     from treadle.core.errors import TreadleError
     from treadle.rpc.hosts.choice import ENVOY, choose
 
@@ -117,7 +117,7 @@ def _host() -> Finding:
 
 
 def _plugins() -> Iterator[Finding]:
-    """Each plugin; a backend that lacks its library is a note: nobody needs them all."""
+    """The state of each plugin; a backend without its library is only a note, because few meshes need all backends."""
     from treadle.plugins.manager import Plugins
 
     for info in Plugins.load().info():
@@ -130,11 +130,11 @@ def _plugins() -> Iterator[Finding]:
 
 
 async def _mesh(home: Path, base_port: int) -> AsyncIterator[Finding]:
-    """The running mesh's health, or whether one could start."""
+    """The health of the running mesh, or whether one could start."""
     mesh = MeshFile.read(home)
     if mesh is None:
-        plan = Plan(home, base_port)
-        taken = ", ".join(map(str, busy(plan)))
+        plan = MeshPlan(home, base_port)
+        taken = ", ".join(map(str, ports_in_use(plan)))
         if taken:
             do = f"treadle up --base-port {next_base_port(plan)}, or end what holds them"
             yield Finding("problem", "ports", f"in use: {taken}", do)
@@ -144,7 +144,7 @@ async def _mesh(home: Path, base_port: int) -> AsyncIterator[Finding]:
         return
     healths = await asyncio.gather(*(check(address) for address in mesh.addresses.values()))
     for (name, address), health in zip(mesh.addresses.items(), healths, strict=True):
-        if health is Health.SERVING:
+        if health is HealthStatus.SERVING:
             yield Finding("ok", f"mesh: {name}", f"serves at {address}")
         else:
             do = f"treadle start {name}; its log: {mesh.logs[name]}"

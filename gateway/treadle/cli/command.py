@@ -1,4 +1,4 @@
-"""What all commands share: `--json`, `--debug`, where the mesh is, one way to fail.
+"""Shared by all commands: `--json`, `--debug`, the address of the mesh, errors and exit statuses.
 
     @command(on_mesh=True)
     @click.argument("deployment")
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from treadle.cli.ui.output import Output
-from treadle.mesh.errors import IS_IT_RUNNING, CommandError
+from treadle.mesh.errors import NOT_RUNNING_HINT, CommandError
 from treadle.mesh.meshfile import DEFAULT_HOME, MeshFile
 from treadle.mesh.services import BASE_PORT, GATEWAY, HOST, SERVICES, TRACES
 
@@ -34,7 +34,7 @@ FAILED, INTERRUPTED = 1, 130
 
 @dataclass(frozen=True)
 class Session:
-    """One run of a command."""
+    """The context of one run of a command: output, home, address and timeout."""
 
     out: Output
     home: Path = Path(DEFAULT_HOME)
@@ -43,19 +43,19 @@ class Session:
 
     @cached_property
     def mesh(self) -> MeshFile | None:
-        """The mesh that ran in `home` when first asked for; None when there was none, or another one is meant."""
+        """The mesh that runs in `home`, read once; None if there is none, or if an address is given."""
         return None if self.address else MeshFile.read(self.home)
 
     @property
     def gateway(self) -> str:
-        """The gateway's address: as given, else of the mesh that runs in `home`, else the default."""
+        """The address of the gateway: as given, else that of the mesh in `home`, else the default."""
         if self.address:
             return self.address
         return self.mesh.addresses[GATEWAY] if self.mesh is not None else f"{HOST}:{BASE_PORT}"
 
     @property
     def traces(self) -> str:
-        """The trace store's address: of the mesh that runs in `home`, else beside the gateway."""
+        """The address of the trace store: that of the mesh in `home`, else the port next to the gateway's."""
         if self.mesh is not None:
             return self.mesh.addresses[TRACES]
         host, _, port = self.gateway.rpartition(":")
@@ -63,7 +63,7 @@ class Session:
 
     @asynccontextmanager
     async def client(self) -> "AsyncIterator[AsyncClient]":
-        """A client of the mesh. CommandError, before anything heavy is imported, if nothing listens there."""
+        """A client of the mesh. CommandError, before heavy imports, if no gateway listens."""
         await require_listening(self.gateway)
         from getpass import getuser
 
@@ -74,23 +74,23 @@ class Session:
 
 
 async def require_listening(address: str) -> None:
-    """CommandError that says how to start a mesh, unless something listens at `address`."""
+    """CommandError that says how to start a mesh, if no server listens at `address`."""
     from treadle.mesh.health import listens
 
     local = address.removeprefix("dns:///")
     if "://" not in local and not await listens(local, timeout_seconds=3.0):
-        raise CommandError(f"no mesh answers at {address}", IS_IT_RUNNING, "UNAVAILABLE")
+        raise CommandError(f"no mesh answers at {address}", NOT_RUNNING_HINT, "UNAVAILABLE")
 
 
 class Command(click.Command):
-    """A command with the options that all have; its callback gets a `Session` first, and may be async."""
+    """A command with the shared options. Its callback takes a `Session` first, and may be async."""
 
     def __init__(self, *args: Any, on_mesh: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params.extend(_shared(on_mesh))
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs the callback; what it raises becomes a line and an exit status."""
+        """Runs the callback; an exception becomes an error message and an exit status."""
         given = dict(ctx.params)
         out = Output(as_json=given.pop("as_json"))
         debug = given.pop("debug")
@@ -109,7 +109,7 @@ class Command(click.Command):
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
         except BrokenPipeError:
-            # Whoever read our output has seen enough (`treadle history | head`).
+            # The reader of stdout has closed it, as in `treadle history | head`.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(0)
         except Exception as error:
@@ -122,7 +122,7 @@ class Command(click.Command):
 def command(
     name: str | None = None, *, on_mesh: bool = False, **settings: Any
 ) -> Callable[[Callable[..., Any]], Command]:
-    """Makes a command of a function. `on_mesh`: it talks to a mesh, so it takes --address, --home and --timeout."""
+    """Decorates a function as a command. `on_mesh` adds the options of a client: --address, --home, --timeout."""
 
     def make(function: Callable[..., Any]) -> Command:
         made = click.command(name, cls=Command, on_mesh=on_mesh, **settings)(function)
@@ -133,8 +133,8 @@ def command(
 
 
 def home_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--home, for commands that look at a home without talking to its mesh through the gateway."""
-    return click.option("--home", **_HOME)(function)
+    """Adds --home, for commands that read a home without calling the gateway."""
+    return click.option("--home", **_HOME_OPTION)(function)
 
 
 def _shared(on_mesh: bool) -> list[click.Parameter]:
@@ -147,7 +147,7 @@ def _shared(on_mesh: bool) -> list[click.Parameter]:
                 metavar="HOST:PORT",
                 help=f"The gateway. Default: of the mesh in --home, else {HOST}:{BASE_PORT}.",
             ),
-            click.Option(["--home"], **_HOME),
+            click.Option(["--home"], **_HOME_OPTION),
             click.Option(["--timeout"], type=float, metavar="SECONDS", help="For each call."),
         ]
     return [
@@ -157,7 +157,7 @@ def _shared(on_mesh: bool) -> list[click.Parameter]:
     ]
 
 
-_HOME: dict[str, Any] = {
+_HOME_OPTION: dict[str, Any] = {
     "envvar": "TREADLE_HOME",
     "type": click.Path(file_okay=False),
     "default": DEFAULT_HOME,
@@ -167,17 +167,17 @@ _HOME: dict[str, Any] = {
 
 
 def _report(out: Output, error: Exception) -> None:
-    known = sys.modules.get("treadle.core.errors")  # when nobody imported it, it is none of these
+    known = sys.modules.get("treadle.core.errors")  # if it was not imported, the error is none of its classes
     if isinstance(error, CommandError):
         out.fail(error)
     elif known is not None and isinstance(error, known.TreadleError):
-        out.fail(_of_rpc(error))
+        out.fail(_from_treadle_error(error))
     else:
         text = f"{type(error).__name__}: {error}"
         out.fail(CommandError(text, "this is a fault of the command: --debug shows where", "INTERNAL"))
 
 
-def _of_rpc(error: Any) -> CommandError:
+def _from_treadle_error(error: Any) -> CommandError:
     code = error.code.name
     hint = {
         "UNAVAILABLE": "treadle status shows which service is down",

@@ -1,4 +1,4 @@
-"""A deployment as people write it: flags of `treadle deploy`, or a TOML file. Each mistake names itself."""
+"""Deployments as flags of `treadle deploy` or as TOML files. Errors name the flag, or the file and key."""
 
 import json
 import tomllib
@@ -46,12 +46,12 @@ class DeployPlan:
     description: str = ""
 
     def with_flags(self, **flags: Any) -> Self:
-        """The same with every flag that was given."""
+        """The plan with the values of all given flags."""
         return replace(self, **{key: value for key, value in flags.items() if value not in (None, (), {})})
 
 
 def read_plan(path: Path) -> DeployPlan:
-    """The plan in a TOML file; NotFound, or InvalidInput that names file and key."""
+    """The plan in a TOML file. NotFound, or InvalidInput that names file and key."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -67,13 +67,13 @@ def read_plan(path: Path) -> DeployPlan:
     if not all(isinstance(version, str) for version in document["shadows"]):
         raise InvalidInput(f'{path}: "shadows" must be a list of texts such as "flight-delay/3"')
     for version, weight in document.get("traffic", {}).items():
-        if not _is(weight, _NUMBER):
+        if not _has_type(weight, _NUMBER):
             raise InvalidInput(f'{path}: traffic of "{version}" must be a number, in percent')
     return DeployPlan(**document)
 
 
-def parse_share(text: str) -> tuple[str, float]:
-    """ "flight-delay/2=90"."""
+def parse_traffic(text: str) -> tuple[str, float]:
+    """Version and percent of "flight-delay/2=90". InvalidInput for another form."""
     version, equals, weight = text.rpartition("=")
     try:
         if equals:
@@ -84,7 +84,7 @@ def parse_share(text: str) -> tuple[str, float]:
 
 
 def parse_fallback(text: str) -> Fallback:
-    """ "rule=on-time-rule/1", or 'guess={"probability": 0.2}'."""
+    """The fallback of "rule=on-time-rule/1" or 'guess={"probability": 0.2}'. InvalidInput for another form."""
     name, equals, answer = text.partition("=")
     if not equals or not name or not answer:
         raise InvalidInput(f"--fallback {text!r} is not NAME=MODEL/VERSION or NAME=JSON")
@@ -108,7 +108,7 @@ def _step(step: Any, where: str) -> Fallback:
 
 
 def _constant(outputs: Mapping[str, Any]) -> dict[str, Any]:
-    """One row for each output: a vector stands in a list of its own."""
+    """The constant with one row for each output."""
     return {name: [value] for name, value in outputs.items()}
 
 
@@ -116,10 +116,10 @@ def _check(table: Mapping[str, Any], keys: Mapping[str, type | tuple[type, ...]]
     for key, value in table.items():
         if key not in keys:
             raise InvalidInput(f'{where}: "{key}" is unknown{did_you_mean(key, keys)}')
-        if not _is(value, keys[key]):
+        if not _has_type(value, keys[key]):
             raise InvalidInput(f'{where}: "{key}" has the wrong type')
 
 
-def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
-    """`isinstance`, but true and false are no numbers."""
+def _has_type(value: Any, kind: type | tuple[type, ...]) -> bool:
+    """`isinstance`, but booleans are no numbers."""
     return isinstance(value, kind) and isinstance(value, bool) == (kind is bool)

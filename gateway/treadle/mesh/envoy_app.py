@@ -1,6 +1,6 @@
-"""What runs inside an Envoy: `app` is the ASGI application that its configuration names.
+"""The application that Envoy hosts: its configuration names the ASGI application `app`.
 
-The environment says which services it holds (TREADLE_SERVING=gateway,features) and how they are configured.
+The environment names the services to host (TREADLE_SERVING=gateway,features) and holds their settings.
 """
 
 import asyncio
@@ -20,13 +20,13 @@ APP = f"{__name__}:app"
 _SERVING = "TREADLE_SERVING"
 
 
-def settings_of(services: Sequence[str], environ: Mapping[str, str]) -> EnvoySettings:
-    """What the Envoy of these services is configured by."""
+def envoy_settings_for(services: Sequence[str], environ: Mapping[str, str]) -> EnvoySettings:
+    """The settings of the Envoy that hosts these services."""
     return envoy_settings(APP, services, environ)
 
 
 def launch(services: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
-    """Turns this process into the Envoy that hosts them."""
+    """Replaces this process by an Envoy that hosts the services."""
     from treadle.core.settings import settings_from
     from treadle.rpc.app.ports import resolve_ports
     from treadle.rpc.app.process_settings import ProcessSettings
@@ -34,15 +34,17 @@ def launch(services: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
 
     environ = resolve_ports(services, environ)
     drain_seconds = settings_from(ProcessSettings, environ, "").drain_seconds
-    become_envoy(settings_of(services, environ), {**environ, _SERVING: ",".join(services)}, drain_seconds=drain_seconds)
+    become_envoy(
+        envoy_settings_for(services, environ), {**environ, _SERVING: ",".join(services)}, drain_seconds=drain_seconds
+    )
 
 
 async def _run(process: EnvoyProcess) -> None:
     services = os.environ[_SERVING].split(",")
     if os.environ.get("TREADLE_SUPERVISED"):
-        from treadle.mesh.parent_watch import end_with_parent
+        from treadle.mesh.parent_watch import terminate_with_parent
 
-        end_with_parent()
+        terminate_with_parent()
     try:
         await serve(
             service_specs(services),
@@ -52,7 +54,7 @@ async def _run(process: EnvoyProcess) -> None:
             started=process.started.set,
         )
         if os.environ.get("TREADLE_OTLP_ENDPOINT"):
-            await asyncio.sleep(2 * FLUSH_SECONDS)  # Envoy drops the spans that it has not sent when it ends
+            await asyncio.sleep(2 * FLUSH_SECONDS)  # on exit, Envoy drops the spans that it has not sent
     except BaseException as error:
         log_failure(services[0], error)
         raise

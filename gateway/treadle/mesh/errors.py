@@ -1,13 +1,13 @@
-"""What a command says when it can't go on. (No grpc here: the supervisor and `--help` stay light.)"""
+"""The error that ends a command. This module imports no grpc, so that the supervisor and `--help` stay light."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-IS_IT_RUNNING = "is the mesh running? Start it with: treadle up"
+NOT_RUNNING_HINT = "is the mesh running? Start it with: treadle up"
 
 
 class CommandError(Exception):
-    """Ends a command with exit status 1 and one line: what is wrong, where, and what to do."""
+    """Ends a command with exit status 1 and a message: what is wrong, where, and (`hint`) what to do."""
 
     def __init__(
         self,
@@ -21,9 +21,9 @@ class CommandError(Exception):
         self.hint = hint
         self.code = code
         self.violations = list(violations)
-        """What is wrong with which field of a request: {"field": …, "description": …}."""
+        """The errors in fields of a request: {"field": …, "description": …}."""
 
     def as_json(self) -> Mapping[str, Any]:
-        """The machine form."""
-        told = {"code": self.code, "message": self.message, "hint": self.hint, "violations": self.violations}
-        return {"error": told}
+        """The error as a JSON object, for `--json` and the control socket."""
+        error = {"code": self.code, "message": self.message, "hint": self.hint, "violations": self.violations}
+        return {"error": error}

@@ -1,4 +1,4 @@
-"""The last line of the log of a service that ends with an error."""
+"""The last log line of a service that ends with an error."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 
 def log_failure(service: str, error: BaseException) -> None:
-    """The last line of the log, in the form of the others: what the supervisor shows."""
+    """Writes the error as the last line of the log, in the format of the other lines; the supervisor shows it."""
     line = {
         "service": service,
         "event": f"ended: {getattr(error, 'message', None) or f'{type(error).__name__}: {error}'}",

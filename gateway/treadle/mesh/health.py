@@ -1,8 +1,8 @@
-"""`grpc.health.v1.Health/Check`, spoken by hand over a plain socket.
+"""A client of `grpc.health.v1.Health/Check` over a plain socket, without grpc.
 
-The supervisor and `treadle status` ask six processes whether they are ready. Importing grpc for that costs 25 MB of
-resident memory and a quarter of a second; the one unary call that it takes is a few HTTP/2 frames. Nothing here
-decodes headers: an answer counts only when its DATA frame carries the message.
+The supervisor and `treadle status` check six processes. Importing grpc for that takes 25 MB of resident memory and a
+quarter of a second; the unary call itself is a few HTTP/2 frames. Response headers are not decoded: only a DATA frame
+with the message counts as a response.
 """
 
 import asyncio
@@ -14,29 +14,29 @@ _DATA, _HEADERS, _RST_STREAM, _GOAWAY = 0, 1, 3, 7
 _END_STREAM, _END_HEADERS, _PADDED = 0x1, 0x4, 0x8
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _STREAM = 1
-_LARGEST_FRAME = 1 << 14
+_MAX_FRAME_BYTES = 1 << 14
 
 
-class Health(StrEnum):
-    """What a service says of itself."""
+class HealthStatus(StrEnum):
+    """The health of a service."""
 
     SERVING = "SERVING"
     NOT_SERVING = "NOT_SERVING"
     UNREACHABLE = "UNREACHABLE"
-    """Nothing listens, or what does is no gRPC server, or it did not answer in time."""
+    """No server listens, or it is no gRPC server, or it did not respond in time."""
 
 
-async def check(address: str, service: str = "", timeout_seconds: float = 2.0) -> Health:
-    """Whether `service` ("" is the whole process) at "host:port" serves. Never raises for what it finds there."""
+async def check(address: str, service: str = "", timeout_seconds: float = 2.0) -> HealthStatus:
+    """The health of `service` ("" is the whole process) at "host:port"; UNREACHABLE for any network error."""
     try:
         async with asyncio.timeout(timeout_seconds):
-            return await _ask(address, service)
+            return await _call_check(address, service)
     except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError):
-        return Health.UNREACHABLE
+        return HealthStatus.UNREACHABLE
 
 
 async def listens(address: str, timeout_seconds: float = 1.0) -> bool:
-    """Whether anything accepts connections at "host:port"."""
+    """Whether a server accepts connections at "host:port"."""
     host, _, port = address.rpartition(":")
     try:
         async with asyncio.timeout(timeout_seconds):
@@ -47,20 +47,20 @@ async def listens(address: str, timeout_seconds: float = 1.0) -> bool:
     return True
 
 
-async def _ask(address: str, service: str) -> Health:
+async def _call_check(address: str, service: str) -> HealthStatus:
     host, _, port = address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
         writer.write(_PREFACE + _frame(4, 0, 0) + _request(address, service))
         await writer.drain()
-        return await _answer(reader)
+        return await _read_status(reader)
     finally:
         await _close(writer)
 
 
 async def _close(writer: asyncio.StreamWriter) -> None:
     writer.close()
-    with contextlib.suppress(OSError):  # the other side was faster
+    with contextlib.suppress(OSError):  # the peer has closed the connection already
         await writer.wait_closed()
 
 
@@ -73,14 +73,16 @@ def _request(address: str, service: str) -> bytes:
         "content-type": "application/grpc",
         "te": "trailers",
     }
-    block = b"".join(b"\x00" + _text(name) + _text(value) for name, value in headers.items())  # literal, not indexed
+    block = b"".join(
+        b"\x00" + _hpack_string(name) + _hpack_string(value) for name, value in headers.items()
+    )  # literal, not indexed
     name = service.encode()
     message = b"\x0a" + bytes([len(name)]) + name if name else b""
     body = b"\x00" + struct.pack(">I", len(message)) + message
     return _frame(_HEADERS, _END_HEADERS, _STREAM, block) + _frame(_DATA, _END_STREAM, _STREAM, body)
 
 
-def _text(text: str) -> bytes:
+def _hpack_string(text: str) -> bytes:
     """An HPACK string without Huffman coding; one length byte, so 126 characters at most."""
     raw = text.encode()
     if len(raw) > 126:
@@ -92,25 +94,25 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
 
 
-async def _answer(reader: asyncio.StreamReader) -> Health:
-    """Reads frames until the answer's message is whole, or until the call ends without one (an error status)."""
+async def _read_status(reader: asyncio.StreamReader) -> HealthStatus:
+    """Reads frames until the response message is complete, or until the call ends without one (an error status)."""
     body = b""
     while True:
-        length, kind, flags, stream = _head(await reader.readexactly(9))
+        length, kind, flags, stream = _frame_header(await reader.readexactly(9))
         payload = await reader.readexactly(length)
         if kind == _GOAWAY or (kind == _RST_STREAM and stream == _STREAM):
-            return Health.UNREACHABLE
+            return HealthStatus.UNREACHABLE
         if stream != _STREAM:
             continue
         if kind == _DATA:
             body += payload[1 : -payload[0] or None] if flags & _PADDED else payload
         if flags & _END_STREAM or (len(body) >= 5 and len(body) >= 5 + struct.unpack(">I", body[1:5])[0]):
             # HealthCheckResponse{status: SERVING} is the two bytes 08 01; an error has no body.
-            return Health.SERVING if body[5:] == b"\x08\x01" else Health.NOT_SERVING
+            return HealthStatus.SERVING if body[5:] == b"\x08\x01" else HealthStatus.NOT_SERVING
 
 
-def _head(raw: bytes) -> tuple[int, int, int, int]:
+def _frame_header(raw: bytes) -> tuple[int, int, int, int]:
     length = int.from_bytes(raw[:3], "big")
-    if length > _LARGEST_FRAME:
+    if length > _MAX_FRAME_BYTES:
         raise ValueError("not an HTTP/2 peer")
     return length, raw[3], raw[4], int.from_bytes(raw[5:], "big") & 0x7FFFFFFF

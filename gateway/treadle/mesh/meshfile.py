@@ -1,4 +1,4 @@
-"""`<home>/mesh.json`: where the running mesh is, so that other commands find it."""
+"""`<home>/mesh.json`: the addresses of the running mesh, for other commands."""
 
 import json
 import os
@@ -12,7 +12,7 @@ _NAME = "mesh.json"
 
 @dataclass(frozen=True)
 class MeshFile:
-    """A running mesh, as its supervisor wrote it down. Gone when the mesh is."""
+    """The file that describes a running mesh. Its supervisor writes it at start and removes it at the end."""
 
     supervisor_pid: int
     control: str
@@ -20,14 +20,14 @@ class MeshFile:
     addresses: dict[str, str]
     """gRPC address of each service."""
     rest: str
-    """"host:port" of the REST door."""
+    """""host:port" of the REST API."""
     metrics: dict[str, str]
     logs: dict[str, str]
     pids: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, home: Path) -> Self | None:
-        """The mesh whose home this is; None when no live supervisor has one there."""
+        """The running mesh of a home; None if no supervisor runs there."""
         try:
             found = cls(**json.loads((home / _NAME).read_text()))
         except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, TypeError):
@@ -35,14 +35,14 @@ class MeshFile:
         return found if _alive(found.supervisor_pid) else None
 
     def write(self, home: Path) -> None:
-        """Replaces the file in one step, so that no reader ever sees half of it."""
+        """Replaces the file atomically, so that no reader sees a part of it."""
         temporary = home / f"{_NAME}.{os.getpid()}"
         temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
         temporary.replace(home / _NAME)
 
     @staticmethod
     def remove(home: Path) -> None:
-        """Forgets the mesh."""
+        """Removes the file."""
         (home / _NAME).unlink(missing_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""A child's side of the lifeline: it ends when its supervisor is gone, however that went."""
+"""Ends a child process when its supervisor ends, even if the supervisor was killed."""
 
 import os
 import signal
@@ -8,11 +8,11 @@ _STDIN = 0
 _GRACE_SECONDS = 15.0
 
 
-def end_with_parent(fd: int = _STDIN, grace_seconds: float = _GRACE_SECONDS) -> None:
-    """Watches the read end of a pipe that only the supervisor writes to, which it never does.
+def terminate_with_parent(fd: int = _STDIN, grace_seconds: float = _GRACE_SECONDS) -> None:
+    """Watches the read end of a pipe whose write end only the supervisor holds, and never writes to.
 
-    End of file means that the supervisor is gone: this process gets SIGTERM and drains; what still runs when
-    the grace is over is ended without ceremony.
+    End of file means that the supervisor has ended. Then this process gets SIGTERM and drains; if it still runs after
+    `grace_seconds`, it exits with status 1 at once.
     """
 
     def watch() -> None:
@@ -22,4 +22,4 @@ def end_with_parent(fd: int = _STDIN, grace_seconds: float = _GRACE_SECONDS) -> 
         threading.Event().wait(grace_seconds)
         os._exit(1)
 
-    threading.Thread(target=watch, name="lifeline", daemon=True).start()
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()

@@ -1,4 +1,4 @@
-"""Are the ports of a mesh free? Asked before anything starts, so that the answer names the service."""
+"""Checks that ports are free before anything starts, so that the error names the service."""
 
 import errno
 import socket
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from treadle.mesh.errors import CommandError
-from treadle.mesh.services import BASE_PORT, SERVICES, Plan
+from treadle.mesh.services import BASE_PORT, SERVICES, MeshPlan
 
-_SPAN = 40
-"""Ports from one mesh's base to the next one's."""
+_PORT_STEP = 40
+"""The distance between the base ports of two meshes."""
 
 
 @dataclass(frozen=True)
-class Busy:
-    """A port that something else holds."""
+class PortInUse:
+    """A port of a service that another process has bound."""
 
     service: str
     purpose: str
@@ -25,17 +25,17 @@ class Busy:
         return f"{self.address} ({self.service}, {self.purpose})"
 
 
-def busy(plan: Plan, services: Iterable[str] = tuple(SERVICES)) -> Iterator[Busy]:
-    """The addresses of the plan that can't be bound."""
+def ports_in_use(plan: MeshPlan, services: Iterable[str] = tuple(SERVICES)) -> Iterator[PortInUse]:
+    """The addresses of the plan that cannot be bound."""
     for name in services:
         for purpose, address in plan.listens(name).items():
-            if not _free(address):
-                yield Busy(name, purpose, address)
+            if not _is_free(address):
+                yield PortInUse(name, purpose, address)
 
 
-def require_free(plan: Plan, services: Iterable[str] = tuple(SERVICES)) -> None:
-    """CommandError that names every busy port, whose it would be, and how to choose others."""
-    taken = list(busy(plan, services))
+def require_free(plan: MeshPlan, services: Iterable[str] = tuple(SERVICES)) -> None:
+    """Checks that the ports of a mesh are free. CommandError names each port in use, its service, and the way out."""
+    taken = list(ports_in_use(plan, services))
     if not taken:
         return
     raise CommandError(
@@ -44,26 +44,26 @@ def require_free(plan: Plan, services: Iterable[str] = tuple(SERVICES)) -> None:
     )
 
 
-def next_base_port(plan: Plan) -> int:
-    """A base whose ports are all free: above the plan's, or from the default up when there is none above."""
+def next_base_port(plan: MeshPlan) -> int:
+    """A base port whose ports are all free: above that of the plan, or from the default if there is none above."""
     try:
-        return free_base_port(plan.base_port + _SPAN)
+        return free_base_port(plan.base_port + _PORT_STEP)
     except CommandError:
         return free_base_port(BASE_PORT)
 
 
 def free_base_port(start: int) -> int:
-    """The first base at or above `start` whose ports are all free now."""
-    for base in range(start, 65_000, _SPAN):
-        if next(busy(Plan(Path(), base)), None) is None:
+    """The first base port from `start` whose ports are all free. CommandError if there is none."""
+    for base in range(start, 65_000, _PORT_STEP):
+        if next(ports_in_use(MeshPlan(Path(), base)), None) is None:
             return base
     raise CommandError(f"no free ports from {start} up", "name a lower --base-port")
 
 
-def _free(address: str) -> bool:
+def _is_free(address: str) -> bool:
     host, _, port = address.rpartition(":")
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # As servers do: a connection of the past that lingers is no reason to refuse.
+        # As servers bind: a closed connection in TIME_WAIT does not make the port unusable.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, int(port)))

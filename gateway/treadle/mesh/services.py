@@ -1,4 +1,4 @@
-"""Which services make a mesh, where each lies, and on which port it listens."""
+"""The services of a mesh: their modules and their ports."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,39 +12,43 @@ HOST = "127.0.0.1"
 BASE_PORT = 7700
 GATEWAY = "gateway"
 TRACES = "traces"
-# From the base port to the REST port of the gateway, and to the metrics port of the first service.
+# Distances from the base port to the REST port of the gateway and to the metrics port of the first service.
 REST_OFFSET = 10
 METRICS_OFFSET = 20
 
 
 @dataclass(frozen=True)
-class Service:
+class MeshService:
     """One service of the mesh."""
 
     name: str
     module: str
-    """Holds `Settings` and `open_service`."""
+    """The module with the settings class and `open_service`."""
+    settings: str
+    """The name of the settings class."""
     offset: int
-    """From the base port to its own."""
+    """Distance from the base port to the port of the service."""
     runs_project_code: bool = False
-    """Imports functions that users wrote: transforms, heuristics."""
+    """Whether it imports functions of users: transforms, heuristics."""
     shares_port: bool = False
-    """Whether several processes of it may serve one port: nothing in its home is asked for by callers."""
+    """Whether several processes may serve one port, because no response depends on the data in the service's home."""
 
 
 COLOCATED = (GATEWAY, "features", "inference")
-"""What every request goes through; `treadle up --colocate` runs them in one process."""
+"""The services of the data plane, which `treadle up --colocate` runs in one process."""
 
 # In the order of their ports.
-SERVICES: Mapping[str, Service] = {
+SERVICES: Mapping[str, MeshService] = {
     service.name: service
     for service in (
-        Service(GATEWAY, "treadle.gateway.service", 0, shares_port=True),
-        Service("features", "treadle.features.service", 1, runs_project_code=True),
-        Service("inference", "treadle.inference.service", 2, runs_project_code=True, shares_port=True),
-        Service("evaluation", "treadle.evaluation.service", 3),
-        Service("registry", "treadle.registry.service", 4),
-        Service(TRACES, "treadle.traces.service", 5),
+        MeshService(GATEWAY, "treadle.gateway.service", "GatewaySettings", 0, shares_port=True),
+        MeshService("features", "treadle.features.service", "FeatureSettings", 1, runs_project_code=True),
+        MeshService(
+            "inference", "treadle.inference.service", "InferenceSettings", 2, runs_project_code=True, shares_port=True
+        ),
+        MeshService("evaluation", "treadle.evaluation.service", "EvaluationSettings", 3),
+        MeshService("registry", "treadle.registry.service", "RegistrySettings", 4),
+        MeshService(TRACES, "treadle.traces.service", "TraceSettings", 5),
     )
 }
 
@@ -55,20 +59,21 @@ def service_specs(names: Sequence[str]) -> "list[ServiceSpec]":
 
     from treadle.rpc.app.runtime import ServiceSpec
 
-    modules = [import_module(SERVICES[name].module) for name in names]
+    modules = {name: import_module(SERVICES[name].module) for name in names}
     return [
-        ServiceSpec(name, module.open_service, module.Settings) for name, module in zip(names, modules, strict=True)
+        ServiceSpec(name, module.open_service, getattr(module, SERVICES[name].settings))
+        for name, module in modules.items()
     ]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Where a mesh runs: its data, its ports, whose code it imports."""
+class MeshPlan:
+    """The configuration of a mesh: its home, its ports, and the folder of user code."""
 
     home: Path
     base_port: int = BASE_PORT
     project: Path | None = None
-    """A folder put on the import path of the services that run users' functions."""
+    """A folder on the import path of the services that run functions of users."""
     colocate: bool = False
     """Whether gateway, features and inference share a process."""
 
@@ -77,31 +82,31 @@ class Plan:
         return f"{HOST}:{self.base_port + SERVICES[name].offset}"
 
     def metrics_address(self, name: str) -> str:
-        """Where a service shows its Prometheus metrics."""
+        """The address of the Prometheus metrics of a service."""
         return f"{HOST}:{self.base_port + METRICS_OFFSET + SERVICES[name].offset}"
 
     @property
     def rest_address(self) -> str:
-        """The gateway's second port."""
+        """The address of the REST API of the gateway."""
         return f"{HOST}:{self.base_port + REST_OFFSET}"
 
     def listens(self, name: str) -> dict[str, str]:
-        """Every address that a service binds, by what it is for."""
+        """Every address that a service binds, by purpose: "gRPC", "metrics", "REST"."""
         found = {"gRPC": self.address(name), "metrics": self.metrics_address(name)}
         return found | ({"REST": self.rest_address} if name == GATEWAY else {})
 
-    def together(self, name: str) -> tuple[str, ...]:
-        """The services in the process of `name`, itself among them; the first gives the process its name."""
+    def process_members(self, name: str) -> tuple[str, ...]:
+        """The services that share the process of `name`, including itself; the process has the name of the first."""
         return COLOCATED if self.colocate and name in COLOCATED else (name,)
 
     def environment(self, name: str, inherited: Mapping[str, str]) -> dict[str, str]:
-        """The variables of the process that `name` gives its name to, on top of what the supervisor inherited."""
-        inside = self.together(name)
+        """The environment of the process named `name`: that of the supervisor with the variables of the mesh."""
+        inside = self.process_members(name)
         own = {
             "TREADLE_HOME": str(self.home.resolve()),
             "TREADLE_LISTEN": self.address(name),
             "TREADLE_METRICS_LISTEN": self.metrics_address(name),
-            # A collector of the user's own goes before the mesh's store.
+            # The collector of the user, if set, replaces the trace store of the mesh.
             "TREADLE_OTLP_ENDPOINT": inherited.get("TREADLE_OTLP_ENDPOINT") or f"http://{self.address(TRACES)}",
             "TREADLE_SUPERVISED": "1",
         }
@@ -115,5 +120,5 @@ class Plan:
             own["TREADLE_PROJECT"] = str(self.project.resolve())
         chosen = {**inherited, **own}
         if name not in COLOCATED:
-            chosen.pop("TREADLE_HOST", None)  # the choice is about what every request goes through
+            chosen.pop("TREADLE_HOST", None)  # the setting applies to the data plane only
         return chosen

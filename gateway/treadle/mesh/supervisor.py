@@ -1,12 +1,12 @@
-"""`Mesh`: all services of a mesh as child processes of this one.
+"""`Mesh` runs all services of a mesh as child processes.
 
-    async with Mesh(Path(".treadle")) as mesh:       # ready when this line is passed
+    async with Mesh(Path(".treadle")) as mesh:       # all services are ready
         AsyncClient(mesh.address("gateway"))
-        await mesh.stop("features")                  # drained, and stays down
-        await mesh.start("features")                 # serves again when this returns
-        mesh.kill("inference")                       # as a crash would; the supervisor starts it again
+        await mesh.stop("features")                  # drained; it stays stopped
+        await mesh.start("features")                 # returns when it serves
+        mesh.kill("inference")                       # like a crash; the supervisor starts it again
 
-The supervisor imports neither grpc nor numpy: it asks for health over a plain socket.
+The supervisor imports neither grpc nor numpy: it checks health over a plain socket.
 """
 
 import asyncio
@@ -22,23 +22,26 @@ from treadle.mesh.control import serve_control
 from treadle.mesh.errors import CommandError
 from treadle.mesh.meshfile import DEFAULT_HOME, MeshFile
 from treadle.mesh.ports import require_free
-from treadle.mesh.services import BASE_PORT, GATEWAY, SERVICES, TRACES, Plan
-from treadle.mesh.worker import Worker, how_ended
+from treadle.mesh.service_process import ServiceProcess, exit_text
+from treadle.mesh.services import BASE_PORT, GATEWAY, SERVICES, TRACES, MeshPlan
 
-# What takes requests goes first, what others write to goes last.
-_DRAIN = ((GATEWAY,), ("features", "inference", "evaluation"), ("registry",), (TRACES,))
-# How long a service drains unless TREADLE_DRAIN_SECONDS says so, and what its process needs besides to end by itself.
-_DRAIN_SECONDS, _MARGIN_SECONDS = 10.0, 5.0
-_LOGS_KEPT = 5
-_OWN_ADDRESSES = ("TREADLE_LISTEN", "TREADLE_METRICS_LISTEN", "TREADLE_GATEWAY_REST_LISTEN")
+# Services are stopped in this order: the gateway first, services that others write to last.
+_STOP_ORDER = ((GATEWAY,), ("features", "inference", "evaluation"), ("registry",), (TRACES,))
+# The default of TREADLE_DRAIN_SECONDS, and the time that a drained process needs to exit.
+_DRAIN_SECONDS, _EXIT_SECONDS = 10.0, 5.0
+_KEPT_LOGS = 5
+_MESH_VARIABLES = ("TREADLE_LISTEN", "TREADLE_METRICS_LISTEN", "TREADLE_GATEWAY_REST_LISTEN")
 
 
-def _silent(_service: str, _text: str) -> None:
-    """Nobody listens."""
+def _ignore_notice(_service: str, _text: str) -> None:
+    """Ignores the notice."""
 
 
 class Mesh:
-    """The services of one mesh, or some of them. `notice(service, what happened)` hears of deaths and returns."""
+    """Supervises the services of one mesh, or some of them.
+
+    `notice(service, event)` is called when a process ends and when it serves again.
+    """
 
     def __init__(
         self,
@@ -48,30 +51,30 @@ class Mesh:
         *,
         services: Sequence[str] = tuple(SERVICES),
         environ: Mapping[str, str] = os.environ,
-        notice: Callable[[str, str], None] = _silent,
+        notice: Callable[[str, str], None] = _ignore_notice,
         ready_within_seconds: float = 60.0,
         colocate: bool = False,
     ) -> None:
-        self.plan = Plan(home.resolve(), base_port, project, colocate)
-        self._names = [_known(name) for name in services]
+        self.plan = MeshPlan(home.resolve(), base_port, project, colocate)
+        self._names = [_check_name(name) for name in services]
         self._environ = environ
         self._notice = notice
         self._ready_within_seconds = ready_within_seconds
-        self._grace_seconds = _drain_seconds(environ) + _MARGIN_SECONDS
-        self._workers: dict[str, Worker] = {}
+        self._grace_seconds = _drain_seconds(environ) + _EXIT_SECONDS
+        self._processes: dict[str, ServiceProcess] = {}
         self._open = AsyncExitStack()
         self.down = asyncio.Event()
-        """Set when another command asked for the end of the mesh: leave its context then."""
+        """Set by `treadle down`: the owner of the mesh then leaves its context."""
 
     async def __aenter__(self) -> Self:
-        _require_nothing_ignored(self._environ)
-        _require_no_other(self.plan.home)
+        _refuse_overridden_variables(self._environ)
+        _require_no_running_mesh(self.plan.home)
         require_free(self.plan, self._names)
         try:
-            self._make_workers()
+            self._create_processes()
             await self._start_all()
             control = await self._open.enter_async_context(serve_control(self.plan.home, self._handle))
-            self._write_down(str(control))
+            self._write_mesh_file(str(control))
         except BaseException:
             self.kill_all()
             await self.__aexit__(None, None, None)
@@ -81,71 +84,72 @@ class Mesh:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for group in _DRAIN:
-            leaving = {self._workers[name] for name in group if name in self._workers}
-            await asyncio.gather(*(worker.stop(self._grace_seconds) for worker in leaving))
+        for group in _STOP_ORDER:
+            stopping = {self._processes[name] for name in group if name in self._processes}
+            await asyncio.gather(*(process.stop(self._grace_seconds) for process in stopping))
         await self._open.aclose()
 
     def address(self, name: str) -> str:
         """The gRPC address of a service."""
-        return self.plan.address(_known(name))
+        return self.plan.address(_check_name(name))
 
     @property
     def rest_address(self) -> str:
-        """ "host:port" of REST, OpenAPI and docs."""
+        """ "host:port" of the REST API and its documentation."""
         return self.plan.rest_address
 
     @property
     def processes(self) -> dict[str, int]:
-        """Process ids of the services that live now."""
-        return {name: worker.pid for name, worker in self._workers.items() if worker.pid is not None}
+        """The process ids of the running services, by service."""
+        return {name: process.pid for name, process in self._processes.items() if process.pid is not None}
 
     @property
     def services(self) -> dict[str, dict[str, Any]]:
-        """What the supervisor knows of each service."""
+        """State, process id, restarts, address and log of each service."""
         return {
             name: {
-                "state": worker.state.value,
-                "pid": worker.pid,
-                "restarts": worker.restarts,
+                "state": process.state.value,
+                "pid": process.pid,
+                "restarts": process.restarts,
                 "address": self.plan.address(name),
-                "log": str(worker.log),
+                "log": str(process.log),
             }
-            for name, worker in self._workers.items()
+            for name, process in self._processes.items()
         }
 
     def log(self, name: str) -> Path:
-        """Where a service writes, one JSON object a line."""
-        return self.plan.home / "logs" / f"{self.plan.together(_known(name))[0]}.jsonl"
+        """The log file of a service: one JSON object a line."""
+        return self.plan.home / "logs" / f"{self.plan.process_members(_check_name(name))[0]}.jsonl"
 
     def kill(self, name: str) -> None:
-        """Ends a service's process at once; it is started again after a moment. `ready` waits for that."""
-        self._workers[_known(name)].kill()
+        """Kills the process of a service; it is restarted after a delay. `ready` waits for that."""
+        self._processes[_check_name(name)].kill()
 
     async def stop(self, name: str) -> None:
-        """Drains a service and keeps it down."""
-        await self._workers[_known(name)].stop(self._grace_seconds)
+        """Drains a service and stops it. It stays stopped."""
+        await self._processes[_check_name(name)].stop(self._grace_seconds)
 
     async def start(self, name: str) -> None:
-        """Starts a service that was stopped; returns when it serves."""
-        self._workers[_known(name)].start()
-        await self._until_ready(name)
+        """Starts a stopped service and returns when it serves. CommandError if it does not start."""
+        self._processes[_check_name(name)].start()
+        await self._wait_until_ready(name)
 
     async def ready(self, name: str) -> None:
-        """Waits until a service serves, however often it has to be started again."""
+        """Waits until a service serves, through any number of restarts. TimeoutError after `ready_within_seconds`."""
         async with asyncio.timeout(self._ready_within_seconds):
-            await self._workers[_known(name)].serving()
+            await self._processes[_check_name(name)].serving()
 
     def kill_all(self) -> None:
-        """Ends every process now, without drain."""
-        for worker in self._workers.values():
-            worker.abandon()
+        """Kills every process, without draining."""
+        for process in self._processes.values():
+            process.kill_for_good()
 
     async def _start_all(self) -> None:
-        """Starts all at once; the first that can't start ends the waiting for the others."""
-        for worker in self._workers.values():  # one that runs already is left alone
-            worker.start()
-        waits = [asyncio.create_task(self._until_ready(name)) for name in self._workers]
+        """Starts all services at once. CommandError as soon as one of them does not start."""
+        # Services in one process share an object, whose second start does nothing.
+        for process in self._processes.values():
+            process.start()
+        waits = [asyncio.create_task(self._wait_until_ready(name)) for name in self._processes]
         try:
             await asyncio.gather(*waits)
         finally:
@@ -153,26 +157,26 @@ class Mesh:
                 wait.cancel()
             await asyncio.wait(waits)
 
-    def _make_workers(self) -> None:
+    def _create_processes(self) -> None:
         (self.plan.home / "logs").mkdir(parents=True, exist_ok=True)
-        lifeline, held = os.pipe()
-        self._open.callback(os.close, lifeline)
-        self._open.callback(os.close, held)
+        parent_pipe, write_end = os.pipe()
+        self._open.callback(os.close, parent_pipe)
+        self._open.callback(os.close, write_end)
         for name in self._names:
-            together = self.plan.together(name)
-            if name == together[0]:
+            members = self.plan.process_members(name)
+            if name == members[0]:
                 _rotate(self.log(name))
-                self._workers[name] = self._worker(together, lifeline)
+                self._processes[name] = self._create_process(members, parent_pipe)
             else:
-                self._workers[name] = self._workers[together[0]]
+                self._processes[name] = self._processes[members[0]]
 
-    def _worker(self, services: Sequence[str], lifeline: int) -> Worker:
+    def _create_process(self, services: Sequence[str], parent_pipe: int) -> ServiceProcess:
         name = services[0]
         environment = self.plan.environment(name, self._environ)
         address = self.plan.address(name)
-        return Worker(name, address, environment, self.log(name), lifeline, self._notice, serves=services)
+        return ServiceProcess(name, address, environment, self.log(name), parent_pipe, self._notice, serves=services)
 
-    def _write_down(self, control: str) -> None:
+    def _write_mesh_file(self, control: str) -> None:
         plan = self.plan
         MeshFile(
             supervisor_pid=os.getpid(),
@@ -186,7 +190,7 @@ class Mesh:
         self._open.callback(MeshFile.remove, plan.home)
 
     async def _handle(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What `treadle stop`, `start`, `status` and `down` ask through the control socket."""
+        """Handles the requests of `treadle stop`, `start`, `status` and `down` on the control socket."""
         name = str(request.get("service", ""))
         match request.get("do"):
             case "stop":
@@ -201,23 +205,23 @@ class Mesh:
                 raise CommandError(f"the supervisor can't {other!r}", "it can stop, start, status, down")
         return {"services": self.services}
 
-    async def _until_ready(self, name: str) -> None:
-        worker = self._workers[name]
+    async def _wait_until_ready(self, name: str) -> None:
+        process = self._processes[name]
         try:
             async with asyncio.timeout(self._ready_within_seconds):
-                ready = await worker.ready()
+                ready = await process.ready()
         except TimeoutError:
             raise CommandError(
-                f"{name} was not ready within {self._ready_within_seconds:g} s", f"see its log: {worker.log}"
+                f"{name} was not ready within {self._ready_within_seconds:g} s", f"see its log: {process.log}"
             ) from None
         if not ready:
             raise CommandError(
-                f"{name} did not start ({how_ended(worker.last_exit or 0)}): {_last_words(worker.log)}",
-                f"see its log: {worker.log}",
+                f"{name} did not start ({exit_text(process.last_exit or 0)}): {_last_event(process.log)}",
+                f"see its log: {process.log}",
             )
 
 
-def _known(name: str) -> str:
+def _check_name(name: str) -> str:
     if name not in SERVICES:
         raise CommandError(f"no service {name!r}", f"one of {', '.join(SERVICES)}", code="NOT_FOUND")
     return name
@@ -231,8 +235,8 @@ def _drain_seconds(environ: Mapping[str, str]) -> float:
         raise CommandError(f"TREADLE_DRAIN_SECONDS must be a number, not {text!r}") from None
 
 
-def _require_nothing_ignored(environ: Mapping[str, str]) -> None:
-    """What the supervisor would have to override is refused, so that no setting is silently without effect."""
+def _refuse_overridden_variables(environ: Mapping[str, str]) -> None:
+    """Refuses variables that the supervisor would override, so that no setting is silently ignored."""
     given = sorted(name for name, value in environ.items() if value)
     tls = [name for name in given if name.startswith("TREADLE_TLS_")]
     if tls:
@@ -240,7 +244,7 @@ def _require_nothing_ignored(environ: Mapping[str, str]) -> None:
             f"`treadle up` keeps to loopback and speaks no TLS, but {', '.join(tls)} is set",
             "unset it here; for TLS between machines start each service with `treadle serve`",
         )
-    addresses = [name for name in given if name in _OWN_ADDRESSES or name.startswith("TREADLE_PEER_")]
+    addresses = [name for name in given if name in _MESH_VARIABLES or name.startswith("TREADLE_PEER_")]
     if addresses:
         raise CommandError(
             f"`treadle up` chooses the addresses of its services, but {', '.join(addresses)} is set",
@@ -248,7 +252,7 @@ def _require_nothing_ignored(environ: Mapping[str, str]) -> None:
         )
 
 
-def _require_no_other(home: Path) -> None:
+def _require_no_running_mesh(home: Path) -> None:
     other = MeshFile.read(home)
     if other is not None and other.supervisor_pid != os.getpid():
         raise CommandError(
@@ -258,16 +262,16 @@ def _require_no_other(home: Path) -> None:
 
 
 def _rotate(log: Path) -> None:
-    """features.jsonl becomes features.1.jsonl, and so on; the oldest goes."""
-    for number in range(_LOGS_KEPT - 1, 0, -1):
+    """Rotates logs: features.jsonl becomes features.1.jsonl, and so on; the oldest is overwritten."""
+    for number in range(_KEPT_LOGS - 1, 0, -1):
         older = log.with_suffix(f".{number}.jsonl")
         newer = log if number == 1 else log.with_suffix(f".{number - 1}.jsonl")
         if newer.exists():
             newer.replace(older)
 
 
-def _last_words(log: Path) -> str:
-    """What the last line of a log says."""
+def _last_event(log: Path) -> str:
+    """The event in the last line of a log, or the line itself if it is no JSON object."""
     with log.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 65_536))
         lines = file.read().decode(errors="replace").strip().splitlines()

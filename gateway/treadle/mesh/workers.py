@@ -1,8 +1,8 @@
-"""`treadle serve --workers N`: the same services in N processes, which listen on one port.
+"""`treadle serve --workers N`: the same services in N processes that share one port.
 
-The kernel shares new connections out among them. Each has a home and a metrics port of its own: those of the first are
-as ever, the next one's are `worker-1` in the home and the port after. When one ends by itself, all end, with its
-status: whoever started them (systemd, Kubernetes) starts them again.
+The kernel distributes new connections over them. Each process has its own home and metrics port: the first has the
+configured ones, process k has the folder `worker-k` in the home and the k-th port after. When a process ends by itself,
+all are stopped and its exit status is returned, so that systemd or Kubernetes starts them again.
 """
 
 import os
@@ -15,22 +15,25 @@ from pathlib import Path
 from treadle.mesh.errors import CommandError
 from treadle.mesh.services import SERVICES
 
-_METRICS = "TREADLE_METRICS_LISTEN"
+_METRICS_LISTEN = "TREADLE_METRICS_LISTEN"
 
 
 def run_workers(services: Sequence[str], count: int, host: str | None, environ: Mapping[str, str]) -> int:
-    """Runs until a signal or the end of a worker; the exit status. CommandError for what cannot be shared."""
-    alone = [name for name in services if not SERVICES[name].shares_port]
-    if alone:
+    """Runs until a signal or the end of a worker, and returns the exit status.
+
+    CommandError for services that cannot share a port.
+    """
+    unshareable = [name for name in services if not SERVICES[name].shares_port]
+    if unshareable:
         raise CommandError(
-            f"{', '.join(alone)} cannot run in several processes: what it keeps in its home belongs to one",
+            f"{', '.join(unshareable)} cannot run in several processes: what it keeps in its home belongs to one",
             "--workers is for gateway and inference",
         )
     if environ.get("TREADLE_LISTEN", ":0").endswith(":0"):
         raise CommandError("--workers needs a port to share", "set TREADLE_LISTEN=127.0.0.1:7702 or the like")
     command = [sys.executable, "-m", "treadle.cli.main", "serve", *services, *(("--host", host) if host else ())]
-    workers = [subprocess.Popen(command, env=_environment(number, environ)) for number in range(count)]  # noqa: S603  # ourselves
-    _forward(workers)
+    workers = [subprocess.Popen(command, env=_environment(number, environ)) for number in range(count)]  # noqa: S603  # our own module
+    _forward_signals(workers)
     ended, status = os.wait()
     for worker in workers:
         if worker.pid != ended:
@@ -41,15 +44,15 @@ def run_workers(services: Sequence[str], count: int, host: str | None, environ: 
     return os.waitstatus_to_exitcode(status)
 
 
-def _forward(workers: Sequence["subprocess.Popen[bytes]"]) -> None:
-    """A signal to this process is one to each worker; they drain."""
+def _forward_signals(workers: Sequence["subprocess.Popen[bytes]"]) -> None:
+    """Forwards SIGTERM and SIGINT of this process to each worker, which drains."""
 
-    def told(number: int, _frame: object) -> None:
+    def forward(number: int, _frame: object) -> None:
         for worker in workers:
             worker.send_signal(number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, told)
+        signal.signal(number, forward)
 
 
 def _environment(number: int, environ: Mapping[str, str]) -> dict[str, str]:
@@ -57,11 +60,11 @@ def _environment(number: int, environ: Mapping[str, str]) -> dict[str, str]:
     if number:
         own["TREADLE_HOME"] = str(Path(environ.get("TREADLE_HOME", ".treadle")) / f"worker-{number}")
         for name, listen in environ.items():
-            if name.startswith(_METRICS) and listen:
-                own[name] = _next(listen, number)
+            if name.startswith(_METRICS_LISTEN) and listen:
+                own[name] = _metrics_listen(listen, number)
     return own
 
 
-def _next(listen: str, number: int) -> str:
+def _metrics_listen(listen: str, number: int) -> str:
     host, _, port = listen.rpartition(":")
     return f"{host}:{int(port) + number}" if port.isdigit() and int(port) else listen

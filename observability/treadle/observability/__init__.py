@@ -1,5 +1,5 @@
-"""Traces, metrics and logs: made once per process, handed down as an object, never global.
+"""Traces, metrics and logs: created once per process and passed as an object, never global.
 
-`telemetry` composes the three; `redaction` keeps sensitive values out of all of them; `store`, `model` and
-`waterfall` are the built-in place to look at traces; `edges` says what a healthy mesh must emit.
+`telemetry` creates the three and keeps sensitive values out of them (`redaction`); `tracestore` is the built-in trace
+store; `edges` declares the spans and signals of a healthy mesh, `metric_catalog` the metrics.
 """

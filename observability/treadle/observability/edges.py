@@ -1,6 +1,6 @@
-"""What a healthy mesh emits, as data: who calls whom, and which service gives which signal.
+"""The telemetry of a healthy mesh, as data: the calls between services, and the signals of each service.
 
-Tests hold the recorded spans of a real run against it. A new service or hop is one more line here.
+Tests compare the recorded spans of a real run with it. A new service or call is one more line here.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ class Edge:
     caller: str
     callee: str
     method: str
-    """End of the callee's span name; "" for any."""
+    """The end of the callee's span name; "" for any name."""
     why: str
 
 
@@ -24,59 +24,63 @@ REQUEST_EDGES: tuple[Edge, ...] = (
     Edge("gateway", "features", "FeatureService/GetOnlineFeatures", "a prediction by entity key needs its features"),
     Edge("gateway", "inference", "GRPCInferenceService/ModelInfer", "a prediction needs a model"),
 )
-"""What the trace of one prediction by entity key shows."""
+"""Calls in the trace of a prediction by entity key."""
 
 EVALUATION_EDGES: tuple[Edge, ...] = (
-    Edge("gateway", "evaluation", "EvaluationService/Evaluate", "the gateway is the one door"),
-    Edge("evaluation", "registry", "RegistryService/GetModelVersion", "what a version is stands in the registry"),
-    Edge("evaluation", "features", "FeatureService/ListFeatureServices", "sensitive columns are no slices"),
+    Edge("gateway", "evaluation", "EvaluationService/Evaluate", "the gateway is the only entry point"),
+    Edge("evaluation", "registry", "RegistryService/GetModelVersion", "the registry describes a version"),
+    Edge("evaluation", "features", "FeatureService/ListFeatureServices", "sensitive columns must not be sliced by"),
     Edge("evaluation", "inference", "GRPCInferenceService/ModelInfer", "a version is evaluated where it would serve"),
     Edge("evaluation", "registry", "RegistryService/AddReport", "a report is stored with its version"),
 )
-"""What the trace of one evaluation shows."""
+"""Calls in the trace of an evaluation."""
 
 BACKGROUND_EDGES: tuple[Edge, ...] = (
-    Edge("gateway", "evaluation", "EvaluationService/RecordPredictions", "predictions are remembered, off the path"),
+    Edge(
+        "gateway", "evaluation", "EvaluationService/RecordPredictions", "predictions are recorded off the request path"
+    ),
     Edge("gateway", "registry", "RegistryService/WatchDeployments", "the gateway follows traffic policies"),
-    Edge("gateway", "registry", "RegistryService/GetModelVersion", "the gateway knows what its versions take"),
-    Edge("gateway", "features", "FeatureService/ListFeatureServices", "the gateway knows what its versions need"),
-    Edge("inference", "registry", "RegistryService/WatchDeployments", "what is deployed is loaded"),
+    Edge("gateway", "registry", "RegistryService/GetModelVersion", "the gateway needs the signatures of its versions"),
+    Edge("gateway", "features", "FeatureService/ListFeatureServices", "the gateway needs the features of its versions"),
+    Edge("inference", "registry", "RegistryService/WatchDeployments", "deployed versions are loaded"),
     Edge("inference", "registry", "RegistryService/GetModelVersion", "models are loaded as they are registered"),
     Edge("inference", "registry", "RegistryService/DownloadArtifact", "models are loaded from the registry"),
 )
-"""What begins traces of its own."""
+"""Calls in traces of their own, outside of requests."""
 
 SERVICE_EDGES = REQUEST_EDGES + EVALUATION_EDGES + BACKGROUND_EDGES
-"""All of them. Besides, the gateway passes any call of a client on to the service that it is for."""
+"""All declared calls. Also, the gateway forwards calls of clients to any service."""
 
 
 @dataclass(frozen=True, slots=True)
-class Signals:
-    """What one service gives."""
+class ServiceSignals:
+    """The signals that a service emits."""
 
     traces: bool
     metrics: bool
     logs: bool
 
 
-SIGNAL_MATRIX: dict[str, Signals] = {
-    "gateway": Signals(traces=True, metrics=True, logs=True),
-    "features": Signals(traces=True, metrics=True, logs=True),
-    "inference": Signals(traces=True, metrics=True, logs=True),
-    "evaluation": Signals(traces=True, metrics=True, logs=True),
-    "registry": Signals(traces=True, metrics=True, logs=True),
-    "traces": Signals(traces=False, metrics=True, logs=True),  # it would trace its own intake for ever
+SIGNAL_MATRIX: dict[str, ServiceSignals] = {
+    "gateway": ServiceSignals(traces=True, metrics=True, logs=True),
+    "features": ServiceSignals(traces=True, metrics=True, logs=True),
+    "inference": ServiceSignals(traces=True, metrics=True, logs=True),
+    "evaluation": ServiceSignals(traces=True, metrics=True, logs=True),
+    "registry": ServiceSignals(traces=True, metrics=True, logs=True),
+    "traces": ServiceSignals(
+        traces=False, metrics=True, logs=True
+    ),  # it would trace the export of its own traces for ever
 }
 
 
 def edges_in(spans: Iterable[SpanRecord]) -> set[tuple[str, str]]:
-    """Caller and callee of every parent and child span that belong to different services."""
+    """Caller and callee of every pair of parent and child spans of different services."""
     pairs = _parents_and_children(spans)
     return {(parent.service, child.service) for parent, child in pairs if parent.service != child.service}
 
 
 def missing_edges(spans: Iterable[SpanRecord], wanted: Iterable[Edge]) -> list[Edge]:
-    """The wanted edges that no pair of spans shows: a hop that lost its trace context, or was never made."""
+    """The wanted edges without a pair of spans: the call lost its trace context, or was never made."""
     shown = {(parent.service, child.service, child.name) for parent, child in _parents_and_children(spans)}
     return [
         edge
@@ -89,17 +93,17 @@ def missing_edges(spans: Iterable[SpanRecord], wanted: Iterable[Edge]) -> list[E
 
 
 def _parents_and_children(spans: Iterable[SpanRecord]) -> list[tuple[SpanRecord, SpanRecord]]:
-    """Every span whose parent is there too, behind it."""
+    """Pairs of a parent span and a child span."""
     by_id = {(span.trace_id, span.span_id): span for span in spans}
     parents = ((by_id.get((span.trace_id, span.parent_id)), span) for span in by_id.values())
     return [(parent, child) for parent, child in parents if parent is not None]
 
 
 def undeclared_edges(spans: Iterable[SpanRecord], known: Iterable[Edge]) -> set[tuple[str, str]]:
-    """Pairs of services that call each other though no edge says so."""
+    """Pairs of caller and callee without a declared edge."""
     return edges_in(spans) - {(edge.caller, edge.callee) for edge in known}
 
 
 def missing_signals(traced: Iterable[str]) -> set[str]:
-    """Services that should give traces and are not among `traced`."""
+    """Services that should emit traces and are not in `traced`."""
     return {service for service, signals in SIGNAL_MATRIX.items() if signals.traces} - set(traced)

@@ -1,4 +1,4 @@
-"""Plugins: model backends, online stores and metrics, from Treadle itself and from anyone else.
+"""Plugins: model backends, online stores and metrics, built in or from other distributions.
 
 A plugin is one module, found through the entry-point group ``treadle``::
 
@@ -12,9 +12,9 @@ A plugin is one module, found through the entry-point group ``treadle``::
     def treadle_model_backends(register: RegisterBackend) -> None:
         register(CentroidBackend())
 
-``treadle plugins new NAME`` writes such a project whole, with tests that inherit the conformance kit
-(`treadle.plugins.testing`). The built-in backends take the same road: nothing here names them.
+``treadle plugins new NAME`` writes a complete project with tests that inherit the conformance kit
+(`treadle.plugins.testing`). The built-in backends are found by the same entry points.
 
-Where to look: `backend`, `stores`, `metrics` are the kinds; `spec` the hooks; `manager` finds and hosts
-plugins; `tensors` says what goes into a model and what comes out; `packaging` writes and reads model folders.
+Modules: `backend`, `stores` and `metrics` define the kinds of plugins, `hookspecs` the hooks; `manager` finds and loads
+plugins; `tensors` defines signatures; `packaging` writes and reads model folders; `compiling` adds a faster form.
 """

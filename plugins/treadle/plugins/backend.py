@@ -1,6 +1,6 @@
-"""The model-backend kind: how models of one framework are stored and run.
+"""The model-backend kind: storing and running the models of one framework.
 
-A backend holds no state of its own. Everything a loaded model needs lies in its folder and its `ModelSource`.
+A backend is stateless. A loaded model needs only its folder and its `ModelSource`.
 """
 
 from abc import ABC, abstractmethod
@@ -16,10 +16,10 @@ from treadle.plugins.tensors import Signature, Tensors
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A stored model, its files already checked against their digests."""
+    """A stored model, whose files match their digests."""
 
     folder: Path
-    """Read-only to the backend."""
+    """The folder of the model's files; backends must not write to it."""
     signature: Signature
     options: Mapping[str, str]
     threads: int
@@ -28,45 +28,45 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class Example:
-    """A small trained model of a backend, to try the backend on."""
+    """A small trained model of a backend, for its tests."""
 
     model: Any
     sample: Tensors
-    """Real inputs: three rows or more, not all alike."""
+    """Real inputs: three rows or more, not all equal."""
     expected: Tensors
-    """What the model itself, without Treadle, answers to them: some or all of the outputs."""
+    """The outputs of the model itself, without Treadle, for `sample`: some or all of them."""
 
 
 class LoadedModel(ABC):
-    """A model in memory. One thread calls it at a time; mostly the one that loaded it."""
+    """A model in memory. One thread at a time calls it, mostly the one that loaded it."""
 
     bounded: ClassVar[bool] = False
-    """Whether `predict` takes a time that depends on shapes alone: it runs no code of others, waits for nothing, and no
-    value can make it go on for ever. Quick batches of such a model may run on the service's event loop."""
+    """Whether the time of `predict` depends only on the shapes of the inputs: it runs no code of users and never waits,
+    and no value keeps it running. Short batches of such a model may run on the event loop of the service."""
 
     @abstractmethod
     def predict(self, inputs: Tensors) -> Tensors:
         """All outputs of the signature for N rows.
 
         `inputs` have passed `Signature.check_inputs`; they may be read-only and must not be changed. Row i of the
-        answer depends on row i of the inputs alone: rows of many requests share one call. Classifiers give
+        outputs depends only on row i of the inputs: rows of many requests share one call. Classifiers give
         "probability" [N, classes] and "label" [N]; regressors give "prediction" [N]. Raises InvalidInput for
-        inputs that the model cannot take; whatever else it raises counts as a fault of the model.
+        inputs that the model cannot take; any other exception counts as a fault of the model.
         """
 
     def close(self) -> None:  # noqa: B027 - most models hold nothing that needs closing
-        """Gives back memory and threads. May be called more than once."""
+        """Releases memory and threads. May be called more than once."""
 
 
 class ModelBackend(ABC):
     """Saves and loads the models of one framework."""
 
     name: ClassVar[str]
-    """What manifests call it: [a-z0-9][a-z0-9_-]*."""
+    """The name of the backend in manifests: [a-z0-9][a-z0-9_-]*."""
     options: ClassVar[Mapping[str, str]] = {}
-    """Every option that a manifest may set, with a line of help. Anything else is an error."""
+    """Every option that a manifest may set, with a line of help. Other options are an error."""
     requires: ClassVar[tuple[str, ...]] = ()
-    """Modules imported only when a model is saved or loaded: `treadle plugins list` tells which are missing."""
+    """Modules that are imported only to save or load a model; `treadle plugins list` shows the missing ones."""
 
     @abstractmethod
     def can_save(self, model: Any) -> bool:
@@ -82,7 +82,7 @@ class ModelBackend(ABC):
     @abstractmethod
     def load(self, source: ModelSource) -> LoadedModel:
         """Raises InvalidInput for wrong options or a signature the model does not have, BackendFault if the files
-        cannot be read. May take its time, but must end: the inference service gives up on it after its limit."""
+        cannot be read. It may be slow but must return: the inference service abandons it after a time limit."""
 
     def inferred_options(self, model: Any) -> Mapping[str, str]:
         """Options that `save_model` adds to the manifest for this model."""
@@ -91,14 +91,14 @@ class ModelBackend(ABC):
     def to_onnx(self, model: Any, sample: Tensors, source: ModelSource) -> bytes:
         """`model` as an ONNX model with the inputs and outputs of `source.signature`: their names, dtypes, shapes.
 
-        `sample` holds real inputs, one row or more; `source` is what `load` would get. `save_model` asks for this form
-        and keeps it beside the original, to serve in its place, only where it answers alike and faster. Must leave
-        `model` as it is. Raises NotCompiled, with the reason, where there is no such form.
+        `sample` holds real inputs, one row or more; `source` is the argument of `load`. `save_model` keeps the result
+        beside the original, to serve in its place, only if it is equivalent and faster. Must not change
+        `model`. Raises NotCompiled, with the reason, if there is no ONNX form.
         """
         raise NotCompiled(f"models of backend {self.name!r} have no ONNX form")
 
     def example(self) -> Example | None:
-        """What `treadle plugins check` and the conformance kit try the backend on; None if there is none."""
+        """A model with which `treadle plugins check` and the conformance kit test the backend; None without one."""
         return None
 
     def check_options(self, options: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Runs the conformance kit against an installed plugin, in a process of its own: what it checks may crash."""
+"""Runs the conformance kit on an installed plugin, in a child process, because a faulty plugin may crash."""
 
 import importlib.util
 import subprocess
@@ -36,18 +36,18 @@ class CheckResult:
     subject: str
     """ "backend sklearn", …"""
     test: str
-    """What was tested, as words."""
+    """The name of the test in words."""
     outcome: Literal["passed", "failed", "skipped"]
     message: str
-    """Why it did not pass; empty when it did."""
+    """Why the test did not pass; empty for a passed test."""
     seconds: float
 
 
 def check_plugin(name: str, plugins: Plugins | None = None, *, timeout_seconds: float = 300) -> list[CheckResult]:
-    """Every test of the kit on everything that plugin `name` provides.
+    """The results of the conformance kit for everything that plugin `name` provides.
 
-    Backends are tried on their `example()`; metrics have none, and are reported as skipped. Raises NotFound for a
-    plugin that is not there or cannot be used, FailedPrecondition without pytest.
+    Backends are tested with their `example()`; metrics have none, and are reported as skipped. Raises NotFound for a
+    plugin that is not installed or cannot be used, FailedPrecondition without pytest.
     """
     if importlib.util.find_spec("pytest") is None:
         raise FailedPrecondition("the conformance kit needs pytest; pip install 'treadle[testing]'")
@@ -57,20 +57,20 @@ def check_plugin(name: str, plugins: Plugins | None = None, *, timeout_seconds: 
     results: list[CheckResult] = []
     for backend in provided.backends.values():
         if backend.example() is None:
-            results.append(_skipped(f"backend {backend.name}", "it has no example(); its own tests use the kit"))
+            results.append(_skipped_result(f"backend {backend.name}", "it has no example(); its own tests use the kit"))
         else:
             classes.append(_BACKEND.format(index=len(subjects), name=backend.name))
             subjects.append(f"backend {backend.name}")
     for store in provided.online_stores:
         classes.append(_STORE.format(index=len(subjects), name=store))
         subjects.append(f"online store {store}")
-    results += [_skipped(f"metric {metric}", "its own tests use MetricContract") for metric in provided.metrics]
+    results += [_skipped_result(f"metric {metric}", "its own tests use MetricContract") for metric in provided.metrics]
     if subjects:
         results += _run("".join(classes), subjects, timeout_seconds)
     return results
 
 
-def _skipped(subject: str, why: str) -> CheckResult:
+def _skipped_result(subject: str, why: str) -> CheckResult:
     return CheckResult(subject, "conformance", "skipped", why, 0.0)
 
 
@@ -78,7 +78,7 @@ def _run(source: str, subjects: Sequence[str], timeout_seconds: float) -> list[C
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "test_plugin.py").write_text(source)
-        (folder / "pytest.ini").write_text("[pytest]\n")  # so that no project around it has a say
+        (folder / "pytest.ini").write_text("[pytest]\n")  # so that no configuration of a project around it applies
         report = folder / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", scratch]
         try:
@@ -86,15 +86,17 @@ def _run(source: str, subjects: Sequence[str], timeout_seconds: float) -> list[C
                 command, cwd=scratch, capture_output=True, text=True, timeout=timeout_seconds, check=False
             )
         except subprocess.TimeoutExpired:
-            return [_failed(subjects, f"did not end within {timeout_seconds:g} s")]
+            return [_failed_result(subjects, f"did not end within {timeout_seconds:g} s")]
         if not report.exists():
             return [
-                _failed(subjects, f"the process ended with {done.returncode}: {(done.stdout + done.stderr)[-1000:]}")
+                _failed_result(
+                    subjects, f"the process ended with {done.returncode}: {(done.stdout + done.stderr)[-1000:]}"
+                )
             ]
         return list(_results(report, subjects))
 
 
-def _failed(subjects: Sequence[str], message: str) -> CheckResult:
+def _failed_result(subjects: Sequence[str], message: str) -> CheckResult:
     return CheckResult(", ".join(subjects), "conformance", "failed", message, 0.0)
 
 

@@ -1,6 +1,6 @@
-"""Whatever a plugin does, what its callers see is outputs that keep the signature, or an error of the one tree.
+"""`CheckedModel`: callers of a plugin get outputs that match the signature, or an error of Treadle's error tree.
 
-The inference service, `save_model` and the conformance kit all load and run models through here.
+The inference service, `save_model` and the conformance kit load and run all models through it.
 """
 
 from collections.abc import Mapping
@@ -18,20 +18,20 @@ from treadle.rpc.codec.columns import decode_all
 from treadle.v1 import registry_pb2
 
 SAMPLE_TOLERANCE = 1e-4
-"""Relative and absolute difference allowed between sample outputs now and when the model was made."""
-AS_WHEN_MADE = Tolerance(SAMPLE_TOLERANCE, SAMPLE_TOLERANCE)
+"""The allowed relative and absolute difference of the sample outputs from those recorded when the model was saved."""
+REPRODUCTION_TOLERANCE = Tolerance(SAMPLE_TOLERANCE, SAMPLE_TOLERANCE)
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """Real rows, and what the model answered to them when it was made. Both may be empty."""
+class ManifestSample:
+    """Sample rows, and the outputs of the model for them when it was saved. Both may be empty."""
 
     inputs: Tensors = field(default_factory=dict)
     outputs: Tensors = field(default_factory=dict)
 
     @classmethod
-    def of(cls, manifest: registry_pb2.Manifest) -> "Sample":
-        """That of a manifest, null standing as NaN in floating columns. InvalidInput for malformed columns."""
+    def of(cls, manifest: registry_pb2.Manifest) -> "ManifestSample":
+        """The sample of a manifest, with NaN for null in floating columns. InvalidInput for malformed columns."""
         return cls(
             _arrays(decode_all(manifest.sample_inputs, "sample_inputs")),
             _arrays(decode_all(manifest.sample_outputs, "sample_outputs")),
@@ -40,27 +40,27 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class CheckedModel:
-    """A model whose every answer is checked against its signature."""
+    """A model whose outputs are checked against its signature."""
 
     model: LoadedModel
     signature: Signature
 
     @classmethod
     def load(cls, backend: ModelBackend, source: ModelSource) -> "CheckedModel":
-        """Loads and keeps the errors of the tree; BackendFault for whatever else the backend raises."""
+        """Loads a model. Errors of the tree pass through; any other exception becomes a BackendFault."""
         backend.check_options(source.options)
         try:
             return cls(backend.load(source), source.signature)
         except (TreadleError, KeyboardInterrupt):
             raise
-        except BaseException as error:  # a backend may raise anything; no request is at hand whose values it could tell
+        except BaseException as error:  # a backend may raise anything; the text cannot hold values of a request
             raise BackendFault(f"loading raised {type(error).__name__}: {str(error)[:300]}") from error
 
     def predict(self, inputs: Tensors, rows: int) -> Tensors:
-        """All outputs, `rows` rows each, for inputs that passed the check.
+        """All outputs, `rows` rows each, for inputs that have passed `Signature.check_inputs`.
 
-        InvalidInput if the model refuses them; BackendFault, without the text of foreign errors, which may hold
-        values, if it broke its word. Outputs go unchecked while the signature has none: the model is being packaged.
+        InvalidInput if the model refuses them. BackendFault if it raises (without its text, which may hold values) or
+        if its outputs do not match the signature. A signature without outputs, as in packaging, is not checked.
         """
         try:
             outputs = self.model.predict(inputs)
@@ -74,8 +74,11 @@ class CheckedModel:
             self.signature.check_outputs(outputs, rows)
         return outputs
 
-    def prove(self, sample: Sample, tolerance: Tolerance = AS_WHEN_MADE) -> None:
-        """Warm-up and proof in one: answers the sample as of old, its first row also alone. BackendFault if not."""
+    def verify(self, sample: ManifestSample, tolerance: Tolerance = REPRODUCTION_TOLERANCE) -> None:
+        """Warms the model up and checks that it still has the sample outputs. BackendFault if they differ.
+
+        The first row is also predicted alone.
+        """
         if not sample.inputs:
             return
         rows = self.signature.check_inputs(sample.inputs)
@@ -88,17 +91,17 @@ class CheckedModel:
             )
 
     def close(self) -> None:
-        """Gives back what the model holds."""
+        """Releases the memory and threads of the model."""
         self.model.close()
 
 
-def load_proven(
-    backend: ModelBackend, source: ModelSource, sample: Sample, tolerance: Tolerance = AS_WHEN_MADE
+def load_verified(
+    backend: ModelBackend, source: ModelSource, sample: ManifestSample, tolerance: Tolerance = REPRODUCTION_TOLERANCE
 ) -> CheckedModel:
-    """A model that has just shown that it answers as it should; one that does not is closed again."""
+    """Loads a model and verifies it on the sample; a model that fails is closed. Raises as `load` and `verify`."""
     model = CheckedModel.load(backend, source)
     try:
-        model.prove(sample, tolerance)
+        model.verify(sample, tolerance)
     except BaseException:
         model.close()
         raise

@@ -1,9 +1,9 @@
-"""Errors of the plugin layer; leaves of the one tree in `treadle.core.errors`.
+"""The errors of plugins; they belong to the tree of `treadle.core.errors`.
 
 Internal
-└── BackendFault        a plugin broke its contract: it raised, or answered in the wrong shape
+└── BackendFault        a plugin broke its contract: it raised, or returned a wrong shape
 FailedPrecondition
-└── NotCompiled         a model has no faster form here; nothing is wrong with the model
+└── NotCompiled         a model has no faster form; nothing is wrong with the model
 """
 
 from treadle.core.errors import FailedPrecondition, Internal

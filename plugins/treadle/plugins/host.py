@@ -1,7 +1,7 @@
-"""Hosts one plugin: imports its module, calls its hooks, keeps what they register.
+"""Calls the hooks of one plugin module, and keeps the objects that they register.
 
-Each plugin has a pluggy manager of its own, so a faulty one cannot disturb another. pluggy's untyped calls stay
-in this file.
+Each plugin has its own pluggy manager, so that a faulty one cannot affect another. Only this module has untyped calls
+of pluggy.
 """
 
 import re
@@ -20,12 +20,12 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 
 
 class PluginError(Exception):
-    """A plugin that cannot be used; the message says why, for people."""
+    """A plugin cannot be used; the message says why."""
 
 
 @dataclass
 class Provided:
-    """What a plugin registered, by name."""
+    """The objects that a plugin registered, by name."""
 
     backends: dict[str, ModelBackend] = field(default_factory=dict)
     online_stores: dict[str, OnlineStoreKind] = field(default_factory=dict)
@@ -35,11 +35,11 @@ class Provided:
     def kinds(self) -> tuple[str, ...]:
         """ "backend sklearn", "metric acme.profit", …"""
         named = (("backend", self.backends), ("online store", self.online_stores), ("metric", self.metrics))
-        return tuple(f"{kind} {name}" for kind, things in named for name in things)
+        return tuple(f"{kind} {name}" for kind, instances in named for name in instances)
 
 
 def host(name: str, module: Any) -> Provided:
-    """What the plugin `module` provides. Raises PluginError for anything wrong with it."""
+    """The objects that the plugin `module` registers. Raises PluginError if it cannot be used."""
     manager = pluggy.PluginManager(spec.GROUP)
     manager.add_hookspecs(spec)
     try:
@@ -64,24 +64,24 @@ def host(name: str, module: Any) -> Provided:
 
 
 def missing_modules(provided: Provided) -> tuple[str, ...]:
-    """Modules that the plugin's backends need and that are not installed. Imports nothing."""
+    """The missing modules that backends of the plugin need. Imports nothing."""
     wanted = {module for backend in provided.backends.values() for module in backend.requires}
     return tuple(sorted(module for module in wanted if find_spec(module) is None))
 
 
 class _Register:
-    """The callback of one hook: checks what a plugin hands over before keeping it."""
+    """The callback of a hook: checks the type and name of an object, and keeps it."""
 
     def __init__(self, plugin: str, kind: type[Any], kept: dict[str, Any]) -> None:
         self._plugin, self._kind, self._kept = plugin, kind, kept
 
-    def __call__(self, thing: Any) -> None:
+    def __call__(self, instance: Any) -> None:
         wanted = self._kind.__name__
-        if not isinstance(thing, self._kind):
-            raise PluginError(f"it registers a {_type_of(thing)}; an instance of {wanted} is wanted")
-        name = getattr(thing, "name", None)
+        if not isinstance(instance, self._kind):
+            raise PluginError(f"it registers a {_type_of(instance)}; an instance of {wanted} is wanted")
+        name = getattr(instance, "name", None)
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise PluginError(f"{_type_of(thing)}.name must be lower-case letters, digits, '.', '_' and '-'")
+            raise PluginError(f"{_type_of(instance)}.name must be lower-case letters, digits, '.', '_' and '-'")
         if name != self._plugin and not name.startswith(f"{self._plugin}."):
             raise PluginError(
                 f"it registers {wanted} {name!r}, but owns {self._plugin!r} and {self._plugin + '.…'!r} only; "
@@ -89,8 +89,8 @@ class _Register:
             )
         if name in self._kept:
             raise PluginError(f"it registers {wanted} {name!r} twice")
-        self._kept[name] = thing
+        self._kept[name] = instance
 
 
-def _type_of(thing: Any) -> str:
-    return f"class {thing.__name__}" if isinstance(thing, type) else type(thing).__name__
+def _type_of(instance: Any) -> str:
+    return f"class {instance.__name__}" if isinstance(instance, type) else type(instance).__name__

@@ -1,7 +1,7 @@
-"""Finds plugins by entry point and hands out what they provide.
+"""`Plugins`: finds plugins by entry point and returns the objects that they provide.
 
-Asking for one thing imports the one plugin that owns its name. What is wrong with a plugin stays with it: it is
-told by `info`, and raised to whoever asks for it.
+A look-up imports only the plugin that owns the name. An error of a plugin does not affect others: `info` shows it, and
+a look-up of that plugin raises it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,12 +33,12 @@ class PluginInfo:
     """ "backend sklearn", …; empty unless the plugin could be imported."""
     state: State
     reason: str
-    """What is wrong and what to do; empty when nothing is."""
+    """Why the plugin cannot be used and what to do; empty if it can."""
 
 
 @dataclass(frozen=True)
-class _Found:
-    """A plugin that is installed, not necessarily imported."""
+class _InstalledPlugin:
+    """An installed plugin, which may not be imported yet."""
 
     name: str
     load: Callable[[], Any]
@@ -53,7 +53,7 @@ class _Found:
 class Plugins:
     """The plugins of one process. Safe to share between threads."""
 
-    def __init__(self, found: Mapping[str, _Found], blocked: Iterable[str] = ()) -> None:
+    def __init__(self, found: Mapping[str, _InstalledPlugin], blocked: Iterable[str] = ()) -> None:
         self._found = dict(found)
         self._blocked = frozenset(blocked)
         self._hosted: dict[str, Provided | PluginError] = {}
@@ -68,10 +68,10 @@ class Plugins:
         modules: Mapping[str, Any] | None = None,
         installed: Iterable[EntryPoint] | None = None,
     ) -> Self:
-        """Finds what is installed, importing nothing.
+        """Finds the installed plugins without importing them.
 
-        `enabled`: these plugins only; None means all. `blocked`: never these. `modules`: plugins at hand as modules
-        (or any objects with hooks), by name. `installed`: instead of this environment's entry points.
+        `enabled`: these plugins only; None means all. `blocked`: never these. `modules`: further plugins as modules
+        (or any objects with hooks), by name. `installed`: entry points instead of those of this environment.
         Raises NotFound for an enabled or blocked name that no plugin has, AlreadyExists for a module under the name of
         an installed plugin.
         """
@@ -81,7 +81,7 @@ class Plugins:
                 raise AlreadyExists(
                     f"plugin {name!r} is also installed by {found[name].distribution}; uninstall that one"
                 )
-            found[name] = _Found(name, partial(_same, module))
+            found[name] = _InstalledPlugin(name, partial(_return_module, module))
         for name in (*(enabled or ()), *blocked):
             if name not in found:
                 raise NotFound(f"no plugin {name!r} is installed; installed: {_listed(found)}")
@@ -90,11 +90,11 @@ class Plugins:
         return cls(found, blocked)
 
     def backend(self, name: str) -> ModelBackend:
-        """Raises NotFound if there is none that works, with the cause and what to install."""
+        """The named backend. Raises NotFound, with the cause and what to install, if it cannot be used."""
         return self._one(name, "model backend", lambda provided: provided.backends)
 
     def online_store(self, name: str) -> OnlineStoreKind:
-        """Raises NotFound as `backend` does."""
+        """The named kind of online store. Raises NotFound as `backend` does."""
         return self._one(name, "online store", lambda provided: provided.online_stores)
 
     def backends(self) -> list[ModelBackend]:
@@ -106,7 +106,7 @@ class Plugins:
         return {metric.name: metric for metric in self._all(lambda provided: provided.metrics)}
 
     def info(self) -> list[PluginInfo]:
-        """Every plugin with what it provides and how it is. Imports them all, but nothing heavy."""
+        """Every plugin, with its kinds and its state. Imports all plugins, but not their frameworks."""
         lines: list[PluginInfo] = []
         for found in self._sorted():
             state, reason, provided = self._state(found)
@@ -114,7 +114,7 @@ class Plugins:
         return lines
 
     def provided(self, plugin: str) -> Provided:
-        """All that one plugin provides. Raises NotFound as `backend` does."""
+        """The objects that a plugin provides. Raises NotFound as `backend` does."""
         if plugin not in self._found:
             raise NotFound(f"no plugin {plugin!r} is installed; installed: {_listed(self._found)}")
         state, reason, provided = self._state(self._found[plugin])
@@ -139,11 +139,11 @@ class Plugins:
                 things.extend(of(provided).values())
         return things
 
-    def _sorted(self) -> list[_Found]:
+    def _sorted(self) -> list[_InstalledPlugin]:
         return [found for _, found in sorted(self._found.items())]
 
-    def _state(self, found: _Found) -> tuple[State, str, Provided]:
-        """How a plugin is, what is wrong with it, and what it registered: nothing unless it could be imported."""
+    def _state(self, found: _InstalledPlugin) -> tuple[State, str, Provided]:
+        """The state of a plugin, the reason if it is not "ok", and the objects that it registered."""
         if found.name in self._blocked:
             return "blocked", "it is on the list of blocked plugins", Provided()
         hosted = self._host(found)
@@ -151,10 +151,10 @@ class Plugins:
             return "error", str(hosted), Provided()
         missing = missing_modules(hosted)
         if missing:
-            return "missing", f"{', '.join(missing)} not installed; {_install(found)}", hosted
+            return "missing", f"{', '.join(missing)} not installed; {_install_hint(found)}", hosted
         return "ok", "", hosted
 
-    def _host(self, found: _Found) -> Provided | PluginError:
+    def _host(self, found: _InstalledPlugin) -> Provided | PluginError:
         with self._lock:
             if found.name not in self._hosted:
                 try:
@@ -165,42 +165,44 @@ class Plugins:
 
 
 def names_in(setting: str) -> list[str]:
-    """The names in the text of a setting: separated by commas or spaces."""
+    """The names in the text of a setting, separated by commas or spaces."""
     return setting.replace(",", " ").split()
 
 
-def _discover(installed: Iterable[EntryPoint]) -> dict[str, _Found]:
-    """Plugins by name; a name that several distributions claim belongs to none of them."""
-    found: dict[str, _Found] = {}
+def _discover(installed: Iterable[EntryPoint]) -> dict[str, _InstalledPlugin]:
+    """The installed plugins by name; a name of several distributions is marked as a clash."""
+    found: dict[str, _InstalledPlugin] = {}
     for point in installed:
         dist = point.dist
-        here = _Found(point.name, point.load, *_identity(dist), extra=dist is not None and point.name in _extras(dist))
+        here = _InstalledPlugin(
+            point.name, point.load, *_identity(dist), extra=dist is not None and point.name in _extras(dist)
+        )
         other = found.get(point.name)
         if other is not None:
             owners = " and ".join(sorted({*other.clash.split(" and "), other.distribution, here.distribution} - {""}))
-            here = _Found(point.name, point.load, here.distribution, here.version, clash=owners)
+            here = _InstalledPlugin(point.name, point.load, here.distribution, here.version, clash=owners)
         found[point.name] = here
     return found
 
 
-def _import(found: _Found) -> Provided:
+def _import(found: _InstalledPlugin) -> Provided:
     if found.clash:
         raise PluginError(f"{found.clash} both claim the name {found.name!r}; uninstall one of them")
     try:
         module = found.load()
-    # A plugin may do anything while it is imported, leaving the process included.
+    # The import of a plugin may raise anything, SystemExit included.
     except (Exception, SystemExit) as error:
-        hint = f"; {_install(found)}" if isinstance(error, ImportError) else ""
+        hint = f"; {_install_hint(found)}" if isinstance(error, ImportError) else ""
         raise PluginError(f"importing it raised {type(error).__name__}: {error}{hint}") from error
     return host(found.name, module)
 
 
-def _same(module: Any) -> Any:
+def _return_module(module: Any) -> Any:
     return module
 
 
-def _install(found: _Found) -> str:
-    """What to type to get the missing parts."""
+def _install_hint(found: _InstalledPlugin) -> str:
+    """The command that installs the missing modules."""
     if found.extra:
         return f"pip install '{found.distribution}[{found.name}]'"
     return f"install what {found.distribution or 'it'} needs: pip install --upgrade {found.distribution or '…'}"

@@ -1,4 +1,4 @@
-"""The metric kind: one number that says how good scores are against labels."""
+"""The metric kind: one number that measures scores against labels."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ Task: TypeAlias = Literal["binary", "multiclass", "regression"]
 
 
 class Metric(ABC):
-    """A metric. Pure: the same rows in any order give the same number."""
+    """A metric: a pure function of labels and scores that does not depend on the order of rows."""
 
     name: ClassVar[str]
     tasks: ClassVar[Sequence[Task]]
-    """What it can judge."""
+    """The tasks that the metric is defined for."""
     higher_is_better: ClassVar[bool]
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Starts a plugin of your own: a whole project, with a backend that works and tests that pass."""
+"""Writes a new plugin project, with a working backend and passing tests."""
 
 import re
 from importlib.resources import files
@@ -18,7 +18,7 @@ _FILES = {
 
 
 def new_plugin(name: str, folder: Path) -> list[Path]:
-    """Writes the project of plugin `name` to `folder`, which must be empty or absent. Answers with the files.
+    """Writes the project of plugin `name` to `folder`, which must be empty or absent. Returns the files.
 
     Raises InvalidInput for a name that is not lower-case words joined by '-', AlreadyExists for a folder in use.
     """

@@ -1,4 +1,4 @@
-"""Options of plugins: an unknown one is an error that names itself."""
+"""Options of plugins: an unknown option is an error that names it."""
 
 from collections.abc import Iterable, Mapping
 

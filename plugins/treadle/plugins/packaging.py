@@ -1,6 +1,6 @@
-"""Model folders: files of a backend and `treadle-model.json`, which says what they are.
+"""Model folders: the files of a backend, and their manifest `treadle-model.json`.
 
-save_model(model, folder, {"features": rows})     # picks the backend, checks what it wrote
+save_model(model, folder, {"features": rows})     # chooses the backend, verifies the files
 manifest = read_package(folder)                   # with every file's digest, ready to register
 load_package(folder).predict({"features": rows})
 """
@@ -20,7 +20,7 @@ from google.protobuf import json_format
 from treadle.core.column import Column
 from treadle.core.errors import AlreadyExists, InvalidInput, NotFound, Violation
 from treadle.plugins.backend import LoadedModel, ModelBackend, ModelSource
-from treadle.plugins.checked import CheckedModel, Sample, load_proven
+from treadle.plugins.checked import CheckedModel, ManifestSample, load_verified
 from treadle.plugins.compiling.compiler import Compiler
 from treadle.plugins.errors import BackendFault
 from treadle.plugins.manager import Plugins
@@ -31,7 +31,7 @@ from treadle.v1 import registry_pb2
 
 MANIFEST = "treadle-model.json"
 SAMPLE_ROWS = 64
-"""At most so many sample rows are kept with a model."""
+"""The maximum number of sample rows that a manifest keeps."""
 
 
 def save_model(
@@ -49,17 +49,17 @@ def save_model(
     lineage: registry_pb2.Lineage | None = None,
     description: str = "",
     options: Mapping[str, str] | None = None,
-    compile: bool = True,  # noqa: A002  # what a user would look for
+    compile: bool = True,  # noqa: A002  # the name that users look for
     plugins: Plugins | None = None,
 ) -> registry_pb2.Manifest:
-    """Writes `model` to `folder`, which must be empty or absent, and answers with its manifest, files included.
+    """Writes `model` to `folder`, which must be empty or absent, and returns its manifest with the list of files.
 
-    `sample`: real inputs by tensor name, one row or more; they fix dtypes and shapes of the signature. `columns` and
+    `sample`: real inputs by tensor name, one row or more; they define dtypes and shapes of the signature. `columns` and
     `units`: for an input, the feature of each column and the units. `allow_nan`: whether floating inputs may be NaN.
     The model is loaded back and run on the sample: its outputs become the signature's and the manifest's.
-    `compile`: whether to look for a faster form, ONNX, which is kept beside the model where it answers alike and
-    faster (`compiling`); the manifest says what was found.
-    Nothing is left behind if anything fails. Raises InvalidInput, NotFound (no such backend), AlreadyExists.
+    `compile`: whether to convert the model to ONNX, which is kept beside the model if it is equivalent and faster
+    (see `compiling`); the manifest has the result.
+    An error leaves no files behind. Raises InvalidInput, NotFound (no such backend), AlreadyExists.
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
@@ -76,7 +76,7 @@ def save_model(
         part = Path(scratch) / "model"
         part.mkdir()
         chosen.save(model, part, tensors)
-        outputs = _outputs_of(chosen, ModelSource(part, inputs, wanted, threads=1), tensors)
+        outputs = _reload_and_predict(chosen, ModelSource(part, inputs, wanted, threads=1), tensors)
         specs = tuple(spec_like(name, array) for name, array in outputs.items())
         manifest = registry_pb2.Manifest(
             backend=chosen.name,
@@ -91,7 +91,7 @@ def save_model(
             description=description,
         )
         if compile:
-            compiler, kept = Compiler(plugins), Sample(tensors, outputs)
+            compiler, kept = Compiler(plugins), ManifestSample(tensors, outputs)
             manifest.compiled.CopyFrom(compiler.compile(model, chosen, source_of(manifest, part), kept))
         else:
             manifest.compiled.reason = "switched off with compile=False"
@@ -107,24 +107,24 @@ def read_package(folder: Path) -> registry_pb2.Manifest:
     """
     folder = Path(folder)
     manifest = _manifest(folder)
-    manifest.files.extend(_digested(folder, path) for path in _files(folder))
+    manifest.files.extend(_file_entry(folder, path) for path in _files(folder))
     return manifest
 
 
 def load_package(folder: Path, *, threads: int = 1, plugins: Plugins | None = None) -> LoadedModel:
-    """The model of a folder, ready to predict, its sample answered as when it was made.
+    """The model of a folder, ready to predict, and verified on its sample.
 
-    Raises as `read_package`, InvalidInput for its options, BackendFault for a model that fails or answers otherwise.
+    Raises as `read_package`, InvalidInput for its options, BackendFault for a model that fails or has other outputs.
     """
     folder = Path(folder)
     manifest = _manifest(folder)
     _files(folder)  # refuses links: nothing outside of the folder is loaded
     backend = (plugins or Plugins.load()).backend(manifest.backend)
-    return load_proven(backend, source_of(manifest, folder, threads), Sample.of(manifest)).model
+    return load_verified(backend, source_of(manifest, folder, threads), ManifestSample.of(manifest)).model
 
 
 def _manifest(folder: Path) -> registry_pb2.Manifest:
-    """What the folder says of itself, checked; without its files."""
+    """The checked manifest of a folder, without its list of files."""
     try:
         text = (folder / MANIFEST).read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
@@ -143,7 +143,7 @@ def _manifest(folder: Path) -> registry_pb2.Manifest:
 
 
 def source_of(manifest: registry_pb2.Manifest, folder: Path, threads: int = 1) -> ModelSource:
-    """What a backend loads the model from whose files lie in `folder`. InvalidInput for an unusable signature."""
+    """The source of a model with its files in `folder`. InvalidInput for an unusable signature."""
     return ModelSource(folder, Signature.from_proto(manifest.signature), dict(manifest.backend_options), threads)
 
 
@@ -164,7 +164,7 @@ def choose_backend(model: Any, name: str | None, plugins: Plugins) -> ModelBacke
 
 
 def _sample(sample: Mapping[str, Any]) -> dict[str, Array]:
-    """Arrays in the types that travel, at most SAMPLE_ROWS rows of each."""
+    """The sample as arrays of supported types, at most SAMPLE_ROWS rows of each."""
     tensors: dict[str, Array] = {}
     for name, values in sample.items():
         array = np.asarray(values)
@@ -190,8 +190,8 @@ def _input_specs(
     )
 
 
-def _outputs_of(backend: ModelBackend, source: ModelSource, tensors: Tensors) -> dict[str, Array]:
-    """What the model, loaded back, answers to the sample."""
+def _reload_and_predict(backend: ModelBackend, source: ModelSource, tensors: Tensors) -> dict[str, Array]:
+    """The outputs of the model for the sample, after it is loaded from its folder."""
     rows = len(next(iter(tensors.values())))
     model = CheckedModel.load(backend, source)
     try:
@@ -229,7 +229,7 @@ def _lineage(given: registry_pb2.Lineage | None, backend: ModelBackend) -> regis
 
 
 def _files(folder: Path) -> list[Path]:
-    """Every file below `folder` but the manifest, by path. InvalidInput for a link."""
+    """Every file in `folder` except the manifest, sorted by path. InvalidInput for a link."""
     files = []
     for path in sorted(folder.rglob("*")):
         if path.is_symlink():
@@ -239,7 +239,7 @@ def _files(folder: Path) -> list[Path]:
     return files
 
 
-def _digested(folder: Path, path: Path) -> registry_pb2.ModelFile:
+def _file_entry(folder: Path, path: Path) -> registry_pb2.ModelFile:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return registry_pb2.ModelFile(

@@ -1,7 +1,7 @@
-"""The online-store kind: the newest value of each entity, by view, for lookups while a request waits.
+"""The online-store kind: the newest value of each entity and view, for lookups within requests.
 
-Keys and values are opaque bytes: the features service packs one row of a view into one value, so that an entity
-costs one read. Stores are synchronous and thread-safe; the service calls them from threads.
+Keys and values are opaque bytes: the feature service packs one row of a view into one value, so that an entity
+takes one read. Stores are synchronous and thread-safe; the service calls them from threads.
 """
 
 from abc import ABC, abstractmethod
@@ -15,16 +15,16 @@ from treadle.plugins.options import check_options
 
 @dataclass(frozen=True)
 class WriteCount:
-    """What became of the rows of one write."""
+    """The numbers of written and outdated rows of a write."""
 
     written: int
     outdated: int
-    """Left out because the store holds a newer event for the key."""
+    """Rows not written, because the store has a newer event for the key."""
 
 
 @dataclass(frozen=True)
 class ViewStats:
-    """How full and how fresh a view is."""
+    """Size and freshness of a view."""
 
     entities: int
     newest_event_micros: int
@@ -34,13 +34,13 @@ class ViewStats:
 
 
 class OnlineStore(ABC):
-    """An open store. Times are microseconds since 1970-01-01T00:00:00Z."""
+    """An open online store. Times are microseconds since 1970-01-01T00:00:00Z."""
 
     @abstractmethod
     def write(self, view: str, rows: Iterable[tuple[bytes, int, bytes]]) -> WriteCount:
-        """Keeps `(key, event_micros, value)` unless the key already has a newer event; an equal one is replaced.
+        """Stores `(key, event_micros, value)` unless the key has a newer event; an event of the same time is replaced.
 
-        All or nothing for the rows of one call; readers never see half a row. Raises StorageFull.
+        The rows of a call are stored all or none, and readers never see a part of a row. Raises StorageFull.
         """
 
     @abstractmethod
@@ -48,29 +48,29 @@ class OnlineStore(ABC):
         """`(event_micros, value)` for each key, in order; None where there is none. Unknown views are empty."""
 
     def read_views(self, wants: Sequence[tuple[str, Sequence[bytes]]]) -> list[list[tuple[int, bytes] | None]]:
-        """What `read` gives for each (view, keys). Override it if the store can answer all of them from one snapshot,
-        or in one round trip: a lookup asks for all of its views at once."""
+        """The result of `read` for each (view, keys). Override it for stores that can read them from one snapshot or in
+        one round trip: a lookup reads all of its views at once."""
         return [self.read(view, keys) for view, keys in wants]
 
     @abstractmethod
     def stats(self, view: str) -> ViewStats:
-        """Cheap enough to ask every few seconds."""
+        """Size and freshness of a view; must be cheap enough for a call every few seconds."""
 
     @abstractmethod
     def flush(self) -> None:
-        """Returns once everything written before will survive a crash."""
+        """Makes all earlier writes durable."""
 
     @abstractmethod
     def close(self) -> None:
-        """Flushes and closes. May be called more than once."""
+        """Flushes and closes the store. May be called more than once."""
 
 
 class OnlineStoreKind(ABC):
-    """What a plugin registers: opens stores of one kind."""
+    """A kind of online store, which plugins register: it opens stores."""
 
     name: ClassVar[str]
     options: ClassVar[Mapping[str, str]] = {}
-    """Every option of `open`, with a line of help. Anything else is an error."""
+    """Every option of `open`, with a line of help. Other options are an error."""
 
     @abstractmethod
     def open(self, folder: Path, options: Mapping[str, str]) -> OnlineStore:

@@ -19,7 +19,7 @@ from treadle.v1 import features_pb2_grpc
 
 
 @dataclass(frozen=True)
-class Settings:
+class FeatureSettings:
     """What a features service can be told."""
 
     store: str = "lmdb"
@@ -37,7 +37,7 @@ class Settings:
 
 
 @asynccontextmanager
-async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[None]:
+async def open_service(settings: FeatureSettings, runtime: Runtime) -> AsyncIterator[None]:
     """Opens the store and the definitions in the service's home. InvalidInput, NotFound, DataLoss, Unavailable."""
     _check(settings)
     store = _open_store(settings, runtime.home / "online")
@@ -70,13 +70,13 @@ async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[No
         store.close()
 
 
-def _check(settings: Settings) -> None:
+def _check(settings: FeatureSettings) -> None:
     for name in ("map_mib", "max_rows", "transform_timeout_seconds", "transform_workers"):
         if getattr(settings, name) <= 0:
             raise InvalidInput(f"features: {name} must be over 0")
 
 
-def _open_store(settings: Settings, folder: Path) -> OnlineStore:
+def _open_store(settings: FeatureSettings, folder: Path) -> OnlineStore:
     options = _options(settings.store_options)
     if settings.store == LmdbStoreKind.name:
         return LmdbStoreKind().open(folder, {"map_mib": str(settings.map_mib), **options})

@@ -15,7 +15,7 @@ from treadle.v1 import registry_pb2_grpc
 
 
 @dataclass(frozen=True)
-class Settings:
+class RegistrySettings:
     """TREADLE_REGISTRY_…"""
 
     database_url: str = ""
@@ -33,7 +33,7 @@ class Settings:
 
 
 @asynccontextmanager
-async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[None]:
+async def open_service(settings: RegistrySettings, runtime: Runtime) -> AsyncIterator[None]:
     """Makes or migrates the database, then serves.
 
     FailedPrecondition  the database URL is of no use, or a newer release made the database
@@ -50,8 +50,10 @@ async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[No
             reserve_bytes=settings.disk_reserve_mib << 20,
         )
         stack.push_async_callback(artifacts.close)
-        watches = Watches(store, runtime.telemetry.log)
-        await stack.enter_async_context(watches.open(settings.watch_poll_seconds))
+        watches = Watches(store)
+        stack.enter_context(watches.open())
+        background = await stack.enter_async_context(runtime.background())
+        background.every("poll_history", settings.watch_poll_seconds, watches.poll)
         runtime.health.on_drain(watches.close)
         registry_pb2_grpc.add_RegistryServiceServicer_to_server(Servicer(store, artifacts, watches), runtime.server)
         yield

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from treadle.cli.ui.row_input import columns_of, read_rows
+from treadle.cli.ui.row_input import columns_from_options, read_rows
 from treadle.core.errors import InvalidInput
 from treadle.rpc.codec.columns import encode
 
@@ -29,7 +29,7 @@ MIDNIGHT = np.datetime64("2013-10-01T00:00:00", "us")
 )
 def test_a_value_that_does_not_fit_is_refused(cells: tuple[str, ...]) -> None:
     with pytest.raises(InvalidInput, match=r"entities\[x\]"):
-        columns_of(cells, "entities")
+        columns_from_options(cells, "entities")
 
 
 @pytest.mark.parametrize(
@@ -44,8 +44,8 @@ def test_a_value_that_does_not_fit_is_refused(cells: tuple[str, ...]) -> None:
     ],
     ids=str,
 )
-def test_a_value_that_fits_is_taken(cells: tuple[str, ...], dtype: str, values: list[object]) -> None:
-    column = columns_of(cells)["x"]
+def test_a_value_that_fits_is_accepted(cells: tuple[str, ...], dtype: str, values: list[object]) -> None:
+    column = columns_from_options(cells)["x"]
     assert column.dtype == dtype
     assert column.values.tolist() == values
     encode(column)
@@ -53,7 +53,7 @@ def test_a_value_that_fits_is_taken(cells: tuple[str, ...], dtype: str, values: 
 
 @pytest.mark.parametrize("name", ["x", "x:BOOL", "x:INT8", "x:BYTES", "x:FP32"])
 def test_null_alone_is_a_column_of_nulls(name: str) -> None:
-    nulls = columns_of([f"{name}=null"])["x"].nulls
+    nulls = columns_from_options([f"{name}=null"])["x"].nulls
     assert nulls is not None
     assert nulls.tolist() == [True]
 

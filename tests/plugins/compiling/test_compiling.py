@@ -10,8 +10,8 @@ import pytest
 
 from treadle.core.errors import InvalidInput
 from treadle.plugins.backend import LoadedModel, ModelBackend, ModelSource
-from treadle.plugins.backends.onnx_export.graph import need
-from treadle.plugins.checked import CheckedModel, Sample, load_proven
+from treadle.plugins.backends.onnx_export.graph import require_modules
+from treadle.plugins.checked import CheckedModel, ManifestSample, load_verified
 from treadle.plugins.compiling.comparing import Tolerance, compare
 from treadle.plugins.compiling.compiler import Compiler, source_of_compiled
 from treadle.plugins.errors import NotCompiled
@@ -46,7 +46,7 @@ def compiled(model: Any, folder: Path, rows: Any, plugins: Plugins = PLUGINS, **
     measure = options.pop("measure", faster)
     manifest = save_model(model, folder, {"features": rows[:64]}, compile=False, plugins=plugins, **options)
     backend, source = plugins.backend(manifest.backend), source_of(manifest, folder)
-    found = Compiler(plugins, measure).compile(model, backend, source, Sample.of(manifest))
+    found = Compiler(plugins, measure).compile(model, backend, source, ManifestSample.of(manifest))
     manifest.compiled.CopyFrom(found)
     return manifest
 
@@ -218,9 +218,9 @@ def test_several_inputs_of_several_types_are_put_side_by_side(tmp_path: Path) ->
     sample: dict[str, Any] = {"first": ROWS[:, 0], "next": ROWS[:, 1:3].astype(np.float32), "code": ROWS[:, 3] > 1}
     manifest = save_model(model, tmp_path / "model", sample, compile=False)
     source, backend = source_of(manifest, tmp_path / "model"), PLUGINS.backend("sklearn")
-    found = Compiler(PLUGINS, faster).compile(model, backend, source, Sample.of(manifest))
+    found = Compiler(PLUGINS, faster).compile(model, backend, source, ManifestSample.of(manifest))
     assert not found.reason
-    fast = load_proven(PLUGINS.backend("onnx"), source_of_compiled(source, found), Sample.of(manifest))
+    fast = load_verified(PLUGINS.backend("onnx"), source_of_compiled(source, found), ManifestSample.of(manifest))
     wanted = CheckedModel.load(backend, source).predict(sample, 300)["prediction"]
     assert np.allclose(fast.predict(sample, 300)["prediction"], wanted, rtol=1e-6)
 
@@ -322,7 +322,7 @@ class TestReasons:
         with pytest.raises(
             NotCompiled, match=r"needs no_such_converter, not installed.*pip install 'treadle\[compile\]'"
         ):
-            need("onnx", "no_such_converter")
+            require_modules("onnx", "no_such_converter")
 
 
 GRAPH = """<ir_version: 8, opset_import: ["": 17, "ai.onnx.ml": 3]>
@@ -431,7 +431,9 @@ class TestTheHook:
     def test_files_of_that_name_are_the_backends_own(self, tmp_path: Path) -> None:
         (tmp_path / "compiled").mkdir()
         source = ModelSource(tmp_path, SIGNATURE, {}, 1)
-        found = Compiler(PLUGINS, faster).compile("twisted", TwistedBackend(lambda: form(SAME)), source, Sample())
+        found = Compiler(PLUGINS, faster).compile(
+            "twisted", TwistedBackend(lambda: form(SAME)), source, ManifestSample()
+        )
         assert found.reason == "its own files use the name 'compiled'"
         assert (tmp_path / "compiled").exists()
 
@@ -456,7 +458,7 @@ def test_thresholds_a_rounding_off_are_found(tmp_path: Path) -> None:
 
     manifest = save_model(model, tmp_path / "model", {"features": ROWS[:64]}, compile=False)
     source = source_of(manifest, tmp_path / "model")
-    found = Compiler(PLUGINS, faster).compile(model, Naive(), source, Sample.of(manifest))
+    found = Compiler(PLUGINS, faster).compile(model, Naive(), source, ManifestSample.of(manifest))
     assert "differs on rows at the thresholds of its trees" in found.reason
 
 

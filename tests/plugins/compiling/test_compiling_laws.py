@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from treadle.plugins.backends.onnx_export.boosters import _around_zero
-from treadle.plugins.backends.onnx_export.forest import as_rounded
-from treadle.plugins.checked import CheckedModel, Sample
+from treadle.plugins.backends.onnx_export.boosters import _zero_adjusted
+from treadle.plugins.backends.onnx_export.forest import fp64_thresholds
+from treadle.plugins.checked import CheckedModel, ManifestSample
 from treadle.plugins.compiling.comparing import Tolerance, compare
 from treadle.plugins.compiling.compiler import Compiler, source_of_compiled
-from treadle.plugins.compiling.probing import ROWS, Threshold, probes
-from treadle.plugins.compiling.timing import side_by_side
+from treadle.plugins.compiling.probing import ROWS, SplitThreshold, probes
+from treadle.plugins.compiling.timing import interleaved_timing
 from treadle.plugins.manager import Plugins
 from treadle.plugins.packaging import save_model, source_of
 from treadle.plugins.tensor_spec import TensorSpec
@@ -57,7 +57,7 @@ def test_compiled_answers_as_the_original_on_rows_it_was_never_checked_on(
         folder = Path(scratch) / "model"
         manifest = save_model(model, folder, {"features": rows[:30]}, compile=False)
         backend, source = PLUGINS.backend(manifest.backend), source_of(manifest, folder)
-        found = Compiler(PLUGINS, lambda calls: [2.0, 1.0]).compile(model, backend, source, Sample.of(manifest))
+        found = Compiler(PLUGINS, lambda calls: [2.0, 1.0]).compile(model, backend, source, ManifestSample.of(manifest))
         assert not found.reason
         original = CheckedModel.load(backend, source)
         fast = CheckedModel.load(PLUGINS.backend("onnx"), source_of_compiled(source, found))
@@ -71,7 +71,7 @@ def test_compiled_answers_as_the_original_on_rows_it_was_never_checked_on(
 def test_a_shifted_threshold_tells_apart_what_rounding_to_fp32_tells_apart(
     value: float, threshold: float, beside: int
 ) -> None:
-    (shifted,) = as_rounded(np.array([threshold]))
+    (shifted,) = fp64_thresholds(np.array([threshold]))
     near = shifted
     for _ in range(abs(beside)):
         near = np.nextafter(near, np.inf * beside)
@@ -82,7 +82,7 @@ def test_a_shifted_threshold_tells_apart_what_rounding_to_fp32_tells_apart(
 @given(value=st.floats(-4e-35, 4e-35), threshold=st.floats(-4e-35, 4e-35))
 def test_a_threshold_around_zero_tells_apart_what_lightgbm_does(value: float, threshold: float) -> None:
     seen = 0.0 if abs(value) <= float(np.float32(1e-35)) else value
-    assert (seen <= threshold) == (value <= _around_zero(threshold))
+    assert (seen <= threshold) == (value <= _zero_adjusted(threshold))
 
 
 @given(
@@ -141,7 +141,7 @@ SAMPLE: dict[str, Any] = {
 @settings(max_examples=20)
 @given(seed=st.integers(0, 1000))
 def test_random_rows_stay_within_the_sample(seed: int) -> None:
-    near = [Threshold(1, 12.5), Threshold(0, 0.5), Threshold(99, 1.0)]
+    near = [SplitThreshold(1, 12.5), SplitThreshold(0, 0.5), SplitThreshold(99, 1.0)]
     sets = dict(probes(SIGNATURE, SAMPLE, near, np.random.default_rng(seed)))
     assert len(sets) == 4
     for rows in sets.values():
@@ -167,7 +167,7 @@ def test_calls_are_timed_in_turns_by_their_medians() -> None:
 
         return run
 
-    slow, fast = side_by_side(
+    slow, fast = interleaved_timing(
         [call("slow", 9.0, 3.0, 3.0, 8.0), call("fast", 9.0, 1.0, 2.0, 1.0)], lambda: now[0], seconds=0
     )
     assert (slow, fast) == (3.0, 1.0)

@@ -1,4 +1,4 @@
-"""`treadle bench`: how fast a deployment answers on the mesh that runs."""
+"""`treadle bench`: measures latency and throughput of a deployment on the running mesh."""
 
 import asyncio
 import time
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from treadle.cli.command import Session, command
-from treadle.cli.commands.predict import given_rows, row_options
+from treadle.cli.commands.predict import row_options, rows_from_options
 
 if TYPE_CHECKING:
     from treadle.client import AsyncClient
@@ -21,17 +21,17 @@ _PERCENTILES = (50.0, 99.0, 99.9)
 
 @dataclass
 class _Load:
-    """Requests that were kept in flight for a while."""
+    """The measurements of one load: a number of requests kept in flight for some seconds."""
 
     in_flight: int
     seconds: float = 0.0
     taken: list[float] = field(default_factory=list)
-    """Seconds of each that was answered."""
+    """The latency of each answered request, in seconds."""
     errors: Counter[str] = field(default_factory=Counter)
-    """By gRPC code."""
+    """The number of errors by gRPC code."""
 
     def document(self) -> dict[str, Any]:
-        """For machines; percentiles are null when nothing was answered."""
+        """The load as a JSON object; percentiles are null if no request was answered."""
         import numpy as np
 
         found = np.percentile(self.taken, _PERCENTILES) * 1000 if self.taken else (None,) * 3
@@ -74,11 +74,11 @@ async def bench(
     """
     async with session.client() as client:
         if entities or context or tensors or rows:
-            request = _request(deployment, given_rows(entities, context, tensors, rows))
+            request = _request(deployment, rows_from_options(entities, context, tensors, rows))
         else:
             request = await _sample(client, deployment)
         ask = _asking(client, request)
-        await ask()  # what is wrong with the request is said before any time is spent
+        await ask()  # an invalid request fails before any measurement
         loads = []
         for count in in_flight:
             session.out.note(f"{count} in flight for {seconds:g} s …")
@@ -94,7 +94,7 @@ def _request(deployment: str, given: Mapping[str, Mapping[str, Any]]) -> "Predic
 
 
 async def _sample(client: "AsyncClient", deployment: str) -> "PredictRequest":
-    """The first sample row of the version that gets the most traffic."""
+    """A request with the first sample row of the version with the most traffic."""
     from treadle.rpc.codec.columns import decode, encode
     from treadle.v1.prediction_pb2 import PredictRequest
 
@@ -113,7 +113,7 @@ def _asking(client: "AsyncClient", request: "PredictRequest") -> Callable[[], Aw
 
 
 async def _loaded(ask: Callable[[], Awaitable[Any]], in_flight: int, seconds: float) -> _Load:
-    """Closed loop: each of so many callers asks again when it was answered."""
+    """Runs a closed loop: each of `in_flight` callers sends its next request when the last one is answered."""
     from treadle.core.errors import TreadleError
 
     load = _Load(in_flight)

@@ -1,10 +1,10 @@
-"""`treadle start|stop|down`: what another terminal can ask of a running mesh."""
+"""`treadle start|stop|down`: control of a running mesh from another terminal."""
 
 import click
 
 from treadle.cli.command import Session, command, home_option
-from treadle.mesh.control import ask
-from treadle.mesh.errors import IS_IT_RUNNING, CommandError
+from treadle.mesh.control import send_command
+from treadle.mesh.errors import NOT_RUNNING_HINT, CommandError
 
 _service = click.argument("service")
 
@@ -34,6 +34,6 @@ async def down(session: Session) -> None:
 
 async def _ask(session: Session, do: str, service: str, done: str) -> None:
     if session.mesh is None:
-        raise CommandError(f"no mesh runs in {session.home}", IS_IT_RUNNING, "UNAVAILABLE")
-    answer = await ask(session.mesh.control, do, service)
+        raise CommandError(f"no mesh runs in {session.home}", NOT_RUNNING_HINT, "UNAVAILABLE")
+    answer = await send_command(session.mesh.control, do, service)
     session.out.show(answer, lambda: done)

@@ -1,4 +1,4 @@
-"""`treadle demo`: the story on real flights, told by examples/flights of the repository."""
+"""`treadle demo`: runs the demo of examples/flights."""
 
 import asyncio
 import importlib.util
@@ -47,7 +47,7 @@ def _find(folder: Path) -> Path | None:
 
 
 def _load(path: Path) -> ModuleType:
-    """The demo's module, under its own name, with its folder first on the import path as a script's would be."""
+    """The module of the demo, imported with its folder first on the import path, as for a script."""
     sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location("demo", path)
     if spec is None or spec.loader is None:

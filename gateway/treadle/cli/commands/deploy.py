@@ -1,4 +1,4 @@
-"""`treadle deploy|promote|rollback`: what serves."""
+"""`treadle deploy|promote|rollback`: the traffic policy of a deployment."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,11 +62,11 @@ async def deploy(
     name = "rule"
     version = "on-time-rule/1"
     """
-    from treadle.cli.deployfile import DeployPlan, parse_fallback, parse_share, read_plan
+    from treadle.cli.deployfile import DeployPlan, parse_fallback, parse_traffic, read_plan
 
     plan = read_plan(Path(name_or_file)) if name_or_file.endswith(".toml") else DeployPlan(name_or_file)
     plan = plan.with_flags(
-        traffic=dict(parse_share(share) for share in traffic),
+        traffic=dict(parse_traffic(share) for share in traffic),
         fallbacks=tuple(parse_fallback(step) for step in fallback),
         shadows=shadow,
         sticky_entity=sticky,
@@ -114,13 +114,13 @@ async def rollback(session: Session, deployment: str, revision: int | None, reas
 
 
 async def _settle(session: Session, client: "AsyncClient", made: "registry_pb2.Deployment", wait: bool) -> None:
-    """Shows the deployment, once its versions are loaded: until then its fallbacks answer."""
-    from treadle.cli.ui.to_jsonable import plain
+    """Shows the deployment after its versions are loaded; until then its fallbacks answer."""
+    from treadle.cli.ui.to_jsonable import to_jsonable
 
     if wait:
         with session.out.progress("loading"):
             await client.wait_until_ready(made.name)
-    session.out.show(plain(made), lambda: _picture(made))
+    session.out.show(to_jsonable(made), lambda: _picture(made))
 
 
 def _picture(made: "registry_pb2.Deployment") -> Any:

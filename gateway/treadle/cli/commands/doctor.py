@@ -1,4 +1,4 @@
-"""`treadle doctor`: is this machine fit, and what to do about what is not."""
+"""`treadle doctor`: checks this machine, and says how to fix problems."""
 
 from collections.abc import Iterator
 from typing import Any

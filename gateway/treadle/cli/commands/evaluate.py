@@ -1,4 +1,4 @@
-"""`treadle evaluate`: is a version good enough, and better than another?"""
+"""`treadle evaluate`: evaluates a version on a dataset, compares it with a baseline, and applies a gate."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,11 +49,11 @@ async def evaluate(
     VERSION is MODEL/3 or MODEL@alias; DATASET a Parquet file, folder or glob as the evaluation service sees it.
     The report is kept with the version. Exit status 1 unless the gate passes.
     """
-    from treadle.cli.ui.to_jsonable import plain
+    from treadle.cli.ui.to_jsonable import to_jsonable
     from treadle.evaluation.offline.gate_policy import read_policy
 
     policy = None if gate is None else read_policy(gate)
-    where = str(Path(dataset).absolute()) if "://" not in dataset else dataset  # noqa: ASYNC240  # no disk is touched
+    where = str(Path(dataset).absolute()) if "://" not in dataset else dataset  # noqa: ASYNC240  # it does not access the disk
     async with session.client() as client:
         with session.out.progress("evaluating") as tell:
             found = await client.evaluate(
@@ -72,7 +72,7 @@ async def evaluate(
             )
     if report is not None:
         _write(found, report)
-    session.out.show(plain(found), lambda: _picture(found))
+    session.out.show(to_jsonable(found), lambda: _picture(found))
     from treadle.v1 import evaluation_pb2
 
     if gate is not None and found.gate.verdict != evaluation_pb2.VERDICT_PASS:
@@ -89,7 +89,7 @@ def _picture(report: "evaluation_pb2.EvaluationReport") -> Any:
     from rich.console import Group
 
     from treadle.cli.ui.output import facts, table
-    from treadle.cli.ui.to_jsonable import verdict
+    from treadle.cli.ui.to_jsonable import verdict_text
     from treadle.client.references import show
     from treadle.evaluation.report.report import estimate_text
 
@@ -100,12 +100,12 @@ def _picture(report: "evaluation_pb2.EvaluationReport") -> Any:
             gap = differences.get(each.metric)
             cells = [part.slice or "all rows", f"{part.rows:,}", each.metric, estimate_text(each)]
             rows.append([*cells, "" if gap is None else estimate_text(gap, signed=True)])
-    judged = [(verdict(each.verdict), each.reason) for each in report.gate.results]
+    judged = [(verdict_text(each.verdict), each.reason) for each in report.gate.results]
     about = (
         ("version", show(report.ref)),
         ("baseline", show(report.baseline)),
         ("rows", f"{report.rows:,}"),
-        ("gate", verdict(report.gate.verdict) if judged else ""),
+        ("gate", verdict_text(report.gate.verdict) if judged else ""),
     )
     against = f"against {show(report.baseline)}" if report.baseline.model else ""
     parts: list[Any] = [facts(about), table(("slice", ">rows", "metric", ">value [95 %]", f">{against}"), rows)]

@@ -25,7 +25,7 @@ def features() -> None:
 async def apply(session: Session, file: Path, dry_run: bool) -> None:
     """Create or change the views and feature services that FILE (Python) defines: all or none."""
     from treadle.cli.ui.output import table
-    from treadle.cli.ui.to_jsonable import plain
+    from treadle.cli.ui.to_jsonable import to_jsonable
     from treadle.features import definition_codec as codec
     from treadle.features.loading import load_definitions
 
@@ -36,7 +36,7 @@ async def apply(session: Session, file: Path, dry_run: bool) -> None:
             [codec.service_to_proto(service) for service in found.services],
             dry_run=dry_run,
         )
-    data = {"dry_run": dry_run, "changes": plain(changes)}
+    data = {"dry_run": dry_run, "changes": to_jsonable(changes)}
     rows = [
         (each["object"], each["name"], each["kind"].lower(), "; ".join(each["differences"])) for each in data["changes"]
     ]
@@ -53,7 +53,7 @@ async def materialize(session: Session, views: tuple[str, ...], until: datetime 
     All views that have a source, or only VIEWS. Running it again changes nothing.
     """
     from treadle.cli.ui.output import table
-    from treadle.cli.ui.to_jsonable import plain
+    from treadle.cli.ui.to_jsonable import to_jsonable
 
     moment = None if until is None else until.replace(tzinfo=UTC)
     async with session.client() as client:
@@ -63,7 +63,7 @@ async def materialize(session: Session, views: tuple[str, ...], until: datetime 
             done[view.name] = await _materialize(session, client, view, moment)
     rows = [(name, f"{each.rows:,}", f"{each.written:,}", f"{each.outdated:,}") for name, each in done.items()]
     columns = ("view", ">rows", ">written", ">outdated")
-    session.out.show({"views": plain(done)}, lambda: table(columns, rows))
+    session.out.show({"views": to_jsonable(done)}, lambda: table(columns, rows))
 
 
 @command(on_mesh=True)
@@ -81,13 +81,13 @@ async def get(
     """Look up features of entities, with the status and age of each."""
     if not entities and not context:
         raise click.UsageError("say for what: -e NAME=VALUE")
-    from treadle.cli.ui.row_input import columns_of
-    from treadle.cli.ui.to_jsonable import plain
+    from treadle.cli.ui.row_input import columns_from_options
+    from treadle.cli.ui.to_jsonable import to_jsonable
 
     async with session.client() as client:
-        keys, asked = columns_of(entities, "entities"), columns_of(context, "context")
+        keys, asked = columns_from_options(entities, "entities"), columns_from_options(context, "context")
         found = await client.get_features(feature_service, keys, asked, outputs=outputs)
-    session.out.show(plain(found), lambda: _picture(list(found.values())))
+    session.out.show(to_jsonable(found), lambda: _picture(list(found.values())))
 
 
 @command(on_mesh=True)
@@ -99,7 +99,7 @@ async def freshness(session: Session, views: tuple[str, ...]) -> None:
     """
     from treadle.cli.command import FAILED
     from treadle.cli.ui.output import table
-    from treadle.cli.ui.to_jsonable import moment, plain
+    from treadle.cli.ui.to_jsonable import time_text, to_jsonable
 
     async with session.client() as client:
         found = await client.freshness(*views)
@@ -107,7 +107,7 @@ async def freshness(session: Session, views: tuple[str, ...]) -> None:
         (
             each.view,
             f"{each.entities:,}",
-            moment(each.newest_event_micros),
+            time_text(each.newest_event_micros),
             f"{each.age_seconds:,.0f} s" if each.entities else "",
             f"{each.freshness_seconds:,.0f} s" if each.freshness_seconds else "never stale",
             "fresh" if each.fresh else "empty" if not each.entities else "stale",
@@ -115,7 +115,7 @@ async def freshness(session: Session, views: tuple[str, ...]) -> None:
         for each in found
     ]
     columns = ("view", ">entities", "newest", ">age", ">limit", "")
-    session.out.show(plain(found), lambda: table(columns, rows))
+    session.out.show(to_jsonable(found), lambda: table(columns, rows))
     if not all(each.fresh for each in found):
         raise SystemExit(FAILED)
 
@@ -150,12 +150,12 @@ async def _materialize(
 
 def _picture(found: "list[Feature]") -> Any:
     from treadle.cli.ui.output import table
-    from treadle.cli.ui.to_jsonable import plain
+    from treadle.cli.ui.to_jsonable import to_jsonable
 
     rows = []
     for feature in found:
-        values = plain(feature.values) if feature.values is not None else [""] * len(feature.statuses)
-        for row, (status, age) in enumerate(zip(feature.statuses, plain(feature.ages_seconds), strict=True)):
+        values = to_jsonable(feature.values) if feature.values is not None else [""] * len(feature.statuses)
+        for row, (status, age) in enumerate(zip(feature.statuses, to_jsonable(feature.ages_seconds), strict=True)):
             value = "" if feature.nulls[row] else values[row]
             rows.append((feature.name, row, value, status, "" if age is None else f"{age:,.0f} s"))
     return table(("feature", ">row", ">value", "status", ">age"), rows)

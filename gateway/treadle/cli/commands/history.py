@@ -1,4 +1,4 @@
-"""`treadle history`: what changed, who did it, and why."""
+"""`treadle history`: the changes of a mesh, with their authors and reasons."""
 
 import click
 
@@ -14,12 +14,13 @@ async def history(session: Session, subject: str, limit: int) -> None:
     SUBJECT is a beginning: flight-delay, flight-delay/3, deployment:flight-delay. Without it, everything; newest first.
     """
     from treadle.cli.ui.output import table
-    from treadle.cli.ui.to_jsonable import moment, plain
+    from treadle.cli.ui.to_jsonable import time_text, to_jsonable
 
     async with session.client() as client:
         events = await client.history(subject, limit=limit)
     rows = [
-        (each.sequence, moment(each.at_micros), each.actor, each.action, each.subject, each.reason) for each in events
+        (each.sequence, time_text(each.at_micros), each.actor, each.action, each.subject, each.reason)
+        for each in events
     ]
     columns = (">#", "when", "who", "what", "to", "why")
-    session.out.show(plain(events), lambda: table(columns, rows))
+    session.out.show(to_jsonable(events), lambda: table(columns, rows))

@@ -25,8 +25,8 @@ async def push(session: Session, name: str, folder: Path) -> None:
 
     Pushing the same folder again changes nothing and answers with the version made before.
     """
-    from treadle.cli.ui.serving_form import served
-    from treadle.cli.ui.to_jsonable import plain
+    from treadle.cli.ui.serving_form import serving_form
+    from treadle.cli.ui.to_jsonable import to_jsonable
     from treadle.client.references import show
 
     async with session.client() as client:
@@ -36,8 +36,8 @@ async def push(session: Session, name: str, folder: Path) -> None:
             )
     size = sum(file.size_bytes for file in made.manifest.files)
     files = f"{len(made.manifest.files)} files, {size:,} bytes"
-    text = f"{show(made.ref)}  {files}; served by {served(made.manifest)}"
-    session.out.show(plain(made), lambda: text)
+    text = f"{show(made.ref)}  {files}; served by {serving_form(made.manifest)}"
+    session.out.show(to_jsonable(made), lambda: text)
 
 
 @command("list", on_mesh=True)
@@ -45,18 +45,25 @@ async def push(session: Session, name: str, folder: Path) -> None:
 async def list_(session: Session, name: str | None) -> None:
     """List all models, or the versions of one."""
     from treadle.cli.ui.output import table
-    from treadle.cli.ui.to_jsonable import metrics, moment, plain
+    from treadle.cli.ui.to_jsonable import metrics_text, time_text, to_jsonable
     from treadle.client.references import show
 
     async with session.client() as client:
         if name is None:
             models = await client.models()
             rows = [
-                (m.name, m.latest_version, _aliases(dict(m.aliases)), m.owner, moment(m.created_micros), m.description)
+                (
+                    m.name,
+                    m.latest_version,
+                    _aliases(dict(m.aliases)),
+                    m.owner,
+                    time_text(m.created_micros),
+                    m.description,
+                )
                 for m in models
             ]
             columns = ("model", ">latest", "aliases", "owner", "created", "description")
-            session.out.show(plain(models), lambda: table(columns, rows))
+            session.out.show(to_jsonable(models), lambda: table(columns, rows))
             return
         versions = await client.versions(name)
     version_rows = [
@@ -65,25 +72,25 @@ async def list_(session: Session, name: str | None) -> None:
             v.manifest.backend,
             ", ".join(v.aliases),
             v.manifest.feature_service,
-            metrics(v.manifest.metrics),
+            metrics_text(v.manifest.metrics),
             v.created_by,
-            moment(v.created_micros),
+            time_text(v.created_micros),
         )
         for v in versions
     ]
     heads = ("version", "backend", "aliases", "feature service", "metrics", "by", "created")
-    session.out.show(plain(versions), lambda: table(heads, version_rows))
+    session.out.show(to_jsonable(versions), lambda: table(heads, version_rows))
 
 
 @command(on_mesh=True)
 @click.argument("version")
 async def show(session: Session, version: str) -> None:
     """Show one version: MODEL/3 or MODEL@alias."""
-    from treadle.cli.ui.to_jsonable import plain
+    from treadle.cli.ui.to_jsonable import to_jsonable
 
     async with session.client() as client:
         found = await client.get_version(version)
-    session.out.show(plain(found), lambda: _picture(found))
+    session.out.show(to_jsonable(found), lambda: _picture(found))
 
 
 @command(on_mesh=True)
@@ -98,7 +105,7 @@ async def card(session: Session, version: str, output: Path | None) -> None:
         reports = await client.reports(version)
     text = model_card(found, reports)
     if output is not None:
-        output.write_text(text)  # noqa: ASYNC240  # nothing else runs
+        output.write_text(text)  # noqa: ASYNC240  # no other task runs
     written = None if output is None else str(output)
     session.out.show({"version": version, "markdown": text, "written": written}, lambda: written or _card(text))
 
@@ -109,11 +116,11 @@ async def card(session: Session, version: str, output: Path | None) -> None:
 @click.argument("version", type=click.IntRange(0))
 async def alias(session: Session, model_name: str, alias_name: str, version: int) -> None:
     """Point ALIAS (such as champion) of MODEL at VERSION; 0 removes it."""
-    from treadle.cli.ui.to_jsonable import plain
+    from treadle.cli.ui.to_jsonable import to_jsonable
 
     async with session.client() as client:
         found = await client.set_alias(model_name, alias_name, version)
-    session.out.show(plain(found), lambda: f"{found.name}: {_aliases(dict(found.aliases)) or 'no aliases'}")
+    session.out.show(to_jsonable(found), lambda: f"{found.name}: {_aliases(dict(found.aliases)) or 'no aliases'}")
 
 
 for each in (push, list_, show, card, alias):
@@ -135,8 +142,8 @@ def _picture(found: "registry_pb2.ModelVersion") -> Any:
     from rich.console import Group
 
     from treadle.cli.ui.output import facts, table
-    from treadle.cli.ui.serving_form import served
-    from treadle.cli.ui.to_jsonable import metrics, moment
+    from treadle.cli.ui.serving_form import serving_form
+    from treadle.cli.ui.to_jsonable import metrics_text, time_text
     from treadle.client.references import show as show_ref
 
     manifest = found.manifest
@@ -145,12 +152,12 @@ def _picture(found: "registry_pb2.ModelVersion") -> Any:
             ("version", show_ref(found.ref)),
             ("aliases", ", ".join(found.aliases)),
             ("backend", manifest.backend),
-            ("served by", served(manifest)),
+            ("served by", serving_form(manifest)),
             ("description", manifest.description),
             ("feature service", manifest.feature_service),
-            ("metrics", metrics(manifest.metrics)),
+            ("metrics", metrics_text(manifest.metrics)),
             ("parameters", ", ".join(f"{key} {value}" for key, value in sorted(manifest.parameters.items()))),
-            ("created", f"{moment(found.created_micros)} by {found.created_by}"),
+            ("created", f"{time_text(found.created_micros)} by {found.created_by}"),
             ("data", manifest.lineage.data_digest),
             ("code", manifest.lineage.code_revision),
             ("parent", show_ref(manifest.lineage.parent)),

@@ -19,7 +19,7 @@ def plugins() -> None:
 async def list_(session: Session) -> None:
     """List the installed plugins: what each provides, and whether it works."""
     from treadle.cli.ui.output import table
-    from treadle.cli.ui.to_jsonable import plain
+    from treadle.cli.ui.to_jsonable import to_jsonable
     from treadle.plugins.manager import Plugins
 
     found = Plugins.load().info()
@@ -28,7 +28,7 @@ async def list_(session: Session) -> None:
         for each in found
     ]
     columns = ("plugin", "state", "provides", "from", "what to do")
-    session.out.show(plain(found), lambda: table(columns, rows))
+    session.out.show(to_jsonable(found), lambda: table(columns, rows))
 
 
 @command()
@@ -39,14 +39,14 @@ async def check(session: Session, name: str) -> None:
     Exit status 1 if a test fails.
     """
     from treadle.cli.ui.output import table
-    from treadle.cli.ui.to_jsonable import plain
+    from treadle.cli.ui.to_jsonable import to_jsonable
     from treadle.plugins.check import check_plugin
 
     with session.out.progress(f"checking {name}"):
         results = await asyncio.to_thread(check_plugin, name)
     passed = all(each.outcome != "failed" for each in results)
     rows = [(_MARKS[each.outcome], each.subject, each.test, each.message) for each in results]
-    data = {"plugin": name, "passed": passed, "results": plain(results)}
+    data = {"plugin": name, "passed": passed, "results": to_jsonable(results)}
     session.out.show(data, lambda: table(("", "what", "test", "why not"), rows))
     if not passed:
         raise SystemExit(FAILED)

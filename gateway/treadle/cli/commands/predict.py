@@ -1,6 +1,7 @@
-"""`treadle predict`: asks a deployment, by entity keys or by tensors."""
+"""`treadle predict`: requests predictions by entity keys or by tensors."""
 
 from collections.abc import Callable, Mapping
+from math import isnan
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -8,7 +9,7 @@ import click
 from treadle.cli.command import Session, command
 
 if TYPE_CHECKING:
-    from treadle.client import Feature, Prediction
+    from treadle.client import Feature, FeatureProvenance, Prediction
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 _ROW_OPTIONS = (
@@ -22,7 +23,7 @@ _ROW_OPTIONS = (
 
 
 def row_options(run: FunctionT) -> FunctionT:
-    """The options by which people give rows; `given_rows` reads them."""
+    """The options that hold rows; `rows_from_options` parses them."""
     for option in reversed(_ROW_OPTIONS):
         run = option(run)
     return run
@@ -52,7 +53,7 @@ async def predict(
     treadle predict flight-delay -e tail_number=N14228 -c distance=1400
     """
     async with session.client() as client:
-        given = given_rows(entities, context, tensors, rows)
+        given = rows_from_options(entities, context, tensors, rows)
         if given.get("tensors"):
             answer = await client.predict_tensors(
                 deployment, given["tensors"], outputs=outputs, sticky_key=sticky_key, pin_version=pin
@@ -67,19 +68,19 @@ async def predict(
                 sticky_key=sticky_key,
                 pin_version=pin,
             )
-    from treadle.cli.ui.to_jsonable import plain
+    from treadle.cli.ui.to_jsonable import to_jsonable
 
-    session.out.show(plain(answer), lambda: _picture(answer, with_features))
+    session.out.show(to_jsonable(answer), lambda: _picture(answer))
 
 
-def given_rows(
+def rows_from_options(
     entities: tuple[str, ...], context: tuple[str, ...], tensors: tuple[str, ...], rows: str | None
 ) -> Mapping[str, Mapping[str, Any]]:
     """Columns by name under "entities", "context", "tensors", from options or a file. UsageError without any."""
-    from treadle.cli.ui.row_input import columns_of, read_rows
+    from treadle.cli.ui.row_input import columns_from_options, read_rows
 
     typed = {
-        part: columns_of(cells, part)
+        part: columns_from_options(cells, part)
         for part, cells in (("entities", entities), ("context", context), ("tensors", tensors))
     }
     given: Mapping[str, Mapping[str, Any]] = {key: columns for key, columns in typed.items() if columns}
@@ -94,42 +95,48 @@ def given_rows(
     return given
 
 
-def _picture(answer: "Prediction", with_features: bool) -> Any:
+def _picture(answer: "Prediction") -> Any:
     from rich.console import Group
 
     from treadle.cli.ui.output import facts, table
-    from treadle.cli.ui.to_jsonable import plain
+    from treadle.cli.ui.to_jsonable import to_jsonable
 
     names = list(answer.outputs)
-    columns = [map(_cell, plain(answer.outputs[name])) for name in names]
+    columns = [map(_cell, to_jsonable(answer.outputs[name])) for name in names]
     rows = list(zip(answer.prediction_ids, *columns, strict=True))
     about = facts(
         (
             ("by", f"{answer.model}/{answer.version}" if answer.version else "a default answer"),
             ("served by", answer.served_by),
             ("degraded", answer.degraded_reason),
+            ("features", _provenance(answer.provenance) if answer.provenance else ""),
             ("trace", answer.trace_id and f"treadle trace {answer.trace_id}"),
         )
     )
     parts: list[Any] = [table(["prediction id", *(f">{name}" for name in names)], rows), about]
     if answer.features:
-        parts.append(_features(list(answer.features.values()), with_features))
+        parts.append(_features(list(answer.features.values())))
     return Group(*parts)
 
 
-def _features(features: "list[Feature]", with_values: bool) -> Any:
+def _provenance(found: "FeatureProvenance") -> str:
+    oldest = "no values" if isnan(found.oldest_age_seconds) else f"oldest {found.oldest_age_seconds:,.0f} s"
+    named = [("stale", found.stale), ("missing", found.missing), ("null", found.null)]
+    return "; ".join([oldest, *[f"{what}: {', '.join(names)}" for what, names in named if names]])
+
+
+def _features(features: "list[Feature]") -> Any:
     """The first row's features: a picture for people, not all the data."""
     from treadle.cli.ui.output import table
-    from treadle.cli.ui.to_jsonable import plain
+    from treadle.cli.ui.to_jsonable import to_jsonable
 
     rows = []
     for feature in features:
-        age = plain(feature.ages_seconds)[0] if len(feature.ages_seconds) else None
-        value = plain(feature.values)[0] if feature.values is not None and len(feature.values) else ""
-        cells = [feature.name, feature.statuses[0] if feature.statuses else "", "" if age is None else f"{age:,.0f} s"]
-        rows.append([*cells, _cell(value)] if with_values else cells)
-    columns = ["feature (first row)", "status", ">age", *([">value"] if with_values else [])]
-    return table(columns, rows)
+        age = to_jsonable(feature.ages_seconds)[0] if len(feature.ages_seconds) else None
+        value = to_jsonable(feature.values)[0] if feature.values is not None and len(feature.values) else ""
+        status = feature.statuses[0] if feature.statuses else ""
+        rows.append([feature.name, status, "" if age is None else f"{age:,.0f} s", _cell(value)])
+    return table(["feature (first row)", "status", ">age", ">value"], rows)
 
 
 def _cell(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""`treadle serve SERVICE…`: services in this process; what `treadle up` starts six of."""
+"""`treadle serve SERVICE…`: runs services in this process; `treadle up` starts one for each service."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from treadle.mesh.errors import CommandError
 from treadle.mesh.failure_log import log_failure
 from treadle.mesh.services import SERVICES
 
-# Besides those of the processes: where commands find a mesh, and what tests are told.
+# Variables other than the settings of processes: those of commands, the supervisor and tests.
 _READ_BY_COMMANDS = frozenset({
     "TREADLE_ADDRESS", "TREADLE_BASE_PORT", "TREADLE_SUPERVISED", "TREADLE_REQUIRE_SERVICES", "TREADLE_HOST",
     "TREADLE_ENVOY_ADMIN", "TREADLE_SERVING",
@@ -72,9 +72,9 @@ def _serve(services: Sequence[str], host: str | None, environ: Mapping[str, str]
 
         launch(services, environ)
     if supervised:
-        from treadle.mesh.parent_watch import end_with_parent
+        from treadle.mesh.parent_watch import terminate_with_parent
 
-        end_with_parent()
+        terminate_with_parent()
     asyncio.run(_serve_on_grpcio(services, environ))
 
 
@@ -89,15 +89,15 @@ async def _serve_on_grpcio(services: Sequence[str], environ: Mapping[str, str]) 
 
 
 def _envoy_config(services: Sequence[str]) -> dict[str, object]:
-    from treadle.mesh.envoy_app import settings_of
+    from treadle.mesh.envoy_app import envoy_settings_for
     from treadle.rpc.hosts.envoy.config import envoy_config
 
     refuse_misspelt(os.environ)
-    return envoy_config(settings_of(services, os.environ))
+    return envoy_config(envoy_settings_for(services, os.environ))
 
 
 def refuse_misspelt(environ: Mapping[str, str]) -> None:
-    """A variable of Treadle's that nothing reads is an error. Each service looks at its own, TREADLE_<SERVICE>_…."""
+    """Refuses unknown variables TREADLE_…. Those of a service, TREADLE_<SERVICE>_…, are checked by the service."""
     from treadle.core.errors import InvalidInput
     from treadle.core.hints import unknown
     from treadle.rpc.app.process_settings import ProcessSettings

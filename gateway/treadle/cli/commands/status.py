@@ -1,13 +1,13 @@
-"""`treadle status`: every service of the mesh, asked for its health, without grpc."""
+"""`treadle status`: the health of every service of the mesh, checked without importing grpc."""
 
 import asyncio
 from typing import Any
 
 from treadle.cli.command import FAILED, Session, command, require_listening
 from treadle.cli.ui.output import table
-from treadle.mesh.control import ask
+from treadle.mesh.control import send_command
 from treadle.mesh.errors import CommandError
-from treadle.mesh.health import Health, check
+from treadle.mesh.health import HealthStatus, check
 
 
 @command(on_mesh=True)
@@ -26,16 +26,16 @@ async def status(session: Session) -> None:
         {"service": name, "health": health.value, "address": address, **_process(known.get(name, {}))}
         for (name, address), health in zip(addresses.items(), healths, strict=True)
     ]
-    serving = all(health is Health.SERVING for health in healths)
+    serving = all(health is HealthStatus.SERVING for health in healths)
     session.out.show({"serving": serving, "services": services}, lambda: _picture(services))
     if not serving:
         raise SystemExit(FAILED)
 
 
 async def _supervised(control: str) -> dict[str, dict[str, Any]]:
-    """What the supervisor knows; nothing when it is busy dying."""
+    """The state of the services from the supervisor; empty if it does not respond."""
     try:
-        services: dict[str, dict[str, Any]] = (await ask(control, "status"))["services"]
+        services: dict[str, dict[str, Any]] = (await send_command(control, "status"))["services"]
     except CommandError:
         return {}
     return services

@@ -27,7 +27,7 @@ async def trace(
     """
     address = session.traces
     await require_listening(address)
-    from treadle.cli.ui.to_jsonable import plain
+    from treadle.cli.ui.to_jsonable import to_jsonable
     from treadle.observability.telemetry.telemetry import Telemetry
     from treadle.observability.tracestore import waterfall
     from treadle.observability.tracestore.proto_codec import summary_from_proto, trace_from_proto
@@ -38,14 +38,15 @@ async def trace(
         stub = traces_pb2_grpc.TraceQueryServiceStub(channel)
         if trace_id is not None:
             found = await stub.GetTrace(traces_pb2.GetTraceRequest(trace_id=trace_id), timeout=session.timeout_seconds)
-            session.out.show(plain(found), lambda: waterfall.waterfall(trace_from_proto(found), width=_width()))
+            session.out.show(to_jsonable(found), lambda: waterfall.waterfall(trace_from_proto(found), width=_width()))
             return
         request = traces_pb2.SlowestTracesRequest(
             service=service, deployment=deployment, within_seconds=within, limit=limit
         )
         slowest = await stub.SlowestTraces(request, timeout=session.timeout_seconds)
         session.out.show(
-            plain(slowest.traces), lambda: _picture(waterfall.slow_table(list(map(summary_from_proto, slowest.traces))))
+            to_jsonable(slowest.traces),
+            lambda: _picture(waterfall.slow_table(list(map(summary_from_proto, slowest.traces)))),
         )
 
 

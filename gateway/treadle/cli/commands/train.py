@@ -1,4 +1,4 @@
-"""`treadle train`: a function of yours, a table, a registered version with its lineage."""
+"""`treadle train`: trains a model with a function of the user, and registers it with its lineage."""
 
 import asyncio
 import json
@@ -37,7 +37,7 @@ async def train(
     """
     if no_push and folder is None:
         raise click.UsageError("--no-push needs --folder")
-    from treadle.cli.ui.to_jsonable import plain
+    from treadle.cli.ui.to_jsonable import to_jsonable
     from treadle.client.references import show
     from treadle.jobs.train import run_training
 
@@ -48,11 +48,11 @@ async def train(
                 run_training, function, data, package, parameters=dict(map(_parameter, parameters)), project=Path.cwd()
             )
         if no_push:
-            session.out.show(plain(manifest), lambda: f"{package}: {_about(manifest)}")
+            session.out.show(to_jsonable(manifest), lambda: f"{package}: {_about(manifest)}")
             return
         async with session.client() as client:
             made = await client.push_model(name, package)
-    session.out.show(plain(made), lambda: f"{show(made.ref)}: {_about(made.manifest)}")
+    session.out.show(to_jsonable(made), lambda: f"{show(made.ref)}: {_about(made.manifest)}")
 
 
 def _parameter(text: str) -> tuple[str, Any]:
@@ -66,6 +66,6 @@ def _parameter(text: str) -> tuple[str, Any]:
 
 
 def _about(manifest: "registry_pb2.Manifest") -> str:
-    from treadle.cli.ui.to_jsonable import metrics
+    from treadle.cli.ui.to_jsonable import metrics_text
 
-    return f"{manifest.backend}, {metrics(manifest.metrics) or 'no metrics'}"
+    return f"{manifest.backend}, {metrics_text(manifest.metrics) or 'no metrics'}"

@@ -1,4 +1,4 @@
-"""`treadle up`: the whole mesh, supervised, until Ctrl-C."""
+"""`treadle up`: runs and supervises the mesh until Ctrl-C."""
 
 import asyncio
 import os
@@ -59,7 +59,7 @@ async def _up(
 
     started = time.monotonic()
     mesh = Mesh(session.home, base_port, project, notice=notice, colocate=colocate, environ=environ)
-    asked = Signals(mesh.kill_all)
+    asked = SignalHandlers(mesh.kill_all)
     if not session.out.as_json:
         session.out.note(f"starting {', '.join(SERVICES)} …")
     opening = asyncio.ensure_future(mesh.__aenter__())
@@ -81,8 +81,8 @@ async def _up(
     session.out.event({"event": "ended"}, "all services ended")
 
 
-class Signals:
-    """SIGINT and SIGTERM: the first is a request, the next one kills."""
+class SignalHandlers:
+    """Handles SIGINT and SIGTERM: the first requests a shutdown, the second kills all processes."""
 
     def __init__(self, kill: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()

@@ -1,6 +1,6 @@
-"""Groups that know their commands' names and one-line helps, and import a command only when it runs.
+"""Command groups with names and one-line help of their commands, which are imported only when they run.
 
-`treadle --help` thus costs click and nothing else. A test holds each line against the command's own docstring.
+So `treadle --help` imports only click. A test compares each line with the docstring of the command.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,11 +22,11 @@ class LazyGroup(click.Group):
         self._targets = {name: target for _, found in sections for name, (target, _) in found.items()}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names in the order of the sections."""
+        """The names of the commands in the order of the sections."""
         return list(self._targets)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Imports the one command that is asked for."""
+        """The named command, imported now; None for an unknown name."""
         if cmd_name not in self._targets:
             return None
         module, _, attribute = self._targets[cmd_name].partition(":")
@@ -36,7 +36,7 @@ class LazyGroup(click.Group):
         return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the sections from their one-line helps."""
+        """Writes the sections with the one-line help of each command."""
         for heading, found in self.sections:
             with formatter.section(heading):
                 formatter.write_dl([(name, text) for name, (_, text) in found.items()])

@@ -1,9 +1,9 @@
-"""A version's model card, in Markdown: what it is, what it takes, where it came from, how good it was found."""
+"""The model card of a version in Markdown: signature, parameters, metrics, evaluation reports and lineage."""
 
 from collections.abc import Iterator, Sequence
 
-from treadle.cli.ui.serving_form import served
-from treadle.cli.ui.to_jsonable import moment, verdict
+from treadle.cli.ui.serving_form import serving_form
+from treadle.cli.ui.to_jsonable import time_text, verdict_text
 from treadle.client.references import show
 from treadle.evaluation.report.report import estimate_text
 from treadle.rpc.codec.columns import from_proto
@@ -11,7 +11,7 @@ from treadle.v1 import evaluation_pb2, registry_pb2, types_pb2
 
 
 def model_card(version: registry_pb2.ModelVersion, reports: Sequence[evaluation_pb2.EvaluationReport]) -> str:
-    """The whole card; `reports` newest first."""
+    """The model card; `reports` are sorted newest first."""
     return "\n".join(_lines(version, reports)).rstrip() + "\n"
 
 
@@ -22,11 +22,11 @@ def _lines(version: registry_pb2.ModelVersion, reports: Sequence[evaluation_pb2.
     if manifest.description:
         yield manifest.description
         yield ""
-    made = f"Registered {moment(version.created_micros)} by {version.created_by or 'unknown'}"
+    made = f"Registered {time_text(version.created_micros)} by {version.created_by or 'unknown'}"
     aliases = f"; known as {', '.join(version.aliases)}" if version.aliases else ""
     yield f"{made}{aliases}. Backend `{manifest.backend}`."
     yield ""
-    yield f"Served by {served(manifest)}."
+    yield f"Served by {serving_form(manifest)}."
     yield ""
     yield from _inputs(manifest)
     yield from _table("Parameters", ("parameter", "value"), sorted(manifest.parameters.items()))
@@ -56,8 +56,8 @@ def _report(report: evaluation_pb2.EvaluationReport) -> Iterator[str]:
     name = report.dataset.name or report.dataset.path
     yield from (f"## Evaluation on {name}", "")
     against = f", against {show(report.baseline)}" if report.baseline.model else ""
-    gate = f" Gate: **{verdict(report.gate.verdict)}**." if report.gate.results else ""
-    yield from (f"{report.rows:,} rows, {moment(report.created_micros)}{against}.{gate}", "")
+    gate = f" Gate: **{verdict_text(report.gate.verdict)}**." if report.gate.results else ""
+    yield from (f"{report.rows:,} rows, {time_text(report.created_micros)}{against}.{gate}", "")
     rows = [
         (part.slice or "all rows", f"{part.rows:,}", each.metric, estimate_text(each))
         for part in report.slices

@@ -1,7 +1,7 @@
-"""The one seam through which commands speak.
+"""`Output`: the results, notes and errors of all commands.
 
-People get tables on stdout and progress on stderr. With `--json`, stdout holds JSON and nothing else: one document,
-or one a line from a command that goes on. rich is imported only when something is drawn.
+Without `--json`, tables go to stdout and progress to stderr. With `--json`, stdout has only JSON: one document, or one
+a line for a command that keeps running. rich is imported only to draw tables and progress bars.
 """
 
 import json
@@ -16,41 +16,41 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
-# A pipe has no width; nothing is cut there.
+# The width of tables in a pipe, which has no width: nothing is cut.
 _PIPE_WIDTH = 240
 
 
 class Output:
-    """Where a command's results, notes and errors go."""
+    """Writes the results, notes and errors of a command."""
 
     def __init__(self, as_json: bool = False) -> None:
         self.as_json = as_json
 
     def show(self, data: Any, view: "Callable[[], RenderableType]") -> None:
-        """The result: `data` for machines, what `view` draws for people."""
+        """Writes the result: `data` as JSON, or the view for people."""
         if self.as_json:
             print_json(data)
         else:
             drawn = view()
-            if isinstance(drawn, str):  # as it is: brackets in it are no markup
+            if isinstance(drawn, str):  # unchanged: brackets in text are no markup
                 sys.stdout.write(f"{drawn}\n")
             else:
                 console().print(drawn)
 
     def event(self, data: Any, text: str) -> None:
-        """Something that happened while a command goes on: a JSON line on stdout, or a line on stderr."""
+        """Writes an event of a command that keeps running: a JSON line on stdout, or a line on stderr."""
         if self.as_json:
             print_json(data, indent=None)
         else:
             self.note(text)
 
     def note(self, text: str) -> None:
-        """A line for people, on stderr."""
+        """Writes a line to stderr."""
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
 
     def fail(self, error: CommandError) -> None:
-        """What went wrong and what to do: on stderr, and with --json as a document on stdout."""
+        """Writes an error with its hint to stderr, and with --json also as a document to stdout."""
         if self.as_json:
             print_json(error.as_json())
         self.note(f"error: {error.message}")
@@ -62,7 +62,7 @@ class Output:
 
     @contextmanager
     def progress(self, what: str) -> "Iterator[Callable[[str, float, float], None]]":
-        """A bar on stderr while the block runs; call what it yields with (stage, done, total). Silent in a pipe."""
+        """A progress bar on stderr, unless in a pipe. Yields the function that updates it: (stage, done, total)."""
         if not sys.stderr.isatty():
             yield lambda _stage, _done, _total: None
             return
@@ -72,20 +72,20 @@ class Output:
         with Progress(*columns, console=console(stderr=True), transient=True) as bar:
             task = bar.add_task(what, total=None)
 
-            def tell(stage: str, done: float, total: float) -> None:
+            def update(stage: str, done: float, total: float) -> None:
                 bar.update(task, description=f"{what} {stage}".strip(), completed=done, total=total or None)
 
-            yield tell
+            yield update
 
 
 def print_json(data: Any, indent: int | None = 2) -> None:
-    """Writes one document to stdout. NaN and infinities, which JSON has not, must be gone already."""
+    """Writes one JSON document to stdout. ValueError for NaN and infinity, which JSON does not have."""
     sys.stdout.write(json.dumps(data, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
     sys.stdout.flush()
 
 
 def console(stderr: bool = False) -> "Console":
-    """A console that cuts nothing in a pipe."""
+    """A rich console; in a pipe it is wide enough to cut nothing."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
@@ -93,7 +93,7 @@ def console(stderr: bool = False) -> "Console":
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> "Table":
-    """A table; a column whose name begins with ">" is right-aligned. Cells are text, taken literally."""
+    """A table. Columns whose name begins with ">" are right-aligned. Cells are literal text without markup."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -108,7 +108,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> "Table":
 
 
 def facts(pairs: Sequence[tuple[str, Any]]) -> "Table":
-    """Names and values, one pair a line; pairs without value are left out."""
+    """A table of names and values; pairs without a value are left out."""
     from rich.table import Table
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""What people type for rows: `-e tail_number=N14228`, `-c distance:FP32=1400`; or a JSON file of columns."""
+"""Rows given as options (`-e tail_number=N14228`, `-c distance:FP32=1400`) or as a JSON file of columns."""
 
 import json
 import sys
@@ -17,17 +17,18 @@ from treadle.gateway.api.rest.json_codec import column_from_json
 _KEYS = ("entities", "context", "tensors")
 
 
-def columns_of(cells: Iterable[str], part: str = "columns") -> dict[str, Column]:
-    """Columns from NAME=VALUE or NAME:DTYPE=VALUE; a name given again adds a row. Errors name the `part`.
+def columns_from_options(options: Iterable[str], part: str = "columns") -> dict[str, Column]:
+    """Columns from options NAME=VALUE or NAME:DTYPE=VALUE; an option with the same name adds a row.
 
-    Without a dtype, a value that reads as JSON (a number, true, a list) is that, anything else is text.
+    Without a dtype, a value that is valid JSON (a number, true, a list) is parsed, any other value is text. UsageError
+    for another form; InvalidInput names `part` and the column.
     """
     values: dict[str, list[Any]] = {}
     dtypes: dict[str, str] = {}
-    for cell in cells:
-        name, equals, text = cell.partition("=")
+    for option in options:
+        name, equals, text = option.partition("=")
         if not equals or not name:
-            raise click.UsageError(f"{cell!r} is not NAME=VALUE or NAME:DTYPE=VALUE")
+            raise click.UsageError(f"{option!r} is not NAME=VALUE or NAME:DTYPE=VALUE")
         name, _, dtype = name.partition(":")
         values.setdefault(name, []).append(_value(text, dtype))
         if dtype:
@@ -36,9 +37,9 @@ def columns_of(cells: Iterable[str], part: str = "columns") -> dict[str, Column]
 
 
 def read_rows(path: str) -> dict[str, dict[str, Column]]:
-    """{"entities": {…}, "context": {…}} or {"tensors": {…}} from a JSON file, "-" for stdin.
+    """Columns by part and name from a JSON file, "-" for stdin: {"entities": {…}, "context": {…}} or {"tensors": {…}}.
 
-    Columns are lists, under NAME or NAME:DTYPE.
+    Columns are lists under NAME or NAME:DTYPE. InvalidInput names the file and the part.
     """
     try:
         text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
@@ -69,13 +70,13 @@ def _value(text: str, dtype: str) -> Any:
 
 
 def _column(part: str, name: str, rows: list[Any], dtype: str | None) -> Column:
-    """By the rules of the REST door, and a little more: texts for moments, 0 and 1 for BOOL."""
+    """A column by the rules of the REST API; also, texts are accepted for TIMESTAMP, and 0 and 1 for BOOL."""
     if dtype is not None:
         _require_dtype(name, dtype)
     if all(item is None for item in rows):
         return Column.of(name, rows, dtype=dtype)
     if dtype == "TIMESTAMP":
-        return _moments(part, name, rows)
+        return _timestamps(part, name, rows)
     if dtype == "BOOL":
         rows = [_bool(item) for item in rows]
     return column_from_json(part, name, rows, dtype)
@@ -88,17 +89,17 @@ def _require_dtype(name: str, dtype: str) -> None:
         raise InvalidInput(f"{name}: there is no dtype {dtype!r}") from None
 
 
-def _moments(part: str, name: str, rows: list[Any]) -> Column:
+def _timestamps(part: str, name: str, rows: list[Any]) -> Column:
     nulls = [row is None for row in rows]
     try:
-        moments = np.array([_without_zone(row) for row in rows], dtype="datetime64[us]")
+        timestamps = np.array([_without_zone(row) for row in rows], dtype="datetime64[us]")
     except (TypeError, ValueError):
         raise InvalidInput.at(f"{part}[{name}]", "must hold values of TIMESTAMP, in rows of one shape") from None
-    return Column.of(name, moments, nulls if any(nulls) else None, "TIMESTAMP")
+    return Column.of(name, timestamps, nulls if any(nulls) else None, "TIMESTAMP")
 
 
 def _without_zone(item: Any) -> Any:
-    """Moments are in UTC: numpy takes them without the Z that says so."""
+    """A timestamp without its suffix Z, which numpy does not parse: all timestamps are in UTC."""
     if isinstance(item, list):
         return [_without_zone(each) for each in item]
     return item.removesuffix("Z") if isinstance(item, str) else item

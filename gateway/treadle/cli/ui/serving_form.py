@@ -1,10 +1,10 @@
-"""Which form of a model serves, and why, in a sentence for people."""
+"""A sentence that says which form of a model serves: the original or the compiled one, and why."""
 
 from treadle.v1 import registry_pb2
 
 
-def served(manifest: registry_pb2.Manifest) -> str:
-    """ "onnx, compiled from sklearn: 12.0× as fast for 1 row, …", or "sklearn; not compiled: …"."""
+def serving_form(manifest: registry_pb2.Manifest) -> str:
+    """The form that serves: "onnx, compiled from sklearn: 12.0× as fast for 1 row, …" or "sklearn; not compiled: …"."""
     compiled = manifest.compiled
     if not manifest.HasField("compiled"):
         return manifest.backend
@@ -14,10 +14,10 @@ def served(manifest: registry_pb2.Manifest) -> str:
 
 
 def _speeds(compiled: registry_pb2.Compiled) -> str:
-    """How many times as fast, for each measured number of rows."""
+    """The speed-up for each measured number of rows."""
     times = [(s.rows, s.original_micros / max(s.compiled_micros, 1e-3)) for s in compiled.speeds]
-    told = [f"{ratio:.1f}× as fast for {rows:,} row{'' if rows == 1 else 's'}" for rows, ratio in times]
-    return ", ".join(told) or "speed not measured"
+    texts = [f"{ratio:.1f}× as fast for {rows:,} row{'' if rows == 1 else 's'}" for rows, ratio in times]
+    return ", ".join(texts) or "speed not measured"
 
 
 def _checked(compiled: registry_pb2.Compiled) -> str:

@@ -1,4 +1,4 @@
-"""Results in the form that JSON has: messages, dataclasses and arrays become dicts, lists, numbers and texts.
+"""Conversion of results to JSON values: messages, dataclasses and arrays become dicts, lists, numbers and texts.
 
 Messages keep their fields' names; numbers stay numbers (protobuf's own JSON writes 64-bit integers as texts); enums
 become their names without prefix; columns become lists of values with None for null; NaN becomes None.
@@ -17,43 +17,43 @@ from treadle.rpc.codec.columns import decode
 from treadle.v1 import evaluation_pb2, types_pb2
 
 
-def plain(value: Any) -> Any:
-    """The JSON form of what clients return."""
+def to_jsonable(value: Any) -> Any:
+    """The JSON value of a result of the client."""
     if isinstance(value, types_pb2.Column):
         return _column(value)
     if isinstance(value, Message):
         return {field.name: _field(value, field) for field in value.DESCRIPTOR.fields if _present(value, field)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: to_jsonable(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return plain(value._asdict())
+        return to_jsonable(value._asdict())
     if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
+        return {str(key): to_jsonable(each) for key, each in value.items()}
     if isinstance(value, np.ndarray):
-        return [_scalar(each) for each in value] if value.ndim == 1 else [plain(each) for each in value]
+        return [_scalar(each) for each in value] if value.ndim == 1 else [to_jsonable(each) for each in value]
     if isinstance(value, list | tuple) or hasattr(value, "add"):
-        return [plain(each) for each in value]
+        return [to_jsonable(each) for each in value]
     return _scalar(value)
 
 
-def moment(micros: int) -> str:
-    """ "2013-10-01 05:15:00Z" of microseconds since 1970; "" for 0."""
+def time_text(micros: int) -> str:
+    """Microseconds since 1970 as "2013-10-01 05:15:00Z"; "" for 0."""
     return datetime.fromtimestamp(micros / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%SZ") if micros else ""
 
 
-def verdict(number: evaluation_pb2.Verdict.ValueType) -> str:
-    """ "not enough data" of VERDICT_NOT_ENOUGH_DATA."""
+def verdict_text(number: evaluation_pb2.Verdict.ValueType) -> str:
+    """The words of a verdict: "not enough data" for VERDICT_NOT_ENOUGH_DATA."""
     return evaluation_pb2.Verdict.Name(number).removeprefix("VERDICT_").replace("_", " ").lower()
 
 
-def metrics(values: Mapping[str, float]) -> str:
-    """ "log_loss 0.4, roc_auc 0.7"."""
+def metrics_text(values: Mapping[str, float]) -> str:
+    """Metrics as text: "log_loss 0.4, roc_auc 0.7"."""
     return ", ".join(f"{name} {value:.4g}" for name, value in sorted(values.items()))
 
 
 def _column(pb: types_pb2.Column) -> dict[str, Any]:
     column = decode(pb)
-    values = plain(column.values)
+    values = to_jsonable(column.values)
     if column.nulls is not None:
         values = [None if null else each for each, null in zip(values, column.nulls.tolist(), strict=True)]
     return {"name": column.name, "dtype": column.dtype, "values": values}
@@ -74,10 +74,10 @@ def _field(message: Message, field: Any) -> Any:
     if isinstance(value, bytes):
         return f"{len(value)} bytes"
     if isinstance(value, Message) or not field.is_repeated:
-        return plain(value)
+        return to_jsonable(value)
     if isinstance(value, Mapping):
-        return plain(dict(value))
-    return [plain(each) for each in value]
+        return to_jsonable(dict(value))
+    return [to_jsonable(each) for each in value]
 
 
 def _snake(name: str) -> str:

@@ -1,7 +1,7 @@
-"""One JSON object a line on stderr (or coloured lines, for people), with trace ids and without values.
+"""Structured logs on stderr: one JSON object a line (or coloured text), with trace ids and without sensitive values.
 
-Loggers are objects, not a global configuration: `make_logger` gives one, `capture_stdlib` routes what libraries
-log through `logging` (grpc, uvicorn, sqlalchemy) to the same place in the same shape.
+A logger is an object and no global configuration: `make_logger` creates one, and `capture_stdlib` routes the records of
+libraries that use `logging` (grpc, uvicorn, sqlalchemy) to it.
 """
 
 import logging
@@ -17,10 +17,10 @@ from treadle.observability.telemetry.redaction import REDACTED, Redactor, descri
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 
-_QUIET = {"sqlalchemy": logging.WARNING, "alembic": logging.WARNING, "uvicorn.access": logging.WARNING}
-"""Libraries that log each request or statement at INFO; the parameters of statements are values."""
+_MIN_LEVELS = {"sqlalchemy": logging.WARNING, "alembic": logging.WARNING, "uvicorn.access": logging.WARNING}
+"""The least level of libraries that log each request or statement at INFO: parameters of statements are values."""
 
-_OURS = ("event", "level", "logger", "service", "span_id", "timestamp", "trace_id")
+_OWN_KEYS = ("event", "level", "logger", "service", "span_id", "timestamp", "trace_id")
 
 
 _MAX_FRAMES = 30
@@ -46,7 +46,7 @@ def make_logger(
 
 
 def level_number(level: str) -> int:
-    """10 for "debug" … 50 for "critical"."""
+    """The number of a level: 10 for "debug" … 50 for "critical". ValueError for an unknown level."""
     try:
         return LEVELS[level.lower()]
     except KeyError:
@@ -54,23 +54,23 @@ def level_number(level: str) -> int:
 
 
 def capture_stdlib(logger: FilteringBoundLogger, *, level: str = "info") -> None:
-    """Sends every record of `logging` to `logger`, in place of whatever the root logger did so far."""
+    """Sends the records of `logging` to `logger`; replaces the handler of an earlier call."""
     root = logging.getLogger()
-    for handler in [handler for handler in root.handlers if isinstance(handler, _Forward)]:
+    for handler in [handler for handler in root.handlers if isinstance(handler, _ForwardHandler)]:
         root.removeHandler(handler)
-    root.addHandler(_Forward(logger))
+    root.addHandler(_ForwardHandler(logger))
     root.setLevel(level_number(level))
-    for name, least in _QUIET.items():
+    for name, least in _MIN_LEVELS.items():
         logging.getLogger(name).setLevel(max(least, level_number(level)))
 
 
-class _Forward(logging.Handler):
+class _ForwardHandler(logging.Handler):
     def __init__(self, logger: FilteringBoundLogger) -> None:
         super().__init__()
         self._logger = logger
 
     def emit(self, record: logging.LogRecord) -> None:
-        level = min(max(record.levelno // 10 * 10, 10), 50)  # libraries invent levels between
+        level = min(max(record.levelno // 10 * 10, 10), 50)  # libraries define levels in between
         extra: dict[str, Any] = {"exc_info": record.exc_info} if record.exc_info else {}
         try:
             self._logger.log(level, record.getMessage(), logger=record.name, **extra)
@@ -81,12 +81,12 @@ class _Forward(logging.Handler):
 def _processors(redactor: Redactor, *, json: bool) -> list[Processor]:
     def redact(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
         for key, value in event.items():
-            if key not in _OURS:
+            if key not in _OWN_KEYS:
                 event[key] = REDACTED if redactor.withholds(key) else redactor.clean(value)
         return event
 
     renderer: Processor = (
-        structlog.processors.JSONRenderer(ensure_ascii=False, default=_name_of)
+        structlog.processors.JSONRenderer(ensure_ascii=False, default=_type_name)
         if json
         else structlog.dev.ConsoleRenderer(colors=True)
     )
@@ -109,7 +109,7 @@ def _add_trace(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 
 def _format_exception(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Replaces `exc_info` by `exception`: types, places and such messages as cannot quote a value."""
+    """Replaces `exc_info` by `exception`: types, places, and messages that cannot quote a value."""
     given = event.pop("exc_info", None)
     if not given:
         return event
@@ -120,7 +120,7 @@ def _format_exception(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 
 def format_error(error: BaseException) -> str:
-    """The chain of `error`, outermost first, each with its innermost frames as `file:line function`."""
+    """The chain of an error as text, outermost first, each with its innermost frames as `file:line function`."""
     parts: list[str] = []
     seen: set[int] = set()
     current: BaseException | None = error
@@ -133,6 +133,6 @@ def format_error(error: BaseException) -> str:
     return "\ncaused by ".join(parts)
 
 
-def _name_of(value: object) -> str:
-    """What JSON cannot hold is shown by its type: its repr may quote anything."""
+def _type_name(value: object) -> str:
+    """The type of a value that JSON cannot hold, because its repr may quote any value."""
     return f"<{type(value).__name__}>"

@@ -1,7 +1,7 @@
-"""Prometheus metrics over a private registry, with a guard on the number of label sets.
+"""Prometheus metrics on a private registry, with a limit on the number of label sets.
 
-A label whose values come from requests would otherwise let any caller fill the memory of the process and of the
-Prometheus that scrapes it. Past the limit, every label of a new set becomes "other" and the overflow is counted.
+Without it, a label with values from requests would let any caller fill the memory of the process and of Prometheus.
+Over the limit, every label of a new set becomes "other" and the overflow is counted.
 """
 
 from bisect import bisect_left
@@ -17,10 +17,10 @@ from prometheus_client.metrics import MetricWrapperBase
 LATENCY_BUCKETS = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip
-"""Seconds: from a lookup in memory to a call that somebody should hear about."""
+"""Seconds: from a lookup in memory to a call that should raise an alert."""
 
 SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384)
-"""Rows: batches and requests."""
+"""Rows of batches and requests."""
 
 OTHER = "other"
 
@@ -29,7 +29,7 @@ _L = TypeVar("_L", bound="_Labelled[Any]")
 
 
 class _Labelled(Generic[_M]):
-    """One metric and its children by label values."""
+    """A metric with its children by label values."""
 
     def __init__(self, metric: _M, labels: Sequence[str], limit: int, overflow: prometheus_client.Counter) -> None:
         self._metric = metric
@@ -58,19 +58,19 @@ class _Labelled(Generic[_M]):
 
 
 class Counter(_Labelled[prometheus_client.Counter]):
-    """A number that only grows."""
+    """A counter."""
 
     def add(self, amount: float = 1, **labels: object) -> None:
         """Adds `amount` ≥ 0. The labels are exactly the declared ones."""
         self._child(labels).inc(amount)
 
     def bound(self, **labels: object) -> Callable[[float], None]:
-        """`add` for one set of labels, looked up once: for what is counted with each request."""
+        """`add` for one set of labels, looked up once, for counts on the request path."""
         return self._child(labels).inc
 
 
 class Gauge(_Labelled[prometheus_client.Gauge]):
-    """A number that goes up and down."""
+    """A gauge."""
 
     def set(self, value: float, **labels: object) -> None:
         """Replaces the value. The labels are exactly the declared ones."""
@@ -82,22 +82,22 @@ class Gauge(_Labelled[prometheus_client.Gauge]):
 
 
 class Histogram(_Labelled[prometheus_client.Histogram]):
-    """A distribution: seconds or rows."""
+    """A histogram of seconds or rows."""
 
     def observe(self, value: float, /, exemplar: str = "", **labels: object) -> None:
         """Records one value. `exemplar` is the id of a sampled trace that shows it (OpenMetrics scrapes carry it)."""
         self.bound(**labels)(value, exemplar)
 
     def observe_many(self, values: Sequence[float], /, **labels: object) -> None:
-        """Records several values at the price of one."""
+        """Records several values, for about the time of one."""
         child = self._child(labels)
-        bounds, buckets = child._upper_bounds, child._buckets  # noqa: SLF001  # the library takes values one by one
+        bounds, buckets = child._upper_bounds, child._buckets  # noqa: SLF001  # the library has no public method for several values
         child._sum.inc(sum(values))  # noqa: SLF001
         for place, count in Counts(bisect_left(bounds, value) for value in values).items():
             buckets[place].inc(count)
 
     def bound(self, **labels: object) -> Callable[[float, str], None]:
-        """`observe` for one set of labels, looked up once: for what is measured with each request."""
+        """`observe` for one set of labels, looked up once, for measurements on the request path."""
         child = self._child(labels)
 
         def observe(value: float, exemplar: str = "") -> None:
@@ -107,7 +107,10 @@ class Histogram(_Labelled[prometheus_client.Histogram]):
 
 
 class Meters:
-    """Makes the metrics of one process. Asking twice for the same metric gives the same object."""
+    """Creates the metrics of a process. A second call for the same metric returns the same object.
+
+    ValueError for a metric of another kind or other labels under the same name.
+    """
 
     def __init__(self, *, label_sets: int = 200) -> None:
         self.registry = CollectorRegistry()
@@ -159,17 +162,17 @@ class Meters:
 
 
 class MetricsServer:
-    """The endpoint that Prometheus scrapes: any path, plain or OpenMetrics text, on a thread of its own."""
+    """The endpoint that Prometheus scrapes, in its own thread: any path, plain or OpenMetrics text."""
 
     def __init__(self, meters: Meters, host: str, port: int) -> None:
         server, thread = prometheus_client.start_http_server(port, addr=host, registry=meters.registry)
         self._server = server
         self._thread = thread
         self.port: int = server.server_port
-        """The port bound: the chosen one if 0 was asked for."""
+        """The bound port, also if the configured port is 0."""
 
     def close(self) -> None:
-        """Stops answering and frees the port. Twice is fine."""
+        """Stops the endpoint and frees its port. May be called more than once."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

@@ -1,7 +1,7 @@
-"""Spans to OTLP bytes, and to a collector over gRPC.
+"""Export of spans to a collector over OTLP and gRPC.
 
-The stock exporter retries with sleeps, logs a line for each try and imports an HTTP stack; a collector that is
-away must cost nothing and be mentioned once. So: one try per batch, a count of what was lost, one line per outage.
+The exporter of the SDK retries with sleeps, logs each attempt and imports an HTTP stack. An unreachable collector must
+cost nothing and be logged once. So this exporter makes one attempt a batch, counts lost spans, and logs once an outage.
 """
 
 import itertools
@@ -18,12 +18,12 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Sp
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+EXPORT_METHOD = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 _TIMEOUT_SECONDS = 5.0
 
 
 def encode(spans: Sequence[ReadableSpan]) -> ExportTraceServiceRequest:
-    """The request that carries `spans`, grouped by resource (one, in practice)."""
+    """The export request with `spans`, grouped by resource (in practice there is one)."""
     groups = [
         ResourceSpans(
             resource=Resource(attributes=_attributes(group[0].resource.attributes)),
@@ -84,7 +84,11 @@ def _value(value: object) -> AnyValue:
 
 
 class OtlpExporter(SpanExporter):
-    """Sends batches to a collector. `on_change(error)` hears the first failure of an outage, and "" when it ends."""
+    """Sends batches of spans to a collector.
+
+    `on_change(error)` is called with the first error of an outage, and with "" at its end; `on_lost(spans)` with the
+    number of lost spans.
+    """
 
     def __init__(
         self,
@@ -108,9 +112,9 @@ class OtlpExporter(SpanExporter):
             self._connect()(encode(spans), timeout=_TIMEOUT_SECONDS)
         except (grpc.RpcError, ValueError) as error:  # ValueError: the channel was closed under the call
             self._on_lost(len(spans))
-            self._change(_reason(error))
+            self._set_down(_reason(error))
             return SpanExportResult.FAILURE
-        self._change("")
+        self._set_down("")
         return SpanExportResult.SUCCESS
 
     def shutdown(self) -> None:
@@ -122,8 +126,8 @@ class OtlpExporter(SpanExporter):
         return True  # export() does not buffer
 
     def _connect(self) -> "grpc.UnaryUnaryMultiCallable[ExportTraceServiceRequest, ExportTraceServiceResponse]":
-        if self._call is None:  # on the exporting thread, and only once there is something to send
-            # A collector that comes back is used again within two seconds.
+        if self._call is None:  # on the exporting thread, at the first export
+            # A collector that is reachable again is used within two seconds.
             options = [("grpc.max_reconnect_backoff_ms", 2_000), ("grpc.initial_reconnect_backoff_ms", 200)]
             self._channel = (
                 grpc.secure_channel(self._target, grpc.ssl_channel_credentials(), options)
@@ -131,20 +135,20 @@ class OtlpExporter(SpanExporter):
                 else grpc.insecure_channel(self._target, options)
             )
             self._call = self._channel.unary_unary(
-                EXPORT,
+                EXPORT_METHOD,
                 request_serializer=ExportTraceServiceRequest.SerializeToString,
                 response_deserializer=ExportTraceServiceResponse.FromString,
             )
         return self._call
 
-    def _change(self, error: str) -> None:
+    def _set_down(self, error: str) -> None:
         if bool(error) != self._down:
             self._down = bool(error)
             self._on_change(error)
 
 
 def _target(endpoint: str) -> tuple[str, bool]:
-    """`host:port` and whether it wants TLS, of `http://host:port`, `https://host:port` or `host:port`."""
+    """`host:port`, and whether to use TLS, from `http://host:port`, `https://host:port` or `host:port`."""
     scheme, separator, rest = endpoint.rpartition("://")
     if (separator and scheme not in ("http", "https", "grpc")) or not rest.strip("/"):
         raise ValueError(f"OTLP endpoint {endpoint!r}: want http://host:port or https://host:port")

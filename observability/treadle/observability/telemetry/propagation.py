@@ -1,4 +1,4 @@
-"""W3C trace context in and out of gRPC metadata and HTTP headers, without the general propagators' detours.
+"""W3C trace context in gRPC metadata and HTTP headers, faster than the general propagators of the SDK.
 
 Server: `parent = extract(metadata)`; `tracer.start_span(name, context=parent, kind=SpanKind.SERVER)`.
 Client: `metadata = [*metadata, *inject(span)]`.
@@ -14,15 +14,15 @@ TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
 
 _HEX = frozenset("0123456789abcdef")
-_MAX_HEADER = 8192
-_FLAGS = 0b11  # sampled, and random trace id
+_MAX_HEADER_CHARACTERS = 8192
+_KNOWN_FLAGS = 0b11  # sampled, and random trace id
 _EMPTY = Context()
 
 
 def extract(metadata: Iterable[tuple[str, str | bytes]]) -> Context:
-    """The context that holds the caller's span, or an empty one: a bad header starts a new trace, never an error.
+    """The context with the caller's span; an empty context without a header or with a malformed one.
 
-    Names must be lower case, as gRPC and ASGI hand them over.
+    Names must be lower case, as gRPC and ASGI provide them.
     """
     parent = state = ""
     for key, value in metadata:
@@ -46,20 +46,20 @@ def parse_traceparent(header: str, state: str = "") -> SpanContext | None:
         int(trace_id, 16),
         int(span_id, 16),
         is_remote=True,
-        trace_flags=TraceFlags(int(flags, 16) & _FLAGS),
-        trace_state=TraceState.from_header([state]) if 0 < len(state) <= _MAX_HEADER else None,
+        trace_flags=TraceFlags(int(flags, 16) & _KNOWN_FLAGS),
+        trace_state=TraceState.from_header([state]) if 0 < len(state) <= _MAX_HEADER_CHARACTERS else None,
     )
     return context if context.is_valid else None
 
 
 def span_of(traceparent: str) -> Span:
-    """The span that a well-formed header names, recorded by somebody else; the invalid span for any other text."""
+    """The span that a well-formed header names, as a non-recording span; the invalid span for any other text."""
     context = parse_traceparent(traceparent)
     return trace.INVALID_SPAN if context is None else NonRecordingSpan(context)
 
 
 def inject(span: Span) -> list[tuple[str, str]]:
-    """The metadata that makes `span` the parent of what the peer does; empty without a valid span."""
+    """The metadata that makes `span` the parent of the spans of the callee; empty without a valid span."""
     context = span.get_span_context()
     if not context.is_valid:
         return []

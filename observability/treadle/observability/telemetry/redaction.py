@@ -1,8 +1,8 @@
-"""What must never leave the process: values of sensitive columns, secrets, and whatever nobody declared.
+"""Redaction of telemetry: values of sensitive columns, secrets, and undeclared attributes never leave the process.
 
-A `Redactor` holds the names that are sensitive. Log lines lose the values under those names; span attributes
-are kept only under known prefixes, and never under a sensitive name. Exceptions of foreign libraries often
-quote the value they choked on, so their messages are dropped and only their type is kept.
+A `Redactor` holds the sensitive names. Values under these names are removed from log lines; span attributes are kept
+only under known prefixes, and never under a sensitive name. Exceptions of other libraries often quote a value, so only
+their type is kept.
 """
 
 import itertools
@@ -23,15 +23,15 @@ SECRETS = frozenset(
         "password", "secret", "secrets", "token", "tokens",
     }
 )  # fmt: skip
-"""Words that mark a name as secret wherever they stand in it: `db_password`, `x-auth-token`, `apiKey`."""
+"""Words that make a name secret at any position: `db_password`, `x-auth-token`, `apiKey`."""
 
 ALLOWED_PREFIXES = (
     "client.", "code.", "error.", "feature_flag.", "http.", "network.", "process.", "rpc.", "server.", "service.",
     "telemetry.", "treadle.", "url.scheme",
 )  # fmt: skip
-"""Span attributes outside these are dropped: an attribute is declared before it is used."""
+"""The prefixes of exported span attributes; all other attributes are dropped."""
 
-_DROPPED = (
+_DROPPED_PREFIXES = (
     "rpc.request.",
     "rpc.response.",
     "http.request.header.",
@@ -48,7 +48,7 @@ _MAX_DEPTH = 6
 
 
 class Redactor:
-    """The names whose values are withheld. Grows as feature views are applied; safe to share between threads."""
+    """The names whose values are withheld. Applied feature views add names. Safe to share between threads."""
 
     def __init__(self, sensitive: Iterable[str] = ()) -> None:
         self._sensitive: frozenset[str] = frozenset()
@@ -56,7 +56,7 @@ class Redactor:
         self.add(*sensitive)
 
     def add(self, *names: str) -> None:
-        """Tags names of columns as sensitive. Case does not matter."""
+        """Adds sensitive names of columns, regardless of case."""
         self._sensitive = self._sensitive | {name.casefold() for name in names}
         self._verdicts = {}
 
@@ -64,12 +64,12 @@ class Redactor:
         """Whether values under `key` are withheld: the key, or a dotted part of it, is sensitive or a secret."""
         verdict = self._verdicts.get(key)
         if verdict is None:
-            verdict = self._judge(key)
-            if len(self._verdicts) < 10_000:  # keys may come from peers
+            verdict = self._is_withheld(key)
+            if len(self._verdicts) < 10_000:  # bounded, because keys may come from callers
                 self._verdicts[key] = verdict
         return verdict
 
-    def _judge(self, key: str) -> bool:
+    def _is_withheld(self, key: str) -> bool:
         folded = key.casefold()
         parts = folded.split(".")
         if any(
@@ -80,7 +80,7 @@ class Redactor:
         return not SECRETS.isdisjoint(words) or ("api", "key") in itertools.pairwise(words)
 
     def clean(self, value: Any, depth: int = 0) -> Any:
-        """`value` with everything under a sensitive key replaced, however deep in mappings and sequences."""
+        """`value` with the values under sensitive keys replaced, in nested mappings and sequences too."""
         if isinstance(value, str | bytes | int | float | None):
             return value
         if depth >= _MAX_DEPTH:
@@ -98,30 +98,34 @@ class Redactor:
 
 
 def message_is_safe(error: BaseException) -> bool:
-    """Whether the message of `error` may be shown: ours never quote values, and those of the system cannot."""
+    """Whether the message of an error may be shown: those of Treadle and of the system never quote values."""
     return type(error).__module__.startswith(_SAFE_MODULES) or isinstance(error, _SAFE_TYPES)
 
 
 def describe(error: BaseException) -> str:
-    """Type and, where it cannot quote data, message of `error`."""
+    """The type of an error, with its message if that cannot quote values."""
     name = type(error).__name__
     return f"{name}: {error}" if message_is_safe(error) else name
 
 
 class SpanGuard:
-    """Copies finished spans without anything that may carry a value: the last step before they leave."""
+    """Copies finished spans without attributes that may hold a value, as the last step before export."""
 
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
 
     def allows(self, key: str) -> bool:
         """Whether an attribute of this name may be exported."""
-        return key.startswith(ALLOWED_PREFIXES) and not key.startswith(_DROPPED) and not self._redactor.withholds(key)
+        return (
+            key.startswith(ALLOWED_PREFIXES)
+            and not key.startswith(_DROPPED_PREFIXES)
+            and not self._redactor.withholds(key)
+        )
 
     def clean(self, span: ReadableSpan) -> ReadableSpan:
         """A copy of `span` with allowed attributes only, and without messages and stack traces of exceptions.
 
-        The description of the status goes too: the SDK puts the text of the exception there.
+        The description of the status is dropped too, because the SDK stores the text of the exception there.
         """
         return ReadableSpan(
             name=span.name,
@@ -142,16 +146,16 @@ class SpanGuard:
         )
 
     def _kept(
-        self, attributes: Mapping[str, AttributeValue] | None, besides: Sequence[str] = ()
+        self, attributes: Mapping[str, AttributeValue] | None, also_allowed: Sequence[str] = ()
     ) -> dict[str, AttributeValue]:
-        """The attributes that are allowed, and those named `besides`."""
+        """The allowed attributes, and those named in `also_allowed`."""
         if not attributes:
             return {}
-        return {key: value for key, value in attributes.items() if key in besides or self.allows(key)}
+        return {key: value for key, value in attributes.items() if key in also_allowed or self.allows(key)}
 
 
 class GuardedExporter(SpanExporter):
-    """An exporter that sees only what the guard lets through. It runs on the exporting thread, off the request path."""
+    """An exporter of redacted spans. It runs on the exporting thread, off the request path."""
 
     def __init__(self, guard: SpanGuard, exporter: SpanExporter) -> None:
         self._guard = guard

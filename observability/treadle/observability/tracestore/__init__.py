@@ -1,1 +1,1 @@
-"""The built-in trace store: OTLP in, waterfalls out."""
+"""The built-in trace store: it receives spans over OTLP and shows traces as waterfalls."""

@@ -1,4 +1,4 @@
-"""Traces to and from `treadle/v1/traces.proto`: the service sends them, the command line reads them."""
+"""Conversion of traces to the messages of `treadle/v1/traces.proto` and back, for the service and the command line."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -19,7 +19,7 @@ def trace_to_proto(trace: Trace) -> pb.Trace:
 
 
 def trace_from_proto(message: pb.Trace) -> Trace:
-    """What `trace_to_proto` was given."""
+    """The trace of a message of `trace_to_proto`."""
     return Trace(
         message.trace_id,
         tuple(_span_from_proto(span) for span in message.spans),
@@ -44,7 +44,7 @@ def summary_to_proto(summary: TraceSummary) -> pb.TraceSummary:
 
 
 def summary_from_proto(message: pb.TraceSummary) -> TraceSummary:
-    """What `summary_to_proto` was given."""
+    """The summary of a message of `summary_to_proto`."""
     return TraceSummary(
         message.trace_id,
         message.service,
@@ -103,11 +103,11 @@ def _struct(attributes: Mapping[str, Value]) -> Struct:
 
 
 def _mapping(struct: Struct) -> dict[str, Value]:
-    return {key: _plain(value) for key, value in struct.items()}
+    return {key: _from_json_value(value) for key, value in struct.items()}
 
 
-def _plain(value: Any) -> Value:
-    """A struct's number is a double: whole ones come back as integers."""
+def _from_json_value(value: Any) -> Value:
+    """The value of a struct, whose numbers are doubles: whole numbers become integers."""
     if isinstance(value, float):
         return int(value) if value.is_integer() else value
-    return [_plain(item) for item in value] if not isinstance(value, str | bool) else value
+    return [_from_json_value(item) for item in value] if not isinstance(value, str | bool) else value

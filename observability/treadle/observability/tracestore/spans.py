@@ -1,4 +1,4 @@
-"""A span, a trace and a summary as the trace store knows them: plain data, in nanoseconds, ids in hexadecimal."""
+"""The data of the trace store: spans, traces and summaries, with times in nanoseconds and ids in hexadecimal."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,19 +6,19 @@ from dataclasses import dataclass, field
 Value = str | int | float | bool | list["Value"]
 
 KINDS = ("", "internal", "server", "client", "producer", "consumer")
-"""By the numbers of OTLP."""
+"""The names, indexed by the numbers of OTLP."""
 
 STATUSES = ("unset", "ok", "error")
-"""By the numbers of OTLP."""
+"""The names, indexed by the numbers of OTLP."""
 
 
 @dataclass(frozen=True, slots=True)
 class SpanEvent:
-    """Something that happened within a span."""
+    """An event within a span."""
 
     name: str
     offset_nanos: int
-    """After the start of the span."""
+    """Time after the start of the span."""
     attributes: Mapping[str, Value] = field(default_factory=dict)
 
 
@@ -36,7 +36,7 @@ class SpanRecord:
     """Bare name, such as "gateway"."""
     name: str
     start_nanos: int
-    """Since 1970, by the clock of that service."""
+    """Nanoseconds since 1970, by the clock of the service."""
     duration_nanos: int
     kind: str = "internal"
     """One of KINDS."""
@@ -44,24 +44,24 @@ class SpanRecord:
     """One of STATUSES."""
     attributes: Mapping[str, Value] = field(default_factory=dict)
     links: tuple[tuple[str, str], ...] = ()
-    """Trace and span ids of the spans that this one worked for."""
+    """Trace and span ids of the linked spans: a batch links the requests that it computes."""
     events: tuple[SpanEvent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A trace, and the spans of other traces that worked for it (batches, with what ran below them)."""
+    """A trace, and the spans of other traces that link to it (batches, with their child spans)."""
 
     trace_id: str
     spans: tuple[SpanRecord, ...]
-    """In order of start."""
+    """Sorted by start time."""
     linked: tuple[SpanRecord, ...] = ()
-    """In order of start."""
+    """Sorted by start time."""
 
 
 @dataclass(frozen=True, slots=True)
 class TraceSummary:
-    """A line in the list of slow traces: the span that was measured, and what its whole trace came to."""
+    """A line in the list of slow traces: the measured span, and totals of its trace."""
 
     trace_id: str
     service: str

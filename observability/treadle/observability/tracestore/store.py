@@ -1,7 +1,7 @@
-"""Spans in SQLite: written in batches, found by trace, by duration, by who links to them; the oldest are let go.
+"""The span store in SQLite: spans are written in batches, found by trace, duration and links, and expire.
 
-Rows are numbered in order of arrival, and retention goes by arrival: clocks of the senders decide nothing.
-All methods block on the disk; call them from one worker thread. Another process may read meanwhile (WAL).
+Rows are numbered in order of arrival, and retention depends on arrival, not on the clocks of the senders. All methods
+block on the disk: call them from one worker thread. Another process may read at the same time (WAL).
 """
 
 import json
@@ -47,9 +47,9 @@ ORDER BY duration_nanos DESC
 """
 
 MAX_TRACE_SPANS = 5_000
-"""A trace is shown up to this many spans."""
+"""The maximum number of spans of a returned trace."""
 _MAX_BATCHES = 64
-_SHRINK = 0.9  # past a limit, go this far below it, so that not every insert has to
+_EXPIRE_TO_FRACTION = 0.9  # expire to this fraction of a limit, so that not every insert expires spans
 
 
 class UnknownTraceError(LookupError):
@@ -62,17 +62,17 @@ class AmbiguousTraceError(LookupError):
 
 @dataclass(frozen=True)
 class Retention:
-    """When the oldest spans are let go: whichever limit is met first."""
+    """The limits of the store: the oldest spans expire at the first limit that is reached."""
 
     max_spans: int = 500_000
     max_bytes: int = 512 * 2**20
-    """Of the database file."""
+    """Size of the database file."""
     max_age_seconds: float = 7 * 86_400.0
-    """Since arrival."""
+    """Age since arrival."""
 
 
 class SpanStore:
-    """The store in one file. A file that is no database is put aside, not fatal: traces are expendable."""
+    """A store in one file. A damaged file is renamed and replaced, because traces are expendable."""
 
     def __init__(
         self, path: Path, retention: Retention | None = None, *, clock: Callable[[], float] = time.time
@@ -95,20 +95,20 @@ class SpanStore:
         self.close()
 
     def close(self) -> None:
-        """Closes the file. Twice is fine."""
+        """Closes the file. May be called more than once."""
         self._db.close()
 
     def add(self, spans: Iterable[SpanRecord]) -> int:
-        """Stores spans in one transaction and returns how many were new: a span sent twice is kept once.
+        """Stores spans in one transaction and returns the number of new ones: a span sent twice is stored once.
 
-        sqlite3.OperationalError if the disk is full; nothing of the batch is kept then.
+        sqlite3.OperationalError if the disk is full; none of the batch is stored then.
         """
         now, added = self._clock(), 0
         with self._db as db:
             for span in spans:
                 cursor = db.execute(
                     "INSERT OR IGNORE INTO spans VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    _row(span, now),
+                    _to_row(span, now),
                 )
                 if cursor.rowcount:
                     added += 1
@@ -117,16 +117,16 @@ class SpanStore:
         return added
 
     def expire(self) -> int:
-        """Lets the oldest spans go, as retention asks, and returns how many went. Cheap when none has to."""
+        """Deletes the oldest spans over the limits of retention, and returns their number."""
         first, last = self._db.execute("SELECT coalesce(min(id), 1), coalesce(max(id), 0) FROM spans").fetchone()
         count, keep = last - first + 1, self._retention
         cut = first
         if count > keep.max_spans:
-            cut = last - int(keep.max_spans * _SHRINK) + 1
+            cut = last - int(keep.max_spans * _EXPIRE_TO_FRACTION) + 1
         size = self.size_bytes()
         if size > keep.max_bytes:
-            cut = max(cut, last - int(count * _SHRINK * keep.max_bytes / size) + 1)
-        # Arrival times grow with the number, so this looks at no more rows than it lets go.
+            cut = max(cut, last - int(count * _EXPIRE_TO_FRACTION * keep.max_bytes / size) + 1)
+        # Arrival times grow with the id, so this reads no more rows than it deletes.
         fresh = self._db.execute(
             "SELECT id FROM spans WHERE received >= ? ORDER BY id LIMIT 1", (self._clock() - keep.max_age_seconds,)
         ).fetchone()
@@ -147,7 +147,7 @@ class SpanStore:
         return int((pages - free) * size)
 
     def count(self) -> int:
-        """Spans stored."""
+        """The number of stored spans."""
         return int(self._db.execute("SELECT count(*) FROM spans").fetchone()[0])
 
     def slowest(
@@ -160,7 +160,7 @@ class SpanStore:
         found: dict[str, tuple[Any, ...]] = {}
         rows = self._db.execute(_SLOWEST, {"service": service, "deployment": deployment, "since": since_nanos})
         with closing(rows):
-            for row in rows:  # as the index yields them: the rest is not looked at
+            for row in rows:  # in the order of the index, so that the other rows are not read
                 found.setdefault(row[0], row)
                 if len(found) >= limit:
                     break
@@ -206,7 +206,7 @@ class SpanStore:
         )
 
     def _linked_to(self, trace_id: str) -> list[SpanRecord]:
-        """Spans elsewhere that link here, with what ran below them."""
+        """Spans of other traces that link to this trace, with their child spans."""
         heads = self._records(
             "SELECT * FROM spans WHERE id IN (SELECT span FROM links WHERE linked_trace = ?)"
             " AND trace_id <> ? ORDER BY start_nanos LIMIT ?",
@@ -224,7 +224,7 @@ class SpanStore:
     def _records(self, query: str, *arguments: object) -> list[SpanRecord]:
         rows = self._db.execute(query, arguments).fetchall()
         links = "SELECT linked_trace, linked_span FROM links WHERE span = ?"
-        return [_record(row, self._db.execute(links, row[:1]).fetchall()) for row in rows]
+        return [_from_row(row, self._db.execute(links, row[:1]).fetchall()) for row in rows]
 
 
 def _open(path: Path) -> sqlite3.Connection:
@@ -242,7 +242,7 @@ def _open(path: Path) -> sqlite3.Connection:
     return db
 
 
-def _row(span: SpanRecord, now: float) -> tuple[object, ...]:
+def _to_row(span: SpanRecord, now: float) -> tuple[object, ...]:
     deployment = span.attributes.get("treadle.deployment", "")
     listed = not span.links and not span.attributes.get("treadle.stream")
     return (
@@ -263,7 +263,7 @@ def _row(span: SpanRecord, now: float) -> tuple[object, ...]:
     )
 
 
-def _record(row: Sequence[Any], links: list[tuple[str, str]]) -> SpanRecord:
+def _from_row(row: Sequence[Any], links: list[tuple[str, str]]) -> SpanRecord:
     _, trace_id, span_id, parent_id, service, name, kind, status, start, duration, _, _, _, attributes, events = row
     return SpanRecord(
         trace_id,

@@ -1,7 +1,6 @@
-"""A trace as a waterfall and a list of slow traces, for people at a terminal.
+"""A trace as a waterfall, and a list of slow traces, for a terminal.
 
-`lay_out` decides what is shown in which order; `waterfall` and `slow_table` are rich renderables of that. Printed
-on a console without colour (`render`), they are plain text that loses nothing but the colour.
+`lay_out` orders the spans; `waterfall` and `slow_table` are rich renderables. `render` prints them without colour.
 """
 
 import io
@@ -17,53 +16,53 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 MAX_ROWS = 200
-"""Spans shown of one trace."""
+"""The maximum number of lines of a waterfall."""
 
 _MAX_INDENT = 8
-_SHOWN = (
+_SHOWN_ATTRIBUTES = (
     ("treadle.deployment", "deployment "), ("treadle.rows", "rows: "),
     ("treadle.batch.size", "batch of "), ("treadle.batch.queue_ms", "queued ms: "), ("treadle.served_by", "by "),
     ("treadle.degraded_reason", "degraded: "), ("rpc.status_code", ""), ("error.type", ""),
 )  # fmt: skip
-"""Attributes worth a place in the line, and what stands before their value."""
-_DULL = ("OK", "")
+"""Attributes shown in the note of a span, with the text before their value."""
+_OMITTED_VALUES = ("OK", "")
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class WaterfallRow:
     """A line of the waterfall."""
 
     span: SpanRecord
     depth: int
-    """Levels below a root."""
+    """The number of levels below a root."""
     offset_nanos: int
-    """After the start of the trace; negative if that service's clock is behind."""
+    """Time after the start of the trace; negative if the clock of the service is behind."""
     is_batch: bool = False
-    """The span worked for several requests; it stands below the span it was linked from."""
+    """Whether the span is a batch of several requests, shown below a span that it links."""
     is_orphan: bool = False
-    """It has a parent that is not stored."""
+    """Whether its parent is not stored."""
 
 
-def lay_out(trace: Trace) -> list[Row]:
-    """Every span once, parents before children, siblings by start; batches below the spans they worked for.
+def lay_out(trace: Trace) -> list[WaterfallRow]:
+    """The lines of a trace: each span once, parents before children, siblings by start, batches below linked spans.
 
-    Parents that are missing make a span a root; parents that form a circle do too.
+    A span whose parent is missing, or is part of a cycle, is a root.
     """
     own = {span.span_id: span for span in trace.spans}
     everything = {**own, **{span.span_id: span for span in trace.linked if span.span_id not in own}}
     children: dict[str, list[tuple[SpanRecord, bool]]] = {}
     roots: list[SpanRecord] = []
     for span in sorted(everything.values(), key=lambda span: span.start_nanos):
-        parent, is_batch = _place(span, own, everything)
+        parent, is_batch = _find_parent(span, own, everything)
         if parent:
             children.setdefault(parent, []).append((span, is_batch))
         else:
             roots.append(span)
     start = _start_of(trace)
-    rows: list[Row] = []
+    rows: list[WaterfallRow] = []
     seen: set[str] = set()
-    in_circles = list(everything.values())  # reached only if no root leads to them
-    for root in [*roots, *in_circles]:
+    cyclic = list(everything.values())  # spans in cycles are reached from no root
+    for root in [*roots, *cyclic]:
         stack = [(root, 0, False)]
         while stack:
             span, depth, is_batch = stack.pop()
@@ -71,13 +70,15 @@ def lay_out(trace: Trace) -> list[Row]:
                 continue
             seen.add(span.span_id)
             orphan = depth == 0 and bool(span.parent_id)
-            rows.append(Row(span, depth, span.start_nanos - start, is_batch, orphan))
+            rows.append(WaterfallRow(span, depth, span.start_nanos - start, is_batch, orphan))
             stack.extend((child, depth + 1, batch) for child, batch in reversed(children.get(span.span_id, [])))
     return rows
 
 
-def _place(span: SpanRecord, own: Mapping[str, SpanRecord], everything: Mapping[str, SpanRecord]) -> tuple[str, bool]:
-    """The span that `span` stands below ("" for none), and whether as its batch."""
+def _find_parent(
+    span: SpanRecord, own: Mapping[str, SpanRecord], everything: Mapping[str, SpanRecord]
+) -> tuple[str, bool]:
+    """The id of the span above `span` ("" for a root), and whether `span` is shown as its batch."""
     if span.span_id not in own or not span.parent_id:
         linked = next((target for _, target in span.links if target in own and target != span.span_id), "")
         if linked:
@@ -92,13 +93,13 @@ def _start_of(trace: Trace) -> int:
 
 
 def _duration_of(trace: Trace) -> int:
-    """To the end of the trace's own last span: batches that ran later, such as records, do not squeeze the picture."""
+    """Duration up to the end of the last span of the trace itself; later batches, such as records, do not extend it."""
     start = _start_of(trace)
     return max((span.start_nanos + span.duration_nanos - start for span in trace.spans), default=0)
 
 
 def waterfall(trace: Trace, *, width: int = 100) -> "Group":
-    """The trace as lines of `width` columns: what ran where, when, for how long, and how it ended."""
+    """The trace as lines of `width` columns: service, name, start, duration and status of each span."""
     from rich.console import Group
     from rich.text import Text
 
@@ -129,7 +130,7 @@ def _heading(trace: Trace, total: int) -> "Text":
     return text
 
 
-def _line(row: Row, total: int, names: int, bar: int) -> "Text":
+def _line(row: WaterfallRow, total: int, names: int, bar: int) -> "Text":
     from rich.text import Text
 
     span = row.span
@@ -137,7 +138,7 @@ def _line(row: Row, total: int, names: int, bar: int) -> "Text":
     label = Text("  " * min(row.depth, _MAX_INDENT), no_wrap=True)
     label.append("⧉ " if row.is_batch else "┄ " if row.is_orphan else "")
     label.append(f"{span.service} ", style=f"bold {colour}")
-    label.append(_short(span.name) + (" →" if span.kind == "client" else ""))
+    label.append(_short_name(span.name) + (" →" if span.kind == "client" else ""))
     label.truncate(names - 1, overflow="ellipsis", pad=True)
     line = Text.assemble(label, " ", no_wrap=True)
     line.append(_bar(row, total, bar), style=colour)
@@ -149,8 +150,8 @@ def _line(row: Row, total: int, names: int, bar: int) -> "Text":
     return line
 
 
-def _bar(row: Row, total: int, width: int) -> str:
-    """`width` cells: the share of the whole that the span took, where it took it; one cell at least. › is later."""
+def _bar(row: WaterfallRow, total: int, width: int) -> str:
+    """A bar of `width` cells that shows start and duration of a span, at least one cell; › means after the end."""
     if row.offset_nanos >= total > 0:
         return "·" * (width - 1) + "›"
     scale = width / total if total > 0 else 0.0
@@ -160,15 +161,15 @@ def _bar(row: Row, total: int, width: int) -> str:
     return "·" * first + full + "·" * (width - first - len(full))
 
 
-def _note(row: Row, width: int) -> "Text | None":
+def _note(row: WaterfallRow, width: int) -> "Text | None":
     from rich.text import Text
 
     attributes = row.span.attributes
     parts = []
     if "treadle.model" in attributes:
         parts.append(f"{attributes['treadle.model']}/{attributes.get('treadle.version', '?')}")
-    for key, before in _SHOWN:
-        if str(attributes.get(key, "")) not in _DULL:
+    for key, before in _SHOWN_ATTRIBUTES:
+        if str(attributes.get(key, "")) not in _OMITTED_VALUES:
             parts.append(f"{before}{_number(attributes[key])}")
     if row.is_batch:
         parts.append(f"for {_plural(len(row.span.links), 'request')}")
@@ -183,7 +184,7 @@ def _note(row: Row, width: int) -> "Text | None":
     return text
 
 
-def _colour(row: Row) -> str:
+def _colour(row: WaterfallRow) -> str:
     if row.span.status == "error":
         return "red"
     palette = ("cyan", "green", "magenta", "blue", "yellow")
@@ -191,7 +192,7 @@ def _colour(row: Row) -> str:
 
 
 def slow_table(summaries: Sequence[TraceSummary]) -> "Table":
-    """Slow traces, one a line; the first column is what `treadle trace` takes."""
+    """A table of slow traces; the first column is the argument of `treadle trace`."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -209,7 +210,7 @@ def slow_table(summaries: Sequence[TraceSummary]) -> "Table":
             summary.trace_id[:12],
             duration_text(summary.duration_nanos),
             str(summary.spans),
-            Text(f"{summary.service} {_short(summary.name)}"),
+            Text(f"{summary.service} {_short_name(summary.name)}"),
             Text(summary.deployment),
             remarks,
         )
@@ -217,7 +218,7 @@ def slow_table(summaries: Sequence[TraceSummary]) -> "Table":
 
 
 def render(renderable: "RenderableType", *, width: int = 100) -> str:
-    """Plain text, without colour, of at most `width` columns."""
+    """A renderable as plain text of at most `width` columns."""
     from rich.console import Console
 
     buffer = io.StringIO()
@@ -226,14 +227,14 @@ def render(renderable: "RenderableType", *, width: int = 100) -> str:
 
 
 def duration_text(nanos: int) -> str:
-    """Three digits and a unit: "812 µs", "4.31 ms", "12.3 s"."""
+    """A duration with three digits and a unit: "812 µs", "4.31 ms", "12.3 s"."""
     for unit, size in (("s", 1e9), ("ms", 1e6)):
         if nanos >= size * 0.9995:
             return f"{nanos / size:.3g} {unit}" if nanos < size * 999.5 else f"{nanos / size:.0f} {unit}"
     return f"{nanos / 1e3:.0f} µs"
 
 
-def _short(name: str) -> str:
+def _short_name(name: str) -> str:
     """`Service/Method` of `package.v1.Service/Method`."""
     service, slash, method = name.lstrip("/").rpartition("/")
     return _printable(f"{service.rpartition('.')[2]}/{method}" if slash else name)
@@ -244,7 +245,7 @@ def _number(value: Value) -> str:
 
 
 def _printable(text: str) -> str:
-    """Without control characters, which peers could send."""
+    """The text without control characters, which callers could send."""
     return "".join(letter if letter.isprintable() else "�" for letter in text)
 
 

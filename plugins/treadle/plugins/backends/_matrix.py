@@ -1,4 +1,4 @@
-"""What the backends of classic models share: inputs assembled to one matrix, labels in types that travel."""
+"""Shared by the backends of tabular models: assembly of the inputs to one matrix, labels in supported data types."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ _NOT_NUMERIC = frozenset({"STRING", "BYTES", "TIMESTAMP"})
 
 
 def is_one_of(model: Any, *classes: str) -> bool:
-    """Whether the model's class, or one that it derives from, is among "package.Class". Imports nothing.
+    """Whether the class of a model, or a base class, is one of `classes` ("package.Class"). Imports nothing.
 
-    A subclass that others make counts: inside it is still a booster.
+    Subclasses that users define count, because they store the same booster.
     """
     names = {f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(model).__mro__}
     return not names.isdisjoint(classes)
@@ -31,7 +31,7 @@ def check_numeric(signature: Signature) -> None:
 
 
 def assemble(names: tuple[str, ...], inputs: Tensors) -> Array:
-    """One [rows, features] matrix: the one input as it is, or the inputs side by side in the signature's order."""
+    """The matrix [rows, features] of the inputs, concatenated in the order of the signature."""
     if len(names) == 1:
         only = inputs[names[0]]
         return only if only.ndim == 2 else only[:, np.newaxis]
@@ -39,13 +39,13 @@ def assemble(names: tuple[str, ...], inputs: Tensors) -> Array:
 
 
 def width(signature: Signature) -> int:
-    """Features of the assembled matrix; 0 if an axis is free."""
+    """The number of features of the assembled matrix; 0 if an axis has no fixed size."""
     sizes = [spec.shape[1] if len(spec.shape) == 2 else 1 for spec in signature.inputs]
     return 0 if -1 in sizes else sum(sizes)
 
 
 def check_width(signature: Signature, features: int) -> None:
-    """Raises InvalidInput unless the signature's inputs make `features` columns."""
+    """Raises InvalidInput unless the inputs of the signature have `features` columns together."""
     given = width(signature)
     if given not in (0, features):
         raise InvalidInput(f"the model takes {features} features, the signature's inputs make {given}")
@@ -62,7 +62,7 @@ def labels(classes: Any) -> Array:
 
 
 def example_rows() -> tuple[Array, Array]:
-    """Rows [60, 3] in two classes that any model tells apart."""
+    """Rows [60, 3] in two well separated classes, and the classes [60]."""
     rows = np.random.default_rng(0).normal(size=(60, 3))
     classes = np.arange(60) % 2
     rows[:, 0] += np.where(classes, 4.0, -4.0)

@@ -1,7 +1,7 @@
-"""A digest beside a model file, for readers that crash on damaged ones.
+"""A digest beside a model file, for parsers that crash on damaged files.
 
-XGBoost's and LightGBM's parsers trust their input: half a file can end the process. So they only ever see a file that
-is whole.
+The parsers of XGBoost and LightGBM trust their input: half a file can crash the process. So a file is parsed only if
+its digest is right.
 """
 
 import hashlib
@@ -10,15 +10,15 @@ from pathlib import Path
 from treadle.plugins.errors import BackendFault
 
 
-def seal(file: Path) -> None:
-    """Writes FILE.sha256."""
-    _beside(file).write_text(hashlib.sha256(file.read_bytes()).hexdigest() + "\n")
+def sign(file: Path) -> None:
+    """Writes the SHA-256 digest of a file to FILE.sha256."""
+    _digest_file(file).write_text(hashlib.sha256(file.read_bytes()).hexdigest() + "\n")
 
 
-def read_sealed(file: Path) -> bytes:
-    """The file's bytes. Raises BackendFault unless they are those that were sealed."""
+def read_signed(file: Path) -> bytes:
+    """The bytes of a signed file. Raises BackendFault unless they match its digest."""
     try:
-        data, wanted = file.read_bytes(), _beside(file).read_text(encoding="utf-8").strip()
+        data, wanted = file.read_bytes(), _digest_file(file).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise BackendFault(f"{file.name} or its digest cannot be read: {type(error).__name__}") from error
     if hashlib.sha256(data).hexdigest() != wanted:
@@ -26,5 +26,5 @@ def read_sealed(file: Path) -> bytes:
     return data
 
 
-def _beside(file: Path) -> Path:
+def _digest_file(file: Path) -> Path:
     return file.with_name(f"{file.name}.sha256")

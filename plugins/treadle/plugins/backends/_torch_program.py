@@ -1,8 +1,8 @@
-"""torch.export programs as JSON and numbers, and back, running nothing on the way but what is on a list.
+"""Programs of torch.export as JSON and weights, and back, restricted to a list of allowed operators.
 
 torch's own reader evaluates symbolic sizes as Python, writes names into generated code and looks operators up by any
-path below `torch`. Everything that reaches it is therefore checked first: sizes are arithmetic, names are names,
-operators are ATen's.
+path below `torch`. So everything is checked before it reaches that reader: sizes are arithmetic, names are identifiers,
+operators belong to ATen.
 
 The serializer is internal to torch, which is why torch is pinned to one release.
 """
@@ -27,13 +27,15 @@ _OPERATORS = re.compile(
     r"|_operator\.(add|sub|mul|floordiv|truediv|mod|neg|pow|eq|ne|lt|le|gt|ge|getitem|and_|or_)"
     r"|torch\.sym_(max|min|int|float|not|sum)"
 )
-_FORBIDDEN = re.compile(r"torch\.ops\.aten\.(from_file|_?save|set_)\b.*")  # those that reach outside their arguments
+_FORBIDDEN = re.compile(
+    r"torch\.ops\.aten\.(from_file|_?save|set_)\b.*"
+)  # operators that access more than their arguments
 _TREE_TYPES = frozenset({None, "builtins.tuple", "builtins.list", "builtins.dict"})
 
 
 @dataclass(frozen=True)
 class Runnable:
-    """A graph with its weights in place."""
+    """A graph with its weights."""
 
     graph: Any
     weights: list[Any]
@@ -41,7 +43,7 @@ class Runnable:
     outputs: int
 
     def run(self, tensors: Sequence[Any]) -> Sequence[Any]:
-        """The outputs, in order."""
+        """The outputs, in the order of the program."""
         answer: Sequence[Any] = self.graph(*self.weights, *tensors)
         return answer
 
@@ -51,7 +53,7 @@ def export(model: Any, inputs: tuple[Any, ...]) -> tuple[dict[str, Any], dict[st
     import torch
     from torch._export.serde import serialize
 
-    flat, names = flattened(model, inputs)
+    flat, names = with_flat_outputs(model, inputs)
     rows = torch.export.Dim("rows", min=1)
     exported = torch.export.export(flat, inputs, dynamic_shapes=(tuple({0: rows} for _ in inputs),), strict=False)
     exported.example_inputs = None
@@ -68,7 +70,10 @@ def export(model: Any, inputs: tuple[Any, ...]) -> tuple[dict[str, Any], dict[st
 
 
 def rebuild(program: dict[str, Any], weights: Mapping[str, Any]) -> Runnable:
-    """Raises InvalidInput for a program that holds anything not on the list; other errors mean that it is corrupt."""
+    """The program as a runnable graph.
+
+    Raises InvalidInput for a program that holds anything that is not allowed; other errors mean that it is corrupt.
+    """
     from torch._export.serde import schema, serialize
     from torch.export.graph_signature import InputKind, OutputKind
 
@@ -76,7 +81,7 @@ def rebuild(program: dict[str, Any], weights: Mapping[str, Any]) -> Runnable:
     _check(program)
     parsed = serialize._bytes_to_dataclass(schema.ExportedProgram, json.dumps(program).encode())  # noqa: SLF001  # no public way
     state, constants = _by_role(weights)
-    # Dicts in place of bytes: what is not bytes is not unpickled.
+    # The deserializer unpickles bytes, but takes dicts as they are.
     exported = serialize.ExportedProgramDeserializer().deserialize(parsed, state, constants, None)
     lifted, inputs = [], 0
     for spec in exported.graph_signature.input_specs:
@@ -99,7 +104,7 @@ def _role(tensor: Any) -> str:
 
 
 def _by_role(weights: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parameters with buffers, and constants, by the names that the program has for them."""
+    """The state (parameters and buffers) and the constants, by their names in the program."""
     import torch
 
     state, constants = {}, {}
@@ -112,8 +117,8 @@ def _by_role(weights: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     return state, constants
 
 
-def flattened(model: Any, inputs: tuple[Any, ...]) -> tuple[Any, list[str]]:
-    """`model` with tensors in and a tuple of tensors out, and the names of these (none unless it returns a dict)."""
+def with_flat_outputs(model: Any, inputs: tuple[Any, ...]) -> tuple[Any, list[str]]:
+    """A module that returns the outputs of `model` as a tuple, and their names if `model` returns a dict."""
     import torch
 
     with torch.inference_mode():
@@ -135,7 +140,7 @@ def flattened(model: Any, inputs: tuple[Any, ...]) -> tuple[Any, list[str]]:
 
 
 def _strip(program: dict[str, Any]) -> None:
-    """Leaves out what only debuggers read: source paths, guards, the tree of modules."""
+    """Removes the parts that only debuggers read: source paths, guards, the tree of modules."""
     program["guards_code"] = []
     module = program["graph_module"]
     module["module_call_graph"] = module["module_call_graph"][:1]
@@ -145,7 +150,7 @@ def _strip(program: dict[str, Any]) -> None:
 
 
 def _check(value: Any, key: str = "") -> None:
-    """Raises InvalidInput for a string that torch might take for more than a name."""
+    """Raises InvalidInput for a string that torch might evaluate or look up."""
     if isinstance(value, dict):
         for name, inner in value.items():
             _check_string("", name)
@@ -158,7 +163,7 @@ def _check(value: Any, key: str = "") -> None:
 
 
 def _check_string(key: str, text: str) -> None:
-    if key in {"as_string", "as_strings"}:  # an argument of an operator, only ever passed on
+    if key in {"as_string", "as_strings"}:  # an argument of an operator, which torch only passes on
         return
     if key in {"in_spec", "out_spec"}:
         fine = _is_tree(json.loads(text))
@@ -173,7 +178,7 @@ def _check_string(key: str, text: str) -> None:
 
 
 def _is_tree(spec: Any) -> bool:
-    """Whether a pytree spec is made of tuples, lists and empty dicts only."""
+    """Whether a pytree spec has only tuples, lists and empty dicts."""
     if isinstance(spec, list):  # [version, tree]
         return len(spec) == 2 and spec[0] == 1 and _is_tree(spec[1])
     return (

@@ -1,8 +1,8 @@
 """LightGBM, stored as its model text. NaN means missing, if the signature allows it.
 
 Inputs: one numeric matrix, or several numeric columns taken side by side in the signature's order. Classifiers answer
-"probability" [rows, classes] and "label" (the classes the wrapper was trained with, or class indices); all else
-answers "prediction".
+"probability" [rows, classes] and "label" (the classes the wrapper was trained with, or class indices); other models
+answer "prediction".
 """
 
 import json
@@ -22,7 +22,7 @@ from treadle.plugins.backends._matrix import (
     labels,
     two_columns,
 )
-from treadle.plugins.backends._signing import read_sealed, seal
+from treadle.plugins.backends._signing import read_signed, sign
 from treadle.plugins.backends.onnx_export.graph import Graph
 from treadle.plugins.errors import BackendFault
 from treadle.plugins.hookspecs import RegisterBackend, hookimpl
@@ -46,7 +46,7 @@ class LightgbmBackend(ModelBackend):
         if booster.pandas_categorical:
             raise InvalidInput("models with pandas categories are not supported; encode them as numbers first")
         booster.save_model(folder / FILE)
-        seal(folder / FILE)
+        sign(folder / FILE)
         classes = getattr(model, "classes_", None)
         if classes is not None:
             (folder / CLASSES).write_text(json.dumps(labels(classes).tolist()) + "\n")
@@ -56,7 +56,7 @@ class LightgbmBackend(ModelBackend):
 
         self.check_options(source.options)
         check_numeric(source.signature)
-        data = read_sealed(source.folder / FILE)
+        data = read_signed(source.folder / FILE)
         try:
             text = data.decode()
             booster = lightgbm.Booster(model_str=text)
@@ -74,15 +74,15 @@ class LightgbmBackend(ModelBackend):
     def to_onnx(self, model: Any, sample: Tensors, source: ModelSource) -> bytes:
         graph = Graph(source.signature)
         matrix, _ = graph.matrix()
-        return graph.finish(self.answers(model, graph, matrix))
+        return graph.finish(self.add_to_graph(model, graph, matrix))
 
-    def answers(self, model: Any, graph: Graph, matrix: str) -> dict[str, str]:
-        """Adds the model to a graph; its outputs by name."""
-        from treadle.plugins.backends.onnx_export.boosters import lightgbm_answers
+    def add_to_graph(self, model: Any, graph: Graph, matrix: str) -> dict[str, str]:
+        """Adds the model with the input `matrix` to a graph, and returns the graph values of its outputs by name."""
+        from treadle.plugins.backends.onnx_export.boosters import lightgbm_outputs
 
         classes = getattr(model, "classes_", None)
         names = None if classes is None else labels(classes)
-        return lightgbm_answers(getattr(model, "booster_", model), names, graph, matrix)
+        return lightgbm_outputs(getattr(model, "booster_", model), names, graph, matrix)
 
     def example(self) -> Example:
         import lightgbm

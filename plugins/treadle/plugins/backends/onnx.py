@@ -1,7 +1,7 @@
 """ONNX, run by ONNX Runtime.
 
 Inputs and outputs are the graph's own, by name. Option `outputs` picks and renames them. Classifiers converted from
-scikit-learn need `zipmap` off: a list of maps is no tensor.
+scikit-learn require_modules `zipmap` off: a list of maps is no tensor.
 """
 
 import base64
@@ -34,8 +34,8 @@ _DTYPES = {
     "tensor(double)": "FP64",
     "tensor(string)": "STRING",
 }
-# What the converters of scikit-learn, XGBoost and LightGBM call them.
-_USUAL = {"output_label": "label", "probabilities": "probability", "output_probability": "probability"}
+# The names of outputs that the converters of scikit-learn, XGBoost and LightGBM give, and Treadle's names for them.
+_CONVERTER_OUTPUT_NAMES = {"output_label": "label", "probabilities": "probability", "output_probability": "probability"}
 
 # prediction = -x, for rows of three floats.
 _EXAMPLE = (
@@ -58,13 +58,13 @@ class OnnxBackend(ModelBackend):
         return is_proto or isinstance(model, bytes) or (isinstance(model, Path) and model.suffix == ".onnx")
 
     def inferred_options(self, model: Any) -> dict[str, str]:
-        """Renames "probabilities" and its like to what the rest of Treadle looks for."""
+        """Renames outputs such as "probabilities" to the names that the rest of Treadle expects."""
         if isinstance(model, Path | bytes):
             return {}
         names = [output.name for output in model.graph.output]
-        if not any(name in _USUAL for name in names):
+        if not any(name in _CONVERTER_OUTPUT_NAMES for name in names):
             return {}
-        return {"outputs": ",".join(f"{_USUAL.get(name, name)}={name}" for name in names)}
+        return {"outputs": ",".join(f"{_CONVERTER_OUTPUT_NAMES.get(name, name)}={name}" for name in names)}
 
     def save(self, model: Any, folder: Path, sample: Tensors) -> None:
         if isinstance(model, Path):
@@ -82,7 +82,7 @@ class OnnxBackend(ModelBackend):
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         settings.log_severity_level = 4
         try:
-            # From bytes, not from the path: a model then cannot name other files as its weights.
+            # From bytes, not from the path, so that a model cannot name other files as its weights.
             data = (source.folder / FILE).read_bytes()
             session = onnxruntime.InferenceSession(data, settings, providers=["CPUExecutionProvider"])
         except Exception as error:
@@ -107,7 +107,7 @@ class _OnnxModel(LoadedModel):
         self._wanted = list(outputs.values())
 
     def predict(self, inputs: Tensors) -> Tensors:
-        # One row takes a few microseconds: nothing here copies what is right already.
+        # One row takes a few microseconds, so dicts are not copied.
         asked = inputs if type(inputs) is dict else dict(inputs)
         return dict(zip(self._names, self._session.run(self._wanted, asked), strict=True))
 
@@ -145,7 +145,7 @@ def _fits(graph: list[int | str | None], shape: tuple[int, ...]) -> bool:
 
 
 def _outputs(session: Any, option: str) -> dict[str, str]:
-    """Graph output by the name it goes under."""
+    """The output of the graph for each name of an output in the signature."""
     graph = {node.name: node.type for node in session.get_outputs()}
     pairs = [part.strip().partition("=") for part in option.split(",")] if option else [(n, "", "") for n in graph]
     outputs = {name: source or name for name, _, source in pairs}

@@ -1,7 +1,7 @@
-"""A heuristic: a plain function that is installed where models run, for fallbacks and baselines.
+"""Heuristics: functions that are installed where models run, for fallbacks and baselines.
 
-The function takes a dict of arrays and gives a dict of arrays. Nothing of it is stored but where it is and the digest
-of its module's source: a server with another source refuses to load it.
+A function takes a dict of arrays and returns a dict of arrays. The model folder holds only its import path and the
+digest of its module's source: a server with another source refuses to load it.
 """
 
 import hashlib
@@ -25,12 +25,12 @@ Heuristic: TypeAlias = Callable[[dict[str, Array]], dict[str, Array]]
 
 
 def echo(inputs: dict[str, Array]) -> dict[str, Array]:
-    """The least of all heuristics: it answers with its inputs."""
+    """The example of the backend: returns copies of its inputs."""
     return {name: array.copy() for name, array in inputs.items()}
 
 
 class PythonBackend(ModelBackend):
-    """A function at the top level of an importable module."""
+    """The backend of functions at the top level of importable modules."""
 
     name = "python"
     options: ClassVar[Mapping[str, str]] = {"function": '"package.module:function"'}
@@ -89,7 +89,7 @@ def _array(value: Any) -> Array:
 
 
 def _reference(function: Any) -> str:
-    """ "package.module:function"; InvalidInput for a function that nobody else could import."""
+    """The import path "package.module:function"; InvalidInput for a function that another process cannot import."""
     module, name = function.__module__, function.__qualname__
     if module == "__main__" or "<" in name or "." in name:
         raise InvalidInput(f"{module}:{name} cannot be imported by a server; put it at the top level of a module")

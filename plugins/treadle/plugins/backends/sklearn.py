@@ -1,7 +1,7 @@
-"""scikit-learn, stored with skops: no pickle, and only types that are known to be harmless.
+"""scikit-learn models, stored with skops: no pickle, and only trusted types.
 
 Inputs: one numeric matrix, or several numeric columns taken side by side in the signature's order. Classifiers answer
-"label" and, where they can, "probability"; everything else that predicts answers "prediction".
+"label" and, if they have predict_proba, "probability"; other estimators answer "prediction".
 """
 
 import threading
@@ -19,8 +19,8 @@ from treadle.plugins.tensors import Array, Tensors
 
 FILE = "model.skops"
 
-# Fitted parts of scikit-learn's own estimators that skops does not vouch for yet: types that hold arrays and
-# numbers, run nothing while they are built, and cannot be given a callable.
+# Fitted parts of scikit-learn's own estimators that skops does not trust yet: types that hold arrays and numbers, run
+# no code while they are constructed, and hold no callable.
 _TRUSTED = frozenset(
     {
         "numpy.dtype",
@@ -47,7 +47,7 @@ _TRUSTED = frozenset(
     }
 )
 
-# Whose predict() is the class of the highest predict_proba(): the label then costs no second pass.
+# Classifiers whose predict() is the class of the highest predict_proba(), so that the label needs no second pass.
 _ARGMAX = frozenset(
     {
         "DecisionTreeClassifier",
@@ -92,7 +92,7 @@ class SklearnBackend(ModelBackend):
             )
 
     def load(self, source: ModelSource) -> LoadedModel:
-        from treadle.plugins.backends.onnx_export.pipeline_tail import Chain, load_last
+        from treadle.plugins.backends.onnx_export.pipeline_tail import PipelineTail, load_last
 
         self.check_options(source.options)
         check_numeric(source.signature)
@@ -101,11 +101,13 @@ class SklearnBackend(ModelBackend):
         if features is not None:
             check_width(source.signature, features)
         _check_order(estimator, source.signature.columns())
-        _forget_names(estimator)
+        _drop_feature_names(estimator)
         _limit_jobs(estimator, source.threads)
         inputs = tuple(spec.name for spec in source.signature.inputs)
         last = load_last(source)
-        return _SklearnModel(estimator, inputs, source.threads) if last is None else Chain(estimator, last, inputs)
+        return (
+            _SklearnModel(estimator, inputs, source.threads) if last is None else PipelineTail(estimator, last, inputs)
+        )
 
     def to_onnx(self, model: Any, sample: Tensors, source: ModelSource) -> bytes:
         from treadle.plugins.backends.onnx_export.sklearn import to_onnx
@@ -152,8 +154,8 @@ class _SklearnModel(LoadedModel):
         return {"probability": probability, "label": label}
 
     def _limit_threads(self) -> None:
-        # OpenMP keeps its limit for each calling thread, so it is set once in each thread that predicts. The limit of
-        # BLAS is the whole process's: the model that came last decides.
+        # OpenMP has a limit for each calling thread, so it is set once in each thread that predicts. BLAS has one limit
+        # for the process: that of the last model.
         if not getattr(self._limited, "done", False):
             self._pools.limit(limits=self._threads)
             self._limited.done = True
@@ -186,13 +188,13 @@ def _read(file: Path) -> Any:
 
 
 def _parts(estimator: Any) -> list[Any]:
-    """The estimator and those it is made of."""
+    """The estimator and its nested estimators."""
     nested = estimator.get_params(deep=True).values() if hasattr(estimator, "get_params") else ()
     return [estimator, *(part for part in nested if hasattr(part, "get_params"))]
 
 
-def _forget_names(estimator: Any) -> None:
-    # Trained on a data frame, asked with a matrix: scikit-learn would warn at every call. Order was checked at load.
+def _drop_feature_names(estimator: Any) -> None:
+    # A model that was trained on a data frame warns at every matrix. The order of columns is checked at load.
     for part in _parts(estimator):
         vars(part).pop("feature_names_in_", None)
 
@@ -204,7 +206,7 @@ def _limit_jobs(estimator: Any, threads: int) -> None:
 
 
 def _check_order(estimator: Any, columns: list[str]) -> None:
-    """Raises InvalidInput if the model was trained on these very columns, but in another order."""
+    """Raises InvalidInput if the model was trained on the same columns in another order."""
     trained = list(getattr(estimator, "feature_names_in_", ()))
     if trained != columns and sorted(trained) == sorted(columns):
         raise InvalidInput("the signature lists the model's columns in another order than it was trained with")

@@ -1,8 +1,7 @@
-"""PyTorch: the program as torch.export wrote it, the weights as safetensors.
+"""PyTorch models: the program as JSON of torch.export, the weights as safetensors.
 
-`torch.load` and `torch.export.load` can run code that a file brings along. So neither is used: the program is kept
-as the JSON of torch.export's own schema, held to a list of harmless things (`_torch_program`), and the weights are
-plain numbers.
+`torch.load` and `torch.export.load` can run code from a file. So neither is used: the program is stored as JSON in the
+schema of torch.export, restricted to allowed operators (`_torch_program`), and the weights hold numbers only.
 
 Inputs go to `forward` by position, in the signature's order. A dict that `forward` returns names the outputs; one
 tensor is "prediction"; option `outputs` names those of a tuple, or others. Models are stored as in evaluation mode.
@@ -29,7 +28,7 @@ WEIGHTS = "weights.safetensors"
 
 
 class TorchBackend(ModelBackend):
-    """`torch.nn.Module`, exported with a free number of rows."""
+    """The backend of `torch.nn.Module`, exported with a dynamic number of rows."""
 
     name = "torch"
     options: ClassVar[Mapping[str, str]] = {"outputs": 'names of the outputs, in order: "probability,label"'}
@@ -44,7 +43,7 @@ class TorchBackend(ModelBackend):
         from safetensors.torch import save_file
 
         inputs = _example_inputs(sample)
-        with _evaluating(model):
+        with _evaluation_mode(model):
             try:
                 program, weights, names = _torch_program.export(model, inputs)
             except InvalidInput:
@@ -78,7 +77,7 @@ class TorchBackend(ModelBackend):
     def to_onnx(self, model: Any, sample: Tensors, source: ModelSource) -> bytes:
         from treadle.plugins.backends.onnx_export.torch import to_onnx
 
-        with _evaluating(model):
+        with _evaluation_mode(model):
             return to_onnx(model, _example_inputs(sample), source.signature)
 
     def example(self) -> Example:
@@ -107,7 +106,7 @@ class _TorchModel(LoadedModel):
         if self._runnable is None:
             raise BackendFault("the model is closed")
         if not getattr(self._limited, "done", False):
-            # OpenMP keeps the limit for each calling thread.
+            # OpenMP has a limit for each calling thread.
             torch.set_num_threads(self._threads)
             self._limited.done = True
         with torch.inference_mode():
@@ -128,7 +127,7 @@ def _tensor(array: Array) -> Any:
 
     if array.dtype.kind not in "biuf":
         raise InvalidInput(f"torch takes numbers, not {array.dtype}")
-    # A tensor must not lie over memory that is read-only: requests' bytes are.
+    # torch needs writable memory, and the bytes of requests are read-only.
     return torch.from_numpy(np.array(array) if not array.flags.writeable else np.ascontiguousarray(array))
 
 
@@ -137,13 +136,13 @@ def _example_inputs(sample: Tensors) -> tuple[Any, ...]:
 
 
 def _two_rows(array: Array) -> Array:
-    # With one row in the sample, torch.export takes that to be the size for ever.
+    # With one row in the sample, torch.export would fix the number of rows to one.
     return np.concatenate([array, array]) if len(array) == 1 else array
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """Evaluation mode, and each part's own mode again afterwards."""
+def _evaluation_mode(model: Any) -> Iterator[None]:
+    """Sets evaluation mode, and restores the mode of each module afterwards."""
     before = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

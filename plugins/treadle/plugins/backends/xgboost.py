@@ -1,7 +1,7 @@
 """XGBoost, stored as UBJ. NaN means missing, if the signature allows it.
 
 Inputs: one numeric matrix, or several numeric columns taken side by side in the signature's order. Classifiers answer
-"probability" [rows, classes] and "label" (class indices, INT64); all else answers "prediction".
+"probability" [rows, classes] and "label" (class indices, INT64); other models answer "prediction".
 """
 
 import json
@@ -13,7 +13,7 @@ import numpy as np
 from treadle.core.errors import InvalidInput
 from treadle.plugins.backend import Example, LoadedModel, ModelBackend, ModelSource
 from treadle.plugins.backends._matrix import assemble, check_numeric, check_width, example_rows, is_one_of, two_columns
-from treadle.plugins.backends._signing import read_sealed, seal
+from treadle.plugins.backends._signing import read_signed, sign
 from treadle.plugins.backends.onnx_export.graph import Graph
 from treadle.plugins.errors import BackendFault
 from treadle.plugins.hookspecs import RegisterBackend, hookimpl
@@ -36,14 +36,14 @@ class XgboostBackend(ModelBackend):
         if booster.feature_types and "c" in booster.feature_types:
             raise InvalidInput("models with categorical features are not supported; encode them as numbers first")
         booster.save_model(folder / FILE)
-        seal(folder / FILE)
+        sign(folder / FILE)
 
     def load(self, source: ModelSource) -> LoadedModel:
         import xgboost
 
         self.check_options(source.options)
         check_numeric(source.signature)
-        data = read_sealed(source.folder / FILE)
+        data = read_signed(source.folder / FILE)
         booster = xgboost.Booster({"nthread": source.threads})
         try:
             booster.load_model(bytearray(data))
@@ -59,13 +59,13 @@ class XgboostBackend(ModelBackend):
     def to_onnx(self, model: Any, sample: Tensors, source: ModelSource) -> bytes:
         graph = Graph(source.signature)
         matrix, _ = graph.matrix()
-        return graph.finish(self.answers(model, graph, matrix))
+        return graph.finish(self.add_to_graph(model, graph, matrix))
 
-    def answers(self, model: Any, graph: Graph, matrix: str) -> dict[str, str]:
-        """Adds the model to a graph; its outputs by name."""
-        from treadle.plugins.backends.onnx_export.boosters import xgboost_answers
+    def add_to_graph(self, model: Any, graph: Graph, matrix: str) -> dict[str, str]:
+        """Adds the model with the input `matrix` to a graph, and returns the graph values of its outputs by name."""
+        from treadle.plugins.backends.onnx_export.boosters import xgboost_outputs
 
-        return xgboost_answers(_booster(model), graph, matrix)
+        return xgboost_outputs(_booster(model), graph, matrix)
 
     def example(self) -> Example:
         import xgboost
@@ -84,7 +84,7 @@ class _XgboostModel(LoadedModel):
         self._binary = objective == "binary:logistic"
         self._multiclass = objective.startswith("multi:")
         best = booster.attr("best_iteration")
-        # What the wrappers do after early stopping: trees beyond the best round are left out.
+        # After early stopping, the scikit-learn wrappers leave out the trees after the best round; so does this.
         self._rounds = (0, int(best) + 1) if best is not None else (0, 0)
 
     def predict(self, inputs: Tensors) -> Tensors:

@@ -1,1 +1,1 @@
-"""The faster form of a model, and the proof that it answers like the original."""
+"""Compiling of models: a faster form that is verified to answer like the original."""

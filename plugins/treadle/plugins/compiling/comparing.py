@@ -1,7 +1,7 @@
-"""When two answers of a model are the same.
+"""Comparison of the outputs of two forms of a model.
 
-Floats may differ by a tolerance; everything else must be equal. One exception: where the original's two most probable
-classes are as probable, within the tolerance, the last bit of a sum decides the label, and either label is right.
+Floats may differ by a tolerance; other values must be equal. One exception: where the two most probable classes of the
+original are equally probable within the tolerance, the last bit of a sum decides the label, and either label is right.
 """
 
 from collections.abc import Mapping
@@ -25,18 +25,18 @@ class Tolerance:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What one comparison found."""
+    """The result of a comparison."""
 
     wrong: Mapping[str, int]
-    """Rows that differ, by output; outputs that are right are left out."""
+    """The number of rows that differ, by output; equal outputs are left out."""
     largest: float
-    """Largest difference of a float."""
+    """The largest difference between two floats."""
     ties: int
-    """Rows whose label differs because of a tie: they are not wrong."""
+    """The number of rows whose label differs because of a tie, which is not wrong."""
 
 
 def compare(got: Tensors, wanted: Tensors, tolerance: Tolerance) -> Difference:
-    """How `got` differs from what is `wanted`, which may hold some of the outputs only."""
+    """The difference of `got` from `wanted`, which may hold only some of the outputs."""
     differing = {name: _differing(got.get(name), array, tolerance) for name, array in wanted.items()}
     ties = np.zeros(0, bool)
     if "label" in differing:
@@ -48,7 +48,7 @@ def compare(got: Tensors, wanted: Tensors, tolerance: Tolerance) -> Difference:
 
 
 def _differing(got: Array | None, wanted: Array, tolerance: Tolerance) -> Array:
-    """Which rows differ: all, if the output is missing or of another shape."""
+    """The mask [rows] of the rows that differ: all, if the output is missing or has another shape."""
     if got is None or got.shape != wanted.shape:
         return np.ones(len(wanted), bool)
     if wanted.dtype.kind == "f" and got.dtype.kind == "f":
@@ -60,7 +60,7 @@ def _differing(got: Array | None, wanted: Array, tolerance: Tolerance) -> Array:
 
 
 def _tied(probability: Array | None, labels: Array, tolerance: Tolerance) -> Array:
-    """In which rows the two most probable classes are as probable."""
+    """The mask [rows] of the rows whose two most probable classes are equally probable."""
     if probability is None or probability.ndim != 2 or probability.shape[1] < 2 or len(probability) != len(labels):
         return np.zeros(len(labels), bool)
     highest = np.sort(probability, axis=1)[:, -2:]

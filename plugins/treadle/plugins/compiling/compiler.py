@@ -1,7 +1,7 @@
-"""The faster form of a model: converted to ONNX when it is packaged, and kept only where it answers alike and faster.
+"""Compiling of a model to ONNX when it is packaged; the compiled form is kept only if it is equivalent and faster.
 
-Alike: on the sample and on random rows within its ranges, floats within the tolerance, everything else equal
-(`comparing` says more). What the original refuses, it must refuse. The original's files, sample and signature stay.
+Equivalent: on the sample and on random rows within its ranges, floats are within the tolerance and other values equal
+(see `comparing`), and rows that the original refuses are refused. The files of the original stay in the folder.
 """
 
 import shutil
@@ -17,47 +17,49 @@ import numpy as np
 
 from treadle.core.errors import InvalidInput, NotFound, TreadleError
 from treadle.plugins.backend import ModelBackend, ModelSource
-from treadle.plugins.checked import CheckedModel, Sample, load_proven
+from treadle.plugins.checked import CheckedModel, ManifestSample, load_verified
 from treadle.plugins.compiling.comparing import Tolerance, compare
-from treadle.plugins.compiling.probing import Threshold, probes
-from treadle.plugins.compiling.timing import side_by_side
+from treadle.plugins.compiling.probing import SplitThreshold, probes
+from treadle.plugins.compiling.timing import interleaved_timing
 from treadle.plugins.errors import BackendFault, NotCompiled
 from treadle.plugins.manager import Plugins
 from treadle.plugins.tensors import Array, Tensors
 from treadle.v1 import registry_pb2
 
 FOLDER = "compiled"
-"""Where its files lie in a model folder."""
+"""The folder of the compiled form in a model folder."""
 BACKEND = "onnx"
-RELATIVE = 1e-5
-OF_LARGEST = 1e-6
-"""The absolute tolerance, as a share of the largest output of the sample: what FP32 keeps where terms cancel out."""
+RELATIVE_TOLERANCE = 1e-5
+ABSOLUTE_TOLERANCE_FRACTION = 1e-6
+"""The absolute tolerance as a fraction of the largest output of the sample: the error of FP32 where terms cancel."""
 BATCH_ROWS = 64
-FASTER = 1.2
-"""How many times as fast one row must be; a batch must not be slower than by this."""
+MIN_SPEEDUP = 1.2
+"""The speed-up that one row must reach. A batch may be slower by this factor at most."""
 _TIMING_SECONDS = 0.15
 _SEED = 7
 
 
 Measure = Callable[[Sequence[Callable[[], object]]], Sequence[float]]
-"""Seconds that each of several calls takes."""
+"""From several calls to the seconds that each takes."""
 
 
-def _measured(calls: Sequence[Callable[[], object]]) -> Sequence[float]:
-    return side_by_side(calls, time.perf_counter, seconds=_TIMING_SECONDS)
+def _measure_interleaved(calls: Sequence[Callable[[], object]]) -> Sequence[float]:
+    return interleaved_timing(calls, time.perf_counter, seconds=_TIMING_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
 class Compiler:
-    """Compiles what one backend has stored in a folder."""
+    """Compiles the model that a backend has stored in a folder."""
 
     plugins: Plugins
-    measure: Measure = _measured
+    measure: Measure = _measure_interleaved
 
-    def compile(self, model: Any, backend: ModelBackend, source: ModelSource, sample: Sample) -> registry_pb2.Compiled:
-        """Adds the compiled form to the folder; where it cannot or should not be kept, answers with the reason only.
+    def compile(
+        self, model: Any, backend: ModelBackend, source: ModelSource, sample: ManifestSample
+    ) -> registry_pb2.Compiled:
+        """Adds the compiled form to the folder and returns its description, or only the reason why there is none.
 
-        Never raises for what lies with the model or a converter: the original is there to serve.
+        Errors of the model or of a converter are such reasons and are not raised: the original can serve.
         """
         folder = source.folder / FOLDER
         if folder.exists():
@@ -65,7 +67,7 @@ class Compiler:
         found = registry_pb2.Compiled()
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # converters warn a lot; what counts is what the two forms answer
+                warnings.simplefilter("ignore")  # converters warn a lot; the comparison of the outputs decides
                 self._try(model, backend, source, sample, found)
         except TreadleError as error:
             found.reason = error.message
@@ -80,7 +82,7 @@ class Compiler:
         model: Any,
         backend: ModelBackend,
         source: ModelSource,
-        sample: Sample,
+        sample: ManifestSample,
         found: registry_pb2.Compiled,
     ) -> None:
         runner = self._runner()
@@ -90,12 +92,12 @@ class Compiler:
         rng = np.random.default_rng(_SEED)
         sets = [("the sample", sample.inputs), *probes(source.signature, sample.inputs, thresholds(data), rng)]
         with (
-            closing(_open(runner, data, source, sample, tolerance)) as compiled,
+            closing(_store_and_load(runner, data, source, sample, tolerance)) as compiled,
             closing(CheckedModel.load(backend, source)) as original,
         ):
             for what, rows in sets:
-                _check(original, compiled, what, rows, tolerance, found)
-            self._time(original, compiled, sample.inputs, found)
+                _compare_forms(original, compiled, what, rows, tolerance, found)
+            self._measure_speed(original, compiled, sample.inputs, found)
         found.backend, found.folder = BACKEND, FOLDER
 
     def _runner(self) -> ModelBackend:
@@ -104,49 +106,52 @@ class Compiler:
         except NotFound as error:
             raise NotCompiled(error.message) from error
 
-    def _time(
+    def _measure_speed(
         self, original: CheckedModel, compiled: CheckedModel, sample: Tensors, found: registry_pb2.Compiled
     ) -> None:
-        """Measures both; NotCompiled if the compiled form is not faster."""
+        """Measures both forms; NotCompiled if the compiled form is not faster."""
         for rows in (1, BATCH_ROWS):
-            inputs = repeated(sample, rows)
+            inputs = repeat_rows(sample, rows)
             calls = [partial(model.predict, inputs, rows) for model in (original, compiled)]
             before, after = self.measure(calls)
             found.speeds.add(rows=rows, original_micros=before * 1e6, compiled_micros=after * 1e6)
         one, batch = found.speeds
-        if one.original_micros < FASTER * one.compiled_micros or batch.original_micros * FASTER < batch.compiled_micros:
+        if (
+            one.original_micros < MIN_SPEEDUP * one.compiled_micros
+            or batch.original_micros * MIN_SPEEDUP < batch.compiled_micros
+        ):
             raise NotCompiled(f"its ONNX form is not faster: {speed(one)}, {speed(batch)}")
 
 
 def source_of_compiled(source: ModelSource, compiled: registry_pb2.Compiled) -> ModelSource:
-    """Where the compiled form of the model at `source` is loaded from."""
+    """The source of the compiled form of the model at `source`."""
     return ModelSource(
         source.folder / compiled.folder, source.signature, dict(compiled.backend_options), source.threads
     )
 
 
 def speed(measured: registry_pb2.Speed) -> str:
-    """ "12.0 times as fast for 1 row"."""
+    """A measured speed-up as text: "12.0× as fast for 1 row"."""
     rows = "1 row" if measured.rows == 1 else f"{measured.rows} rows"
     return f"{measured.original_micros / (measured.compiled_micros or 1e-9):.1f}× as fast for {rows}"
 
 
 def tolerance_for(outputs: Tensors) -> Tolerance:
-    """The tolerance for a model that answers like this."""
+    """The tolerance for a model with these outputs of the sample."""
     sizes = [float(np.nanmax(np.abs(a), initial=0.0)) for a in outputs.values() if a.dtype.kind == "f"]
-    return Tolerance(RELATIVE, OF_LARGEST * min(sizes, default=1.0))
+    return Tolerance(RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE_FRACTION * min(sizes, default=1.0))
 
 
-def repeated(sample: Tensors, rows: int) -> dict[str, Array]:
-    """The sample repeated or cut to `rows` rows."""
+def repeat_rows(sample: Tensors, rows: int) -> dict[str, Array]:
+    """The sample, repeated or cut to `rows` rows."""
     return {name: np.ascontiguousarray(array[np.arange(rows) % len(array)]) for name, array in sample.items()}
 
 
-def thresholds(data: bytes) -> list[Threshold]:
-    """Where the trees of an ONNX model decide. They may lie behind other steps: then they are numbers like others."""
+def thresholds(data: bytes) -> list[SplitThreshold]:
+    """The split thresholds of the trees in an ONNX model. Behind other steps, they do not refer to the inputs."""
     import onnx
 
-    found: dict[Threshold, None] = {}
+    found: dict[SplitThreshold, None] = {}
     for node in onnx.load_from_string(data).graph.node:
         given = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
         if node.op_type not in {"TreeEnsembleRegressor", "TreeEnsembleClassifier"}:
@@ -154,18 +159,20 @@ def thresholds(data: bytes) -> list[Threshold]:
         tensor = given.get("nodes_values_as_tensor")
         values = given.get("nodes_values", []) if tensor is None else onnx.numpy_helper.to_array(tensor)
         for column, value, mode in zip(given["nodes_featureids"], values, given["nodes_modes"], strict=True):
-            if mode != b"LEAF" and np.isfinite(value):  # some trees tell missing values from all others at infinity
-                found[Threshold(int(column), float(value))] = None
+            if mode != b"LEAF" and np.isfinite(value):  # some trees split missing values from all others at infinity
+                found[SplitThreshold(int(column), float(value))] = None
     return list(found)
 
 
-def _open(runner: ModelBackend, data: bytes, source: ModelSource, sample: Sample, tolerance: Tolerance) -> CheckedModel:
-    """Stores the compiled form and loads it back; it must answer the sample."""
+def _store_and_load(
+    runner: ModelBackend, data: bytes, source: ModelSource, sample: ManifestSample, tolerance: Tolerance
+) -> CheckedModel:
+    """Stores the compiled form and loads it, verified on the sample. NotCompiled if it fails."""
     folder = source.folder / FOLDER
     folder.mkdir()
     runner.save(data, folder, sample.inputs)
     try:
-        return load_proven(runner, ModelSource(folder, source.signature, {}, source.threads), sample, tolerance)
+        return load_verified(runner, ModelSource(folder, source.signature, {}, source.threads), sample, tolerance)
     except BackendFault as error:
         raise NotCompiled(f"its ONNX form: {error.message}") from error
     except InvalidInput as error:
@@ -173,7 +180,7 @@ def _open(runner: ModelBackend, data: bytes, source: ModelSource, sample: Sample
         raise NotCompiled(f"its ONNX form: {error.message} ({details})") from error
 
 
-def _check(
+def _compare_forms(
     original: CheckedModel,
     compiled: CheckedModel,
     what: str,
@@ -181,9 +188,9 @@ def _check(
     tolerance: Tolerance,
     found: registry_pb2.Compiled,
 ) -> None:
-    """Asks both; NotCompiled if they differ."""
+    """Compares the outputs of both forms for the same rows; NotCompiled if they differ."""
     rows = len(next(iter(inputs.values())))
-    wanted, got = _answer(original, inputs, rows), _answer(compiled, inputs, rows)
+    wanted, got = _outputs_or_refusal(original, inputs, rows), _outputs_or_refusal(compiled, inputs, rows)
     if wanted is None or got is None:
         if (wanted is None) != (got is None):
             who, other = ("original", "ONNX form") if wanted is None else ("ONNX form", "original")
@@ -198,8 +205,8 @@ def _check(
         raise NotCompiled(f"its ONNX form differs on {what}: {outputs} (tolerance {tolerance})")
 
 
-def _answer(model: CheckedModel, inputs: Tensors, rows: int) -> Tensors | None:
-    """None if the model refuses these rows."""
+def _outputs_or_refusal(model: CheckedModel, inputs: Tensors, rows: int) -> Tensors | None:
+    """The outputs for the rows; None if the model refuses them."""
     try:
         return model.predict(inputs, rows)
     except (InvalidInput, BackendFault):

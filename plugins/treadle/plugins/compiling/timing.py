@@ -1,4 +1,4 @@
-"""How long calls take on a machine that does other things too."""
+"""Timing of calls on a machine that runs other work too."""
 
 from collections.abc import Callable, Sequence
 from statistics import median
@@ -7,19 +7,19 @@ Clock = Callable[[], float]
 """Seconds, monotonic."""
 
 
-def side_by_side(
-    calls: Sequence[Callable[[], object]], clock: Clock, *, seconds: float, most: int = 50, least: int = 3
+def interleaved_timing(
+    calls: Sequence[Callable[[], object]], clock: Clock, *, seconds: float, max_rounds: int = 50, min_rounds: int = 3
 ) -> list[float]:
-    """Median seconds of each call, taken in turns, so that whatever slows the machine slows all of them.
+    """Median seconds of each call. The calls take turns, so that a disturbance of the machine slows all of them.
 
-    `least` to `most` rounds, and no new one after `seconds`.
+    Runs `min_rounds` to `max_rounds` rounds, and no new one after `seconds`.
     """
     for call in calls:
         call()
     taken: list[list[float]] = [[] for _ in calls]
     end = clock() + seconds
-    for rounds in range(most):
-        if rounds >= least and clock() >= end:
+    for rounds in range(max_rounds):
+        if rounds >= min_rounds and clock() >= end:
             break
         for call, times in zip(calls, taken, strict=True):
             start = clock()

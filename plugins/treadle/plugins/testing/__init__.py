@@ -1,4 +1,4 @@
-"""The conformance kit: inherit a contract, say what is yours, get the tests (needs pytest)::
+"""The conformance kit: tests for plugins; inherit a contract and override its methods (needs pytest)::
 
     from treadle.plugins.testing import BackendContract
 
@@ -8,8 +8,8 @@
         def sample(self): return {"features": ROWS}
         def expected(self, model, inputs): return {"label": model.predict(inputs["features"])}
 
-The built-in plugins pass the same tests. What no test can show, the contract demands all the same: `load` and `predict`
-end (the inference service gives up on one that hangs, and keeps the thread), and messages hold no values.
+The built-in plugins pass the same tests. Two rules of the contract are not tested: `load` and `predict` must return
+(the inference service abandons a call that hangs, and loses the thread), and error messages must hold no values.
 """
 
 from treadle.plugins.testing._backend import BackendContract

@@ -42,7 +42,7 @@ class Stored:
     signature: Signature
     sample: dict[str, Array]
     before: Mapping[str, Any]
-    """What the original answered to the sample before it was saved."""
+    """The outputs of the original for the sample before it was saved."""
 
     def source(self, threads: int = 1) -> ModelSource:
         return ModelSource(self.folder, self.signature, dict(self.manifest.backend_options), threads)
@@ -52,25 +52,25 @@ class Stored:
 
 
 class BackendContract:
-    """Inherit, name the class Test…, and override `backend`; for a model other than its example, the next three too."""
+    """Inherit, name the class Test…, and override `backend`; for another model, also the next three."""
 
     relative_tolerance = 1e-5
     absolute_tolerance = 1e-6
 
     def backend(self) -> ModelBackend:
-        """The backend: of a class that an import can reach and that takes no arguments."""
+        """The backend; its class must be importable and take no arguments."""
         raise NotImplementedError
 
     def model(self) -> Any:
-        """A small trained model, such as users of the framework have."""
+        """A small trained model."""
         return _example(self.backend()).model
 
     def sample(self) -> Mapping[str, Any]:
-        """Real inputs by tensor name: three rows or more, not all alike."""
+        """Real inputs by tensor name: three rows or more, not all equal."""
         return _example(self.backend()).sample
 
     def expected(self, model: Any, inputs: Tensors) -> Mapping[str, Any]:
-        """What `model` itself, without Treadle, answers to `inputs`: some or all of the outputs."""
+        """The outputs of `model` itself, without Treadle, for `inputs`: some or all of them."""
         return _example(self.backend()).expected
 
     def options(self) -> Mapping[str, str]:
@@ -97,11 +97,11 @@ class BackendContract:
         yield model
         model.close()
 
-    def test_registers(self, stored: Stored) -> None:
+    def test_the_plugin_registers_the_backend(self, stored: Stored) -> None:
         assert stored.backend.name in host(stored.backend.name.partition(".")[0], _plugin(stored.backend)).backends
         assert all(isinstance(help_, str) and help_ for help_ in stored.backend.options.values())
 
-    def test_knows_its_own_models_from_others(self, stored: Stored) -> None:
+    def test_can_save_accepts_only_models_of_the_framework(self, stored: Stored) -> None:
         assert stored.backend.can_save(stored.original)
         assert not stored.backend.can_save(object())
 
@@ -113,13 +113,13 @@ class BackendContract:
             assert name in answer, f"output {name!r} is missing; the model gives {', '.join(answer)}"
             self.assert_same(name, answer[name], np.asarray(wanted))
 
-    def test_outputs_keep_the_signature(self, stored: Stored, loaded: LoadedModel) -> None:
+    def test_outputs_match_the_signature(self, stored: Stored, loaded: LoadedModel) -> None:
         for rows in (1, 2, 33):
-            inputs = _rows(stored.sample, rows)
+            inputs = _repeat_rows(stored.sample, rows)
             assert stored.signature.check_inputs(inputs) == rows
             stored.signature.check_outputs(loaded.predict(inputs), rows)
 
-    def test_classifiers_and_regressors_name_their_outputs_alike(self, stored: Stored) -> None:
+    def test_outputs_have_the_standard_names_and_shapes(self, stored: Stored) -> None:
         outputs = {spec.name: spec for spec in stored.signature.outputs}
         if "probability" in outputs:
             spec = outputs["probability"]
@@ -137,16 +137,16 @@ class BackendContract:
             self.assert_same(name, np.concatenate([one[name] for one in alone]), answer)
             self.assert_same(name, backwards[name][::-1], answer)
 
-    def test_the_same_question_gets_the_same_answer(self, stored: Stored, loaded: LoadedModel) -> None:
+    def test_predictions_are_deterministic(self, stored: Stored, loaded: LoadedModel) -> None:
         first, second = loaded.predict(stored.sample), loaded.predict(stored.sample)
         for name, answer in first.items():
             assert np.array_equal(answer, second[name], equal_nan=answer.dtype.kind == "f")
 
-    def test_answers_stay_what_they_were(self, stored: Stored, loaded: LoadedModel) -> None:
-        # A model that answers from a buffer of its own would overwrite what another request still reads.
+    def test_outputs_are_not_overwritten_by_later_calls(self, stored: Stored, loaded: LoadedModel) -> None:
+        # A model that returns its own buffer would overwrite outputs that another request still reads.
         first = loaded.predict(stored.sample)
         copies = {name: answer.copy() for name, answer in first.items()}
-        loaded.predict(_rows({name: array[::-1] for name, array in stored.sample.items()}, 33))
+        loaded.predict(_repeat_rows({name: array[::-1] for name, array in stored.sample.items()}, 33))
         for name, answer in first.items():
             assert np.array_equal(answer, copies[name], equal_nan=answer.dtype.kind == "f")
 
@@ -172,19 +172,19 @@ class BackendContract:
     def test_two_loads_do_not_share_state(self, stored: Stored, loaded: LoadedModel) -> None:
         other = stored.load()
         other.close()
-        stored.signature.check_outputs(loaded.predict(_rows(stored.sample, 2)), 2)
+        stored.signature.check_outputs(loaded.predict(_repeat_rows(stored.sample, 2)), 2)
 
-    def test_an_onnx_form_answers_as_the_model(self, stored: Stored) -> None:
+    def test_the_onnx_form_has_the_outputs_of_the_model(self, stored: Stored) -> None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # converters warn a lot
+            warnings.simplefilter("ignore")  # converters emit many warnings
             try:
                 data = stored.backend.to_onnx(stored.original, stored.sample, stored.source())
-            except NotCompiled:  # it need not have one
+            except NotCompiled:  # an ONNX form is optional
                 return
         session = pytest.importorskip("onnxruntime").InferenceSession(data, providers=["CPUExecutionProvider"])
         names = [spec.name for spec in stored.signature.outputs]
         for rows in (1, 33):
-            inputs = _rows(stored.sample, rows)
+            inputs = _repeat_rows(stored.sample, rows)
             answer = dict(zip(names, session.run(names, inputs), strict=True))
             stored.signature.check_outputs(answer, rows)
             wanted = stored.load().predict(inputs)
@@ -196,7 +196,7 @@ class BackendContract:
         with pytest.raises(InvalidInput, match="no-such-option"):
             stored.backend.load(ModelSource(stored.folder, stored.signature, options, threads=1))
 
-    def test_saving_keeps_the_model_as_it_was(self, stored: Stored) -> None:
+    def test_saving_does_not_change_the_model(self, stored: Stored) -> None:
         after = self.expected(stored.original, stored.sample)
         for name, answer in stored.before.items():
             self.assert_same(name, np.asarray(after[name]), np.asarray(answer))
@@ -207,16 +207,16 @@ class BackendContract:
         model.close()
         model.close()
 
-    def test_writes_no_pickle(self, stored: Stored) -> None:
+    def test_the_folder_holds_no_pickle(self, stored: Stored) -> None:
         assert stored.manifest.files, "the backend wrote no file"
         for file in stored.manifest.files:
             suspicious = list(_pickles(stored.folder / file.path))
             assert not suspicious, f"{', '.join(suspicious)} is a pickle: loading it can run anything"
 
-    def test_files_lie_in_the_folder(self, stored: Stored) -> None:
+    def test_the_manifest_lists_the_files_of_the_folder(self, stored: Stored) -> None:
         assert list(read_package(stored.folder).files) == list(stored.manifest.files)
 
-    def test_missing_files_are_told(self, stored: Stored, tmp_path: Path) -> None:
+    def test_missing_files_raise_an_error_of_the_tree(self, stored: Stored, tmp_path: Path) -> None:
         with pytest.raises(TreadleError) as caught:
             stored.backend.load(
                 ModelSource(tmp_path, stored.signature, dict(stored.manifest.backend_options), threads=1)
@@ -225,14 +225,14 @@ class BackendContract:
 
     def test_loads_in_a_fresh_process_and_survives_corrupt_files(self, stored: Stored, tmp_path: Path) -> None:
         corrupt = [copy for file in stored.manifest.files for copy in _corruptions(stored.folder, file.path, tmp_path)]
-        outcomes = load_elsewhere(stored.backend, stored.folder, *corrupt)
+        outcomes = load_in_fresh_process(stored.backend, stored.folder, *corrupt)
         assert outcomes.get(str(stored.folder)) == ("ok", ""), f"a fresh process: {outcomes.get(str(stored.folder))}"
         for folder in corrupt:
             outcome, message = outcomes.get(str(folder), ("crash", "the process died"))
             assert outcome in _FAILS_CLEANLY, f"{folder.name}: {outcome} {message}"
 
     def assert_same(self, name: str, got: Array, wanted: Array) -> None:
-        """Equal, within the tolerances for floats."""
+        """Asserts that two outputs are equal, floats within the tolerances."""
         assert got.shape == wanted.shape, f"output {name!r} has shape {got.shape}, {wanted.shape} is wanted"
         if got.dtype.kind == "f":
             np.testing.assert_allclose(
@@ -251,16 +251,16 @@ def _example(backend: ModelBackend) -> Example:
 
 @cache
 def _examples(kind: Callable[[], ModelBackend]) -> Example | None:
-    return kind().example()  # once, so that model and expectation belong together
+    return kind().example()  # cached, so that model and expected outputs belong together
 
 
 def plugins_of(backend: ModelBackend) -> Plugins:
-    """Plugins with this backend alone, whether or not it is installed."""
+    """Plugins with only this backend, which need not be installed."""
     return Plugins.load(installed=(), modules={backend.name.partition(".")[0]: _plugin(backend)})
 
 
-def load_elsewhere(backend: ModelBackend, *folders: Path) -> dict[str, tuple[str, str]]:
-    """Outcome and message by folder; see `_fresh`. Folders after one that kills the process are tried in a new one."""
+def load_in_fresh_process(backend: ModelBackend, *folders: Path) -> dict[str, tuple[str, str]]:
+    """Outcome and message by folder; see `_fresh`. After a folder that crashes the process, a new process continues."""
     outcomes: dict[str, tuple[str, str]] = {}
     waiting = [str(folder) for folder in folders]
     kind = type(backend)
@@ -285,8 +285,8 @@ def _plugin(backend: ModelBackend) -> Any:
     return Plugin()
 
 
-def _rows(sample: Tensors, rows: int) -> dict[str, Array]:
-    """The sample repeated or cut to `rows` rows."""
+def _repeat_rows(sample: Tensors, rows: int) -> dict[str, Array]:
+    """The sample, repeated or cut to `rows` rows."""
     return {name: array[np.arange(rows) % len(array)] for name, array in sample.items()}
 
 
@@ -302,7 +302,7 @@ def _corruptions(folder: Path, name: str, scratch: Path) -> Iterator[Path]:
 
 
 def _pickles(path: Path) -> Iterator[str]:
-    """Names of what looks like a pickle: the file, or members of the archive that it is."""
+    """The names of pickles: the file itself, or members of an archive."""
     if path.name == MANIFEST:
         return
     if _is_pickle(path.name, path.read_bytes()):

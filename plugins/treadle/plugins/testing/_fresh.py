@@ -1,7 +1,7 @@
-"""Loads model folders in a process of its own: `python -m treadle.plugins.testing._fresh MODULE CLASS FOLDER …`.
+"""Loads model folders in a fresh process: `python -m treadle.plugins.testing._fresh MODULE CLASS FOLDER …`.
 
 One line of JSON for each folder: {"folder", "outcome", "message"}; outcome is "ok", the name of an error of Treadle's
-tree, or "unclean" for any other exception. A folder without a line means that the process died of it.
+tree, or "unclean" for any other exception. A folder without a line has crashed the process.
 """
 
 import importlib
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from treadle.core.errors import TreadleError
 from treadle.plugins.backend import ModelBackend
-from treadle.plugins.checked import CheckedModel, Sample
+from treadle.plugins.checked import CheckedModel, ManifestSample
 from treadle.plugins.packaging import read_package, source_of
 
 
@@ -19,9 +19,9 @@ def _load(backend: ModelBackend, folder: Path) -> tuple[str, str]:
     try:
         manifest = read_package(folder)
         source = source_of(manifest, folder)
-        # Not through `CheckedModel.load`: what the backend itself raises is the question.
+        # Not through `CheckedModel.load`, because the errors of the backend itself are tested.
         model = CheckedModel(backend.load(source), source.signature)
-        model.prove(Sample.of(manifest))
+        model.verify(ManifestSample.of(manifest))
         model.close()
     except TreadleError as error:
         return type(error).__name__, error.message

@@ -14,7 +14,7 @@ class MetricContract:
     """Inherit, name the class Test…, and override all four methods."""
 
     def metric(self) -> Metric:
-        """What the plugin registers."""
+        """The metric that the plugin registers."""
         raise NotImplementedError
 
     def labels(self) -> Any:
@@ -22,25 +22,25 @@ class MetricContract:
         raise NotImplementedError
 
     def scores(self) -> Any:
-        """What a middling model says of them."""
+        """The scores of a model of medium quality for them."""
         raise NotImplementedError
 
     def expected(self) -> float:
-        """The metric of the two, worked out some other way."""
+        """The value of the metric, computed in another way."""
         raise NotImplementedError
 
     @pytest.fixture
     def rows(self) -> tuple[Array, Array]:
         return np.asarray(self.labels()), np.asarray(self.scores())
 
-    def test_says_what_it_is(self) -> None:
+    def test_name_tasks_and_direction_are_declared(self) -> None:
         metric = self.metric()
         assert metric.name
         assert metric.tasks
         assert set(metric.tasks) <= {"binary", "multiclass", "regression"}
         assert isinstance(metric.higher_is_better, bool)
 
-    def test_is_right(self, rows: tuple[Array, Array]) -> None:
+    def test_the_value_is_the_expected_one(self, rows: tuple[Array, Array]) -> None:
         score = self.metric().score(*rows)
         assert isinstance(score, float)
         assert score == pytest.approx(self.expected())

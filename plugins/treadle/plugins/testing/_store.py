@@ -15,10 +15,10 @@ class OnlineStoreContract:
     """Inherit, name the class Test…, and override `kind`; `options` if the store needs any."""
 
     durable = True
-    """Whether what was flushed is there after close and open with the same folder."""
+    """Whether flushed rows survive closing and reopening with the same folder."""
 
     def kind(self) -> OnlineStoreKind:
-        """What the plugin registers."""
+        """The kind of store that the plugin registers."""
         raise NotImplementedError
 
     def options(self) -> Mapping[str, str]:
@@ -31,7 +31,7 @@ class OnlineStoreContract:
         yield store
         store.close()
 
-    def test_reads_what_was_written_in_the_order_asked(self, store: OnlineStore) -> None:
+    def test_values_are_read_in_the_order_of_the_keys(self, store: OnlineStore) -> None:
         count = store.write("v", [(b"a", 10, b"A"), (b"b", 20, b"B")])
         assert (count.written, count.outdated) == (2, 0)
         assert store.read("v", [b"b", b"x", b"a", b"b"]) == [(20, b"B"), None, (10, b"A"), (20, b"B")]

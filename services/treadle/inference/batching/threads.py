@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from treadle.core.errors import TreadleError
 from treadle.plugins.checked import CheckedModel
-from treadle.plugins.compiling.compiler import repeated
+from treadle.plugins.compiling.compiler import repeat_rows
 from treadle.plugins.compiling.timing import Clock
 from treadle.plugins.tensors import Tensors
 
@@ -25,9 +25,9 @@ LARGE_ROWS = 1024
 _WORTH_SECONDS = 0.001
 """A large batch that takes less is not worth a second thread."""
 _LONG_SECONDS = 0.1
-"""One row, or a load, that takes longer is not repeated for the sake of measuring."""
+"""One row, or a load, that takes longer is not repeat_rows for the sake of measuring."""
 _ENOUGH_SECONDS = 0.02
-"""A batch that takes longer is large enough, and a call that was repeated for so long is measured."""
+"""A batch that takes longer is large enough, and a call that was repeat_rows for so long is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class Trial:
             return None
 
     def _best(self, model: CheckedModel, rows: int) -> float:
-        inputs = repeated(self.sample, rows)
+        inputs = repeat_rows(self.sample, rows)
         best, end = float("inf"), self.clock() + _ENOUGH_SECONDS / 4
         while True:
             start = self.clock()

@@ -13,7 +13,7 @@ from treadle.inference.batching.worker import Worker
 from treadle.inference.models.artifacts import Artifacts
 from treadle.inference.models.models import Registered
 from treadle.plugins.backend import ModelSource
-from treadle.plugins.checked import CheckedModel, load_proven
+from treadle.plugins.checked import CheckedModel, load_verified
 from treadle.plugins.compiling.comparing import Tolerance
 from treadle.plugins.manager import Plugins
 
@@ -76,7 +76,7 @@ class Loader:
 
         def load(threads: int) -> CheckedModel:
             source = ModelSource(folder, registered.signature, options, threads)
-            return load_proven(runner, source, registered.sample, tolerance)
+            return load_verified(runner, source, registered.sample, tolerance)
 
         if self.how.threads:
             chosen = Chosen(load(self.how.threads), self.how.threads, "as set")

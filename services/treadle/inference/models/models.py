@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from treadle.core.errors import InvalidInput
 from treadle.core.model_ref import ModelRef
-from treadle.plugins.checked import Sample
+from treadle.plugins.checked import ManifestSample
 from treadle.plugins.compiling.comparing import Tolerance
 from treadle.plugins.tensors import Signature
 from treadle.v1 import registry_pb2
@@ -51,7 +51,7 @@ class Registered:
     signature: Signature
     options: Mapping[str, str]
     files: tuple[ModelFile, ...]
-    sample: Sample = field(default_factory=Sample)
+    sample: ManifestSample = field(default_factory=ManifestSample)
     """To warm up on, and to be compared with."""
     compiled: Compiled | None = None
 
@@ -65,7 +65,7 @@ class Registered:
             signature=Signature.from_proto(manifest.signature),
             options=dict(manifest.backend_options),
             files=tuple(ModelFile(file.path, file.sha256, file.size_bytes) for file in manifest.files),
-            sample=Sample.of(manifest),
+            sample=ManifestSample.of(manifest),
             compiled=_compiled(manifest),
         )
 

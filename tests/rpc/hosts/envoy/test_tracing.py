@@ -20,13 +20,14 @@ from treadle.core.errors import FailedPrecondition
 from treadle.observability.telemetry.redaction import Redactor, SpanGuard
 from treadle.observability.tracestore.otlp_ingest import read_request
 from treadle.observability.tracestore.spans import SpanRecord
-from treadle.rpc.hosts.choice import envoy_unavailable_reason
 from treadle.rpc.hosts.envoy.config import EnvoySettings, envoy_config
 from treadle.rpc.hosts.envoy.process import environment
 from treadle.rpc.hosts.envoy.tracing import FLUSH_SECONDS, SPAN_HEADER, attribute_header, context_of, tracing
 from treadle.rpc.hosts.listen import Listen
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(envoy_unavailable_reason()), reason=envoy_unavailable_reason())]
+from ....conftest import needs_envoy
+
+pytestmark = [pytest.mark.slow, needs_envoy]
 
 ECHO, STREAM, REFUSE, HANG, BEGIN = (
     f"/treadle.v1.Traced/{name}" for name in ("Echo", "Stream", "Refuse", "Hang", "Begin")

@@ -17,13 +17,13 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
 from treadle.core.errors import Cancelled, InvalidInput, TreadleError
+from treadle.gateway.api.annotation import annotate
 from treadle.gateway.api.grpc.oip_servicer import OipServicer
-from treadle.gateway.api.grpc.prediction_servicer import annotate
 from treadle.gateway.api.rest import json_codec, openapi
 from treadle.gateway.api.rest import oip as rest_oip
 from treadle.gateway.api.rest.reply import reply
-from treadle.gateway.pipeline.chain import Chain
-from treadle.gateway.pipeline.routing import parse_pin
+from treadle.gateway.pipeline.pipeline import PredictionPipeline
+from treadle.gateway.pipeline.routing import parse_version
 from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.rpc.context import current
 from treadle.rpc.server.http import AsgiApp, TelemetryMiddleware, http_status
@@ -41,8 +41,9 @@ class TooLarge(InvalidInput):
 class Rest:
     """The endpoints."""
 
-    def __init__(self, chain: Chain, oip_servicer: OipServicer, max_body_bytes: int) -> None:
-        self._chain = chain
+    def __init__(self, pipeline: PredictionPipeline, oip_servicer: OipServicer, max_body_bytes: int) -> None:
+        self._pipeline = pipeline
+        self._decoder = json_codec.RequestDecoder()
         self._oip = rest_oip.OipRest(oip_servicer)
         self._max_body_bytes = max_body_bytes
 
@@ -50,11 +51,11 @@ class Rest:
         """Every path, each of which `openapi.DOCUMENT` describes."""
         models, versioned = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
         return [
+            Route("/v1/deployments/{name}:predict", self.predict, methods=["POST"]),  # first: the one most asked for
             Route("/healthz", self.healthz),
             Route("/openapi.json", self.document),
             Route("/docs", self.docs),
             Route("/", self.docs),
-            Route("/v1/deployments/{name}:predict", self.predict, methods=["POST"]),
             Route("/v2", self._oip.server),
             Route("/v2/health/live", self._oip.live),
             Route("/v2/health/ready", self._oip.ready),
@@ -78,11 +79,11 @@ class Rest:
     async def predict(self, request: Request) -> Response:
         """A prediction by entity keys or tensors."""
         body = json_codec.parse(await self._body(request))
-        deployment = self._chain.snapshot().deployment(request.path_params["name"])
-        ask = json_codec.ask_from_json(body, deployment, parse_pin(current().metadata))
-        answer = await self._chain.predict(ask)
-        annotate(deployment.name, answer)
-        return reply(json_codec.answer_to_json(answer, ask, current().trace_id))
+        deployment = self._pipeline.policies.deployment(request.path_params["name"])
+        asked = self._decoder.decode(body, deployment, parse_version(current().metadata))
+        prediction = await self._pipeline.predict(asked)
+        annotate(deployment.name, prediction)
+        return reply(json_codec.prediction_to_json(prediction, asked, current().trace_id))
 
     async def infer(self, request: Request) -> Response:
         """A prediction in the Open Inference Protocol."""

@@ -1,1 +1,1 @@
-"""Models of other frameworks as ONNX graphs."""
+"""Conversion of the models of other frameworks to ONNX graphs."""

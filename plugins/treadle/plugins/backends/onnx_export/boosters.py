@@ -1,4 +1,4 @@
-"""XGBoost's and LightGBM's trees to ONNX, read from the JSON that both write of themselves."""
+"""Conversion of XGBoost and LightGBM models to ONNX, from their JSON dumps."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,11 +9,11 @@ import numpy as np
 
 from treadle.plugins.backends.onnx_export.forest import Forest, Tree
 from treadle.plugins.backends.onnx_export.graph import Graph
-from treadle.plugins.backends.onnx_export.scores import against_zero, classified, predicted
+from treadle.plugins.backends.onnx_export.scores import classifier_outputs, regressor_outputs, two_class_base
 from treadle.plugins.errors import NotCompiled
 from treadle.plugins.tensors import Array
 
-# How a sum of trees becomes a prediction, where it does not stay as it is.
+# The link from the sum of trees to the prediction by objective; the objectives in _PLAIN have none.
 _XGBOOST_LINKS: Mapping[str, str] = {
     "reg:logistic": "sigmoid",
     "count:poisson": "exp",
@@ -43,11 +43,11 @@ _LIGHTGBM_PLAIN = frozenset(
 )
 
 _ZERO = float(np.float32(1e-35))
-"""Up to here, LightGBM takes a value for 0."""
+"""LightGBM treats values up to this magnitude as 0."""
 
 
-def xgboost_answers(booster: Any, graph: Graph, matrix: str) -> dict[str, str]:
-    """XGBoost compares and sums in FP32; a value below the threshold goes left."""
+def xgboost_outputs(booster: Any, graph: Graph, matrix: str) -> dict[str, str]:
+    """Adds an XGBoost model to the graph. It compares and sums in FP32; a value below the threshold goes left."""
     learner, best = json.loads(booster.save_raw("json"))["learner"], booster.attr("best_iteration")
     objective, trees = learner["objective"]["name"], _xgboost_trees(learner, best)
     groups = max(1, int(learner["learner_model_param"]["num_class"]))
@@ -58,16 +58,16 @@ def xgboost_answers(booster: Any, graph: Graph, matrix: str) -> dict[str, str]:
     values = graph.cast(matrix, "FP32")
     if objective == "binary:logistic":
         second = [replace(tree, output=1) for tree in trees]
-        sums = Forest(second, 2, "FP32", below=True, base=against_zero(base[0])).add_to(graph, values)
-        return classified(graph, sums, np.arange(2), "softmax", "FP32")
+        sums = Forest(second, 2, "FP32", below=True, base=two_class_base(base[0])).add_to(graph, values)
+        return classifier_outputs(graph, sums, np.arange(2), "softmax", "FP32")
     sums = Forest(trees, groups, "FP32", below=True, base=base).add_to(graph, values)
     if objective.startswith("multi:"):
-        return classified(graph, sums, np.arange(groups), "softmax", "FP32")
-    return predicted(graph, sums, _link(objective, _XGBOOST_LINKS, _XGBOOST_PLAIN, groups), "FP32")
+        return classifier_outputs(graph, sums, np.arange(groups), "softmax", "FP32")
+    return regressor_outputs(graph, sums, _link(objective, _XGBOOST_LINKS, _XGBOOST_PLAIN, groups), "FP32")
 
 
-def lightgbm_answers(booster: Any, classes: Array | None, graph: Graph, matrix: str) -> dict[str, str]:
-    """LightGBM compares and sums in FP64; a value at the threshold goes left."""
+def lightgbm_outputs(booster: Any, classes: Array | None, graph: Graph, matrix: str) -> dict[str, str]:
+    """Adds a LightGBM model to the graph. It compares and sums in FP64; a value at the threshold goes left."""
     dump = booster.dump_model()
     if dump["average_output"]:
         raise NotCompiled("it averages its trees (boosting type rf)")
@@ -79,16 +79,16 @@ def lightgbm_answers(booster: Any, classes: Array | None, graph: Graph, matrix: 
     if objective == "binary":
         second = [replace(tree, leaf=tree.leaf * slope, output=1) for tree in trees]
         names = np.arange(2) if classes is None else classes
-        return classified(graph, Forest(second, 2).add_to(graph, values), names, "softmax", "FP64")
+        return classifier_outputs(graph, Forest(second, 2).add_to(graph, values), names, "softmax", "FP64")
     if objective in {"multiclass", "multiclassova"}:
         names = np.arange(groups) if classes is None else classes
         scaled = trees if objective == "multiclass" else [replace(tree, leaf=tree.leaf * slope) for tree in trees]
         link = "softmax" if objective == "multiclass" else "sigmoid"
-        return classified(graph, Forest(scaled, groups).add_to(graph, values), names, link, "FP64")
+        return classifier_outputs(graph, Forest(scaled, groups).add_to(graph, values), names, link, "FP64")
     if "sqrt" in settings:
         raise NotCompiled("it predicts the root of its target (reg_sqrt)")
     link = _link(objective, _LIGHTGBM_LINKS, _LIGHTGBM_PLAIN, groups)
-    return predicted(graph, Forest(trees, 1).add_to(graph, values), link, "FP64")
+    return regressor_outputs(graph, Forest(trees, 1).add_to(graph, values), link, "FP64")
 
 
 def _link(objective: str, links: Mapping[str, str], plain: frozenset[str], groups: int) -> str:
@@ -100,7 +100,7 @@ def _link(objective: str, links: Mapping[str, str], plain: frozenset[str], group
 
 
 def _xgboost_trees(learner: Mapping[str, Any], best: str | None) -> list[Tree]:
-    """Those up to the best round, each for its class."""
+    """The trees up to the best round, each with the output of its class."""
     gbtree = learner["gradient_booster"]
     if gbtree["name"] == "dart":
         raise NotCompiled("booster dart weighs its trees")
@@ -130,12 +130,12 @@ def _xgboost_tree(tree: Mapping[str, Any], output: int) -> Tree:
 
 
 def _lightgbm_tree(root: Mapping[str, Any], output: int) -> Tree:
-    feature, threshold, left, right, nan_left, leaf = map(np.array, zip(*_flattened(root), strict=True))
+    feature, threshold, left, right, nan_left, leaf = map(np.array, zip(*_nodes_in_order(root), strict=True))
     return Tree(feature, threshold, left, right, nan_left, leaf, output)
 
 
-def _flattened(root: Mapping[str, Any]) -> Iterator[tuple[int, float, int, int, bool, Sequence[float]]]:
-    """Nodes in order: a node's children follow those of the nodes before it."""
+def _nodes_in_order(root: Mapping[str, Any]) -> Iterator[tuple[int, float, int, int, bool, Sequence[float]]]:
+    """The nodes in breadth-first order, so that the children of a node follow those of the nodes before it."""
     waiting, following = [root], 1
     while waiting:
         node = waiting.pop(0)
@@ -148,16 +148,16 @@ def _flattened(root: Mapping[str, Any]) -> Iterator[tuple[int, float, int, int, 
             raise NotCompiled("its trees split on categories")
         if node["missing_type"] == "Zero":
             raise NotCompiled("it takes 0 for a missing value")
-        threshold = _around_zero(float(node["threshold"]))
-        # Where training saw no missing value, LightGBM takes one for 0.
+        threshold = _zero_adjusted(float(node["threshold"]))
+        # If training had no missing value, LightGBM treats a missing value as 0.
         nan_left = node["default_left"] if node["missing_type"] == "NaN" else threshold >= 0
         waiting += [node["left_child"], node["right_child"]]
         yield node["split_feature"], threshold, following, following + 1, nan_left, [0.0]
         following += 2
 
 
-def _around_zero(threshold: float) -> float:
-    """The threshold that does the same without LightGBM's habit of taking tiny values for 0."""
+def _zero_adjusted(threshold: float) -> float:
+    """The threshold with the same splits where tiny values are not treated as 0, as LightGBM does."""
     if -_ZERO <= threshold < 0:
         return float(np.nextafter(-_ZERO, -np.inf))
     return _ZERO if 0 <= threshold < _ZERO else threshold

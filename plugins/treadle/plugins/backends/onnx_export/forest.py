@@ -1,8 +1,8 @@
-"""Trees of any framework as one TreeEnsembleRegressor of ONNX.
+"""Trees of any framework as one TreeEnsembleRegressor node of ONNX.
 
-Thresholds are where converted trees go wrong: a value that a rounding moves across one takes another way down. So
+Converted trees go wrong at thresholds: a value that rounding moves across a threshold reaches another leaf. So
 thresholds keep the precision of their framework, and values are compared in the precision in which it compares them.
-Leaves are summed in that precision too; the sums come out as FP32, the only type that this operator answers with.
+Leaves are summed in that precision too; the result is FP32, the only output type of this operator.
 """
 
 from collections.abc import Sequence
@@ -17,36 +17,39 @@ from treadle.plugins.tensors import Array
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """One array element for each node; the first node is the root."""
+    """A tree as arrays with one element a node; node 0 is the root."""
 
     feature: Array
     threshold: Array
     left: Array
-    """Where values below the threshold go; negative at a leaf."""
+    """The child for values below the threshold; negative at a leaf."""
     right: Array
     nan_left: Array
     """Whether missing values go left."""
     leaf: Array
-    """[nodes, outputs]: what each leaf adds; anything at the other nodes."""
+    """[nodes, outputs]: the values that a leaf adds; ignored at the other nodes."""
     output: int = 0
     """The first output that the leaves add to."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forest:
-    """What a sum of trees answers: [rows, outputs]."""
+    """A sum of trees with the result [rows, outputs]."""
 
     trees: Sequence[Tree]
     outputs: int
     dtype: str = "FP64"
     """Precision of the comparisons and the sums: FP32 or FP64."""
     below: bool = False
-    """Whether a value at the threshold goes right: only what is below it goes left."""
+    """Whether only values below the threshold go left; otherwise a value at the threshold goes left too."""
     base: Array | None = None
     """Added to each output."""
 
     def add_to(self, graph: Graph, matrix: str) -> str:
-        """Adds the trees to a graph whose `matrix` has the precision of this forest; the name of their sums, FP32."""
+        """Adds the trees to a graph whose `matrix` has the precision of this forest.
+
+        Returns the name of the sums, FP32.
+        """
         return graph.add(
             "TreeEnsembleRegressor",
             matrix,
@@ -60,7 +63,7 @@ class Forest:
         )
 
     def sums(self, row: Array) -> Array:
-        """What the trees alone, without `base`, answer to one row without missing values."""
+        """The sums [outputs] of the trees, without `base`, for one row without missing values."""
         total = np.zeros(self.outputs)
         for tree in self.trees:
             node = 0
@@ -120,11 +123,11 @@ class Forest:
         return {f"{name}_as_tensor": numpy_helper.from_array(values.astype(np.float64), name)}
 
 
-def as_rounded(thresholds: Array) -> Array:
-    """FP64 thresholds that tell FP64 values apart just as `thresholds` tell them apart once rounded to FP32.
+def fp64_thresholds(thresholds: Array) -> Array:
+    """FP64 thresholds that split FP64 values as `thresholds` split the values rounded to FP32.
 
-    scikit-learn's trees round values to FP32 first. The greatest FP64 number that rounds to at most `t` does the same
-    in one comparison: it is the middle between the last FP32 number up to `t` and the next, or just below that middle
+    scikit-learn's trees round values to FP32 first. The greatest FP64 number that rounds to at most `t` gives the same
+    split in one comparison: it is the middle between the last FP32 number up to `t` and the next, or just below it
     where a tie rounds up.
     """
     last = thresholds.astype(np.float32)

@@ -1,7 +1,7 @@
 """Pipelines of scikit-learn that end in a model of XGBoost or LightGBM.
 
-skops does not vouch for boosters, whose readers trust their input. So the steps before are stored by skops, and the
-last one in a folder of its own, as its own backend stores it.
+skops does not trust boosters, whose parsers trust their input. So skops stores the steps before, and the backend of the
+booster stores the last step in its own folder.
 """
 
 from pathlib import Path
@@ -23,21 +23,21 @@ _MATRIX = TensorSpec("matrix", "FP64", (-1, -1), allow_nan=True)
 
 
 def booster_of(model: Any) -> Booster | None:
-    """What stores the last step of a pipeline, if that is a model of XGBoost or LightGBM behind other steps."""
+    """The backend of the last step of a pipeline, if that is a model of XGBoost or LightGBM after other steps."""
     if not is_one_of(model, "sklearn.Pipeline") or len(model.steps) < 2:
         return None
     return next((kind() for kind in _BOOSTERS if kind().can_save(model.steps[-1][1])), None)
 
 
 def save_last(booster: Booster, model: Any, folder: Path, sample: Tensors) -> None:
-    """Stores the last step."""
-    _transformed(model[:-1], assemble(tuple(sample), sample))
+    """Stores the last step of a pipeline in the folder of its backend."""
+    _transform_dense(model[:-1], assemble(tuple(sample), sample))
     (folder / booster.name).mkdir()
     booster.save(model.steps[-1][1], folder / booster.name, sample)
 
 
 def load_last(source: ModelSource) -> LoadedModel | None:
-    """The last step, if it lies in a folder of its own; its one input is what the steps before make."""
+    """The last step, if it has a folder; its input is the output of the steps before."""
     for kind in _BOOSTERS:
         folder = source.folder / kind.name
         if folder.is_dir():
@@ -45,8 +45,8 @@ def load_last(source: ModelSource) -> LoadedModel | None:
     return None
 
 
-class Chain(LoadedModel):
-    """Steps of scikit-learn, and the model that takes what they make."""
+class PipelineTail(LoadedModel):
+    """A pipeline whose last step is a booster: steps of scikit-learn, then the model of another backend."""
 
     def __init__(self, steps: Any, last: LoadedModel, inputs: tuple[str, ...]) -> None:
         self._steps = steps
@@ -54,14 +54,14 @@ class Chain(LoadedModel):
         self._inputs = inputs
 
     def predict(self, inputs: Tensors) -> Tensors:
-        return self._last.predict({_MATRIX.name: _transformed(self._steps, assemble(self._inputs, inputs))})
+        return self._last.predict({_MATRIX.name: _transform_dense(self._steps, assemble(self._inputs, inputs))})
 
     def close(self) -> None:
         self._last.close()
 
 
-def _transformed(steps: Any, matrix: Array) -> Array:
-    """InvalidInput for steps that give a sparse matrix."""
+def _transform_dense(steps: Any, matrix: Array) -> Array:
+    """The output of the steps. InvalidInput if it is a sparse matrix."""
     values = steps.transform(matrix)
     if hasattr(values, "toarray"):
         raise InvalidInput("its steps give a sparse matrix, of which boosters take zeros for missing; make it dense")

@@ -1,4 +1,4 @@
-"""From the sums of trees to what models answer: probabilities, labels, predictions, as nodes of a graph."""
+"""Graph nodes from sums of trees to the outputs of models: probabilities, labels, predictions."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from treadle.plugins.backends.onnx_export.graph import Graph
 from treadle.plugins.tensors import Array
 
 
-def classified(graph: Graph, sums: str, classes: Array, link: str, dtype: str) -> dict[str, str]:
+def classifier_outputs(graph: Graph, sums: str, classes: Array, link: str, dtype: str) -> dict[str, str]:
     """ "probability" and "label" from one sum for each class.
 
     `link`: "softmax", "sigmoid" (of each class by itself), or "none" where the sums are probabilities. `dtype`: the
@@ -21,15 +21,15 @@ def classified(graph: Graph, sums: str, classes: Array, link: str, dtype: str) -
         probability = graph.add("Sigmoid", exact)
     else:
         probability = exact
-    return {"probability": probability, "label": label_of(graph, probability, classes)}
+    return {"probability": probability, "label": label_node(graph, probability, classes)}
 
 
-def label_of(graph: Graph, probability: str, classes: Array) -> str:
-    """The class of the highest probability, the first of equals."""
+def label_node(graph: Graph, probability: str, classes: Array) -> str:
+    """Adds the class of the highest probability, the first one of equals."""
     return graph.add("Gather", graph.constant(classes), graph.add("ArgMax", probability, axis=1, keepdims=0))
 
 
-def predicted(graph: Graph, sums: str, link: str, dtype: str) -> dict[str, str]:
+def regressor_outputs(graph: Graph, sums: str, link: str, dtype: str) -> dict[str, str]:
     """ "prediction" [rows] from one sum. `link`: "none", "exp" or "sigmoid"."""
     value = graph.cast(graph.add("Reshape", sums, graph.constant([-1])), dtype)
     if link != "none":
@@ -37,6 +37,6 @@ def predicted(graph: Graph, sums: str, link: str, dtype: str) -> dict[str, str]:
     return {"prediction": value}
 
 
-def against_zero(base: Any) -> Array:
-    """The bases of two classes of which the first always sums to 0: softmax of them is the sigmoid of the second."""
+def two_class_base(base: Any) -> Array:
+    """The bases of two classes, 0 for the first: the softmax of the two sums is then the sigmoid of the second."""
     return np.array([0.0, float(base)])

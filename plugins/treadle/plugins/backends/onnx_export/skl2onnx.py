@@ -1,24 +1,24 @@
-"""What skl2onnx converts, with one encoder of our own, and proof that ONNX Runtime can run it."""
+"""Conversion by skl2onnx, with a custom converter of one-hot encoders; ONNX Runtime must be able to run the result."""
 
 from typing import Any
 
 import numpy as np
 
-from treadle.plugins.backends.onnx_export.graph import OPSETS, need
+from treadle.plugins.backends.onnx_export.graph import OPSETS, require_modules
 from treadle.plugins.errors import NotCompiled
 
 INPUT = "matrix"
-"""The name of the one input."""
+"""The name of the input of the converted model."""
 
 
-def converted(model: Any, dtype: str, features: int) -> Any:
-    """An estimator or a chain of transformers as an ONNX model of one matrix. NotCompiled if it cannot be."""
-    need("skl2onnx", "onnxruntime")
+def convert(model: Any, dtype: str, features: int) -> Any:
+    """The ONNX model of an estimator or of a pipeline of transformers, with one input. NotCompiled if there is none."""
+    require_modules("skl2onnx", "onnxruntime")
     if not features:
         raise NotCompiled("the number of its features is not known")
     try:
         body = _convert(model, dtype, features)
-        session_of(body)
+        session_for(body)
     except NotCompiled:
         raise
     except Exception as error:  # skl2onnx and ONNX Runtime raise anything for what they do not support
@@ -27,8 +27,8 @@ def converted(model: Any, dtype: str, features: int) -> Any:
     return body
 
 
-def session_of(body: Any) -> Any:
-    """Runs an ONNX model, on one thread."""
+def session_for(body: Any) -> Any:
+    """A session of ONNX Runtime for a model, with one thread."""
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
@@ -53,7 +53,7 @@ def _convert(model: Any, dtype: str, features: int) -> Any:
     if is_classifier(model):
         try:
             return convert_sklearn(model, options={id(model): {"zipmap": False}}, **arguments)
-        except NameError:  # no such option: its output is no map
+        except NameError:  # a model without this option has no map as its output
             pass
     return convert_sklearn(model, **arguments)
 
@@ -67,9 +67,9 @@ def _one_hot_shape(operator: Any) -> None:
 
 
 def _one_hot(scope: Any, operator: Any, container: Any) -> None:
-    """Numbers against categories, exactly. skl2onnx would make whole numbers of them: 1.4 would count as 1.
+    """Compares numbers with categories exactly. skl2onnx would truncate them to whole numbers: 1.4 would match 1.
 
-    Where the encoder refuses what it does not know, so does this: a look-up fails.
+    If the encoder refuses unknown categories, so does the graph: a look-up fails.
     """
     encoder, given, encoded = operator.raw_operator, operator.inputs[0], operator.outputs[0].full_name
     if encoder.drop is not None or encoder.handle_unknown not in {"error", "ignore"} or _infrequent(encoder):

@@ -1,4 +1,4 @@
-"""scikit-learn to ONNX: trees by our own hand, so that thresholds stay exact; everything else by skl2onnx."""
+"""Conversion of scikit-learn models to ONNX: trees here, so that thresholds stay exact; other models by skl2onnx."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,11 +7,16 @@ from typing import Any
 import numpy as np
 
 from treadle.plugins.backends._matrix import assemble, labels, width
-from treadle.plugins.backends.onnx_export.forest import Forest, Tree, as_rounded
+from treadle.plugins.backends.onnx_export.forest import Forest, Tree, fp64_thresholds
 from treadle.plugins.backends.onnx_export.graph import Graph, matrix_dtype
 from treadle.plugins.backends.onnx_export.pipeline_tail import booster_of
-from treadle.plugins.backends.onnx_export.scores import against_zero, classified, label_of, predicted
-from treadle.plugins.backends.onnx_export.skl2onnx import INPUT, converted, session_of
+from treadle.plugins.backends.onnx_export.scores import (
+    classifier_outputs,
+    label_node,
+    regressor_outputs,
+    two_class_base,
+)
+from treadle.plugins.backends.onnx_export.skl2onnx import INPUT, convert, session_for
 from treadle.plugins.compiling.probing import probes
 from treadle.plugins.errors import NotCompiled
 from treadle.plugins.tensors import Array, Signature, Tensors
@@ -20,40 +25,40 @@ _SEED = 11
 
 
 def to_onnx(model: Any, sample: Tensors, signature: Signature) -> bytes:
-    """The model as ONNX bytes, inputs and outputs as the signature has them. NotCompiled says why there is none."""
+    """The serialized ONNX model with the inputs and outputs of the signature. NotCompiled says why there is none."""
     graph = Graph(signature)
     matrix, dtype = graph.matrix()
     steps = model.steps if type(model).__name__ == "Pipeline" else [("model", model)]
     last = steps[-1][1]
-    plant = _plant(model, last)
+    tree_converter = _tree_converter(model, last)
     features = width(signature) or getattr(model, "n_features_in_", 0)
-    if plant is None:
+    if tree_converter is None:
         return graph.finish(_converted(model, graph, matrix, dtype, features))
     if any(step not in (None, "passthrough") for _, step in steps[:-1]):
-        body = converted(model[:-1], dtype, features)
+        body = convert(model[:-1], dtype, features)
         _check_exact(model[:-1], body, sample, signature)
         ((matrix, _),) = graph.embed(body, matrix)
-    return graph.finish(plant(last, graph, graph.cast(matrix, "FP64")))
+    return graph.finish(tree_converter(last, graph, graph.cast(matrix, "FP64")))
 
 
-def _plant(model: Any, last: Any) -> "_Plant | None":
-    """What adds the trees of the last step to a graph; None if it has none that are converted here."""
+def _tree_converter(model: Any, last: Any) -> "_TreeConverter | None":
+    """The function that adds the trees of the last step to a graph; None for models that skl2onnx converts."""
     booster = booster_of(model)
     if booster is not None:
-        return booster.answers
-    return _PLANTS.get(type(last).__name__) if type(last).__module__.startswith("sklearn.") else None
+        return booster.add_to_graph
+    return _TREE_CONVERTERS.get(type(last).__name__) if type(last).__module__.startswith("sklearn.") else None
 
 
 def _converted(model: Any, graph: Graph, matrix: str, dtype: str, features: int) -> dict[str, str]:
-    """Through skl2onnx: in the precision of the inputs, or in FP32 where it can do no better."""
+    """Converts a model by skl2onnx: in the precision of the inputs, or in FP32 if that fails."""
     from sklearn.base import is_classifier
 
     try:
-        body = converted(model, dtype, features)
+        body = convert(model, dtype, features)
     except NotCompiled:
         if dtype == "FP32":
             raise
-        body = converted(model, "FP32", features)
+        body = convert(model, "FP32", features)
         matrix = graph.cast(matrix, "FP32")
     _check_no_trees_behind_steps(model, body)
     (answer, rank), *rest = graph.embed(body, matrix)
@@ -74,8 +79,8 @@ def _check_no_trees_behind_steps(model: Any, body: Any) -> None:
 
 
 def _check_exact(steps: Any, body: Any, sample: Tensors, signature: Signature) -> None:
-    """NotCompiled unless `body` answers as `steps` do to the last bit: the trees behind them would tell them apart."""
-    session = session_of(body)
+    """NotCompiled unless `body` and `steps` have bitwise equal outputs: the trees after them depend on the last bit."""
+    session = session_for(body)
     names = tuple(spec.name for spec in signature.inputs)
     dtype = np.float32 if matrix_dtype(signature) == "FP32" else np.float64
     for _, rows in [("", sample), *probes(signature, sample, (), np.random.default_rng(_SEED))]:
@@ -94,12 +99,12 @@ def _check_exact(steps: Any, body: Any, sample: Tensors, signature: Signature) -
 
 
 def _forest_classifier(model: Any, graph: Graph, matrix: str) -> dict[str, str]:
-    """Decision trees that each answer with probabilities, and their mean."""
+    """Decision trees with probabilities at the leaves, whose mean is the probability."""
     trees = getattr(model, "estimators_", [model])
     _one_target(model)
     sums = Forest([_tree(each.tree_, shares=True) for each in trees], len(model.classes_)).add_to(graph, matrix)
     probability = graph.add("Div", graph.cast(sums, "FP64"), graph.constant(float(len(trees))))
-    return {"probability": probability, "label": label_of(graph, probability, labels(model.classes_))}
+    return {"probability": probability, "label": label_node(graph, probability, labels(model.classes_))}
 
 
 def _forest_regressor(model: Any, graph: Graph, matrix: str) -> dict[str, str]:
@@ -107,11 +112,11 @@ def _forest_regressor(model: Any, graph: Graph, matrix: str) -> dict[str, str]:
     _one_target(model)
     sums = Forest([_tree(each.tree_) for each in trees], 1).add_to(graph, matrix)
     mean = graph.add("Div", graph.cast(sums, "FP64"), graph.constant(float(len(trees))))
-    return predicted(graph, mean, "none", "FP64")
+    return regressor_outputs(graph, mean, "none", "FP64")
 
 
 def _boosting(model: Any, graph: Graph, matrix: str) -> dict[str, str]:
-    """GradientBoostingClassifier and -Regressor."""
+    """Adds a GradientBoostingClassifier or -Regressor."""
     if model.init_ != "zero" and not type(model.init_).__name__.startswith("Dummy"):
         raise NotCompiled(f"it starts from a {type(model.init_).__name__}, not from a constant")
     trees = [[_tree(stage.tree_, scale=model.learning_rate) for stage in stages] for stages in model.estimators_]
@@ -119,13 +124,13 @@ def _boosting(model: Any, graph: Graph, matrix: str) -> dict[str, str]:
 
 
 def _histogram_boosting(model: Any, graph: Graph, matrix: str) -> dict[str, str]:
-    """HistGradientBoostingClassifier and -Regressor: they compare in FP64, without rounding."""
+    """Adds a HistGradientBoostingClassifier or -Regressor, which compare in FP64 without rounding."""
     trees = [[_histogram_tree(each.nodes) for each in stage] for stage in model._predictors]  # noqa: SLF001  # no public way
     return _boosted(model, trees, graph, matrix)
 
 
 def _boosted(model: Any, stages: list[list[Tree]], graph: Graph, matrix: str) -> dict[str, str]:
-    """Sums of trees, one for each class (for two, one), through softmax; or one sum that is the prediction."""
+    """Adds boosted trees: one sum for each class (for two classes, one), then softmax; or one sum for a regression."""
     classes = getattr(model, "classes_", None)
     sums = len(stages[0])
     outputs = 2 if classes is not None and sums == 1 else sums
@@ -137,12 +142,12 @@ def _boosted(model: Any, stages: list[list[Tree]], graph: Graph, matrix: str) ->
     if classes is None:
         link = "exp" if getattr(model, "loss", "") in {"poisson", "gamma"} else "none"
         base = (np.log(raw) if link == "exp" else raw) - alone
-        return predicted(graph, Forest(trees, 1, base=base).add_to(graph, matrix), link, "FP64")
+        return regressor_outputs(graph, Forest(trees, 1, base=base).add_to(graph, matrix), link, "FP64")
     if getattr(model, "loss", "") == "exponential":
         raise NotCompiled("its loss is exponential, whose probabilities are not a plain softmax")
     base = np.ravel(raw) - alone
-    total = Forest(trees, outputs, base=against_zero(base[0]) if first else base).add_to(graph, matrix)
-    return classified(graph, total, labels(classes), "softmax", "FP64")
+    total = Forest(trees, outputs, base=two_class_base(base[0]) if first else base).add_to(graph, matrix)
+    return classifier_outputs(graph, total, labels(classes), "softmax", "FP64")
 
 
 def _one_target(model: Any) -> None:
@@ -151,13 +156,13 @@ def _one_target(model: Any) -> None:
 
 
 def _tree(tree: Any, *, shares: bool = False, scale: float = 1.0) -> Tree:
-    """One of scikit-learn's trees, which round values to FP32 before they compare them."""
+    """A tree of scikit-learn, which rounds values to FP32 before it compares them."""
     values = tree.value[:, 0, :]
     if shares:
         values = values / values.sum(axis=1, keepdims=True)
     return Tree(
         tree.feature,
-        as_rounded(tree.threshold),
+        fp64_thresholds(tree.threshold),
         tree.children_left,
         tree.children_right,
         tree.missing_go_to_left.astype(bool),
@@ -178,8 +183,8 @@ def _histogram_tree(nodes: Array) -> Tree:
     )
 
 
-_Plant = Callable[[Any, Graph, str], dict[str, str]]
-_PLANTS: dict[str, _Plant] = {
+_TreeConverter = Callable[[Any, Graph, str], dict[str, str]]
+_TREE_CONVERTERS: dict[str, _TreeConverter] = {
     "DecisionTreeClassifier": _forest_classifier,
     "DecisionTreeRegressor": _forest_regressor,
     "ExtraTreeClassifier": _forest_classifier,

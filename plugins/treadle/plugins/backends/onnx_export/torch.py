@@ -1,4 +1,4 @@
-"""torch to ONNX, through torch.onnx's exporter."""
+"""Conversion of torch models to ONNX by torch.onnx."""
 
 import contextlib
 import io
@@ -6,8 +6,8 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from treadle.plugins.backends._torch_program import flattened
-from treadle.plugins.backends.onnx_export.graph import need
+from treadle.plugins.backends._torch_program import with_flat_outputs
+from treadle.plugins.backends.onnx_export.graph import require_modules
 from treadle.plugins.errors import NotCompiled
 from treadle.plugins.tensors import Signature
 
@@ -15,11 +15,14 @@ _OPSET = 18
 
 
 def to_onnx(model: Any, inputs: tuple[Any, ...], signature: Signature) -> bytes:
-    """`model`, in evaluation mode, with the signature's names. `inputs`: two rows or more, by position."""
-    need("onnx", "onnxscript")
+    """The serialized ONNX model of `model` (in evaluation mode), with the names of the signature.
+
+    `inputs` hold two rows or more, by position. NotCompiled says why there is none.
+    """
+    require_modules("onnx", "onnxscript")
     import torch
 
-    flat, _ = flattened(model, inputs)
+    flat, _ = with_flat_outputs(model, inputs)
     rows = torch.export.Dim("rows", min=1)
     with _quiet():
         program = torch.onnx.export(
@@ -39,7 +42,7 @@ def to_onnx(model: Any, inputs: tuple[Any, ...], signature: Signature) -> bytes:
 
 
 def _stripped(model: Any) -> Any:
-    """Without what only debuggers read: stack traces with the author's paths."""
+    """The model without the parts that only debuggers read: stack traces with the author's paths."""
     graph = model.graph
     nodes = [node for function in model.functions for node in function.node]
     for part in (model, graph, *graph.node, *nodes, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
@@ -50,7 +53,7 @@ def _stripped(model: Any) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter prints its progress, and warns of optional libraries that nobody needs here."""
+    """Suppresses the progress output of the exporter, and its warnings of optional libraries."""
     log = logging.getLogger("torch.onnx")
     children = [each for name, each in log.manager.loggerDict.items() if name.startswith("torch.onnx.")]
     loggers = [log, *(each for each in children if isinstance(each, logging.Logger))]

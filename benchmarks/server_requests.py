@@ -1,6 +1,6 @@
-"""What one server is asked: the bytes of the request, how its answer is read, and what it must say.
+"""Requests to servers: the bytes of a request, and the check of its answer.
 
-An `Ask` is sent as it stands by h2load (`load`), by grpcio or by a plain keep-alive connection (`clients`).
+A `ServerRequest` is sent unchanged by h2load (`load`), by grpcio or by a plain keep-alive connection (`clients`).
 """
 
 import json
@@ -22,58 +22,58 @@ LOOKUP = "/treadle.v1.FeatureService/GetOnlineFeatures"
 GRPC_HEADERS = {"content-type": "application/grpc", "te": "trailers"}
 JSON_HEADERS = {"content-type": "application/json"}
 _FRAME = struct.Struct(">BI")
-# Treadle's own tolerance for compiled models is tighter; this one only has to notice another answer.
+# The tolerance of compiled models is tighter; this one only has to detect wrong answers.
 _TOLERANCE = 1e-3
 
 
 class WrongAnswerError(Exception):
-    """A server answered with something other than the model's own prediction."""
+    """A server returned another prediction than the model itself."""
 
 
 @dataclass(frozen=True)
-class Ask:
+class ServerRequest:
     """One request to one address."""
 
     address: str
     """host:port"""
     path: str
     body: bytes
-    """A serialized message, without gRPC's frame, or JSON."""
+    """A serialized message without the gRPC frame, or JSON."""
     check: Callable[[bytes], None]
-    """WrongAnswerError unless these bytes are the right answer."""
+    """Raises WrongAnswerError unless the bytes are the right answer."""
     grpc: bool = True
     rows: int = 1
     """Predictions in one answer."""
     answer_bytes: int = 0
-    """Data bytes of one whole answer on the wire; 0 until one was seen."""
+    """Data bytes of a complete answer on the wire; 0 until one was received."""
     headers: Mapping[str, str] = field(default_factory=lambda: GRPC_HEADERS)
 
     @property
     def wire_body(self) -> bytes:
-        """What h2load sends: gRPC puts a frame of five bytes before the message."""
+        """The body that h2load sends: with gRPC, a frame of five bytes precedes the message."""
         return _FRAME.pack(0, len(self.body)) + self.body if self.grpc else self.body
 
-    def having_seen(self, answer: bytes) -> "Ask":
-        """The same with the size of a whole answer."""
+    def with_answer_size(self, answer: bytes) -> "ServerRequest":
+        """The request with the size of this complete answer."""
         return replace(self, answer_bytes=len(answer) + (_FRAME.size if self.grpc else 0))
 
 
-def infer(address: str, model: Model, rows: int) -> Ask:
+def infer(address: str, model: Model, rows: int) -> ServerRequest:
     """ModelInfer of the Open Inference Protocol, raw tensors; for Treadle, MLServer, Triton, Ray, grpc.aio."""
     return _infer(address, model.name, model.rows[:rows], {name: each[:rows] for name, each in model.expected.items()})
 
 
-def infer_constant(address: str, model: Model, probability: Sequence[float]) -> Ask:
-    """ModelInfer of something that answers the same whatever it is asked."""
+def infer_constant(address: str, model: Model, probability: Sequence[float]) -> ServerRequest:
+    """ModelInfer of a server whose answer is constant."""
     return _infer(address, model.name, model.rows[:1], {"probability": np.array(probability), "label": np.array([1])})
 
 
-def infer_chain(address: str, expected: Mapping[str, Array]) -> Ask:
-    """ModelInfer of the chain's model, its 11 features given."""
+def infer_chain(address: str, expected: Mapping[str, Array]) -> ServerRequest:
+    """ModelInfer of the chain's model, with its 11 features in the request."""
     return _infer(address, CHAIN, expected["rows"][:1], _first(expected, 1))
 
 
-def predict_by_key(address: str, expected: Mapping[str, Array]) -> Ask:
+def predict_by_key(address: str, expected: Mapping[str, Array]) -> ServerRequest:
     """Predict of the chain's deployment by entity key: the gateway looks the features up."""
     request = client.Ask(CHAIN, {"patient": np.array([0])}).to_proto()
 
@@ -83,10 +83,10 @@ def predict_by_key(address: str, expected: Mapping[str, Array]) -> Ask:
             raise WrongAnswerError(f"degraded: {response.degraded_reason}")
         require_answers(from_columns(response.outputs), _first(expected, 1))
 
-    return Ask(address, PREDICT, request.SerializeToString(), check)
+    return ServerRequest(address, PREDICT, request.SerializeToString(), check)
 
 
-def lookup(address: str, expected: Mapping[str, Array], rows: int) -> Ask:
+def lookup(address: str, expected: Mapping[str, Array], rows: int) -> ServerRequest:
     """GetOnlineFeatures of 11 features for `rows` entities."""
     request = features_pb2.GetOnlineFeaturesRequest(
         feature_service=FEATURE_SERVICE, entities=to_columns({"patient": np.arange(rows)})
@@ -97,24 +97,24 @@ def lookup(address: str, expected: Mapping[str, Array], rows: int) -> Ask:
         response = features_pb2.GetOnlineFeaturesResponse.FromString(answer)
         require_answers(from_columns(feature.column for feature in response.features), wanted)
 
-    return Ask(address, LOOKUP, request.SerializeToString(), check, rows=rows)
+    return ServerRequest(address, LOOKUP, request.SerializeToString(), check, rows=rows)
 
 
-def _infer(address: str, name: str, rows: Array, wanted: Mapping[str, Array]) -> Ask:
+def _infer(address: str, name: str, rows: Array, wanted: Mapping[str, Array]) -> ServerRequest:
     request = oip.ModelInferRequest(model_name=name)
     encode_inputs(request, {INPUT: rows})
 
     def check(answer: bytes) -> None:
         require_answers(decode_outputs(oip.ModelInferResponse.FromString(answer)), wanted)
 
-    return Ask(address, INFER, request.SerializeToString(), check, rows=len(rows))
+    return ServerRequest(address, INFER, request.SerializeToString(), check, rows=len(rows))
 
 
 def _first(expected: Mapping[str, Array], rows: int) -> dict[str, Array]:
     return {name: values[:rows] for name, values in expected.items() if name != "rows"}
 
 
-def json_predict(address: str, model: Model, rows: int) -> Ask:
+def json_predict(address: str, model: Model, rows: int) -> ServerRequest:
     """POST /predict {"features": [[…]]}, answered by {"outputs": […]} or by the list itself."""
     body = json.dumps({"features": model.rows[:rows].tolist()}).encode()
     wanted = {output: values[:rows] for output, values in model.expected.items()}
@@ -124,11 +124,11 @@ def json_predict(address: str, model: Model, rows: int) -> Ask:
         values = given["outputs"] if isinstance(given, dict) else given
         require_answers({"output": np.asarray(values)}, wanted)
 
-    return Ask(address, "/predict", body, check, grpc=False, rows=rows, headers=JSON_HEADERS)
+    return ServerRequest(address, "/predict", body, check, grpc=False, rows=rows, headers=JSON_HEADERS)
 
 
 def require_answers(given: Mapping[str, Array], wanted: Mapping[str, Array]) -> None:
-    """Each output given must be one of those wanted: by its name, or by its only name when a peer has its own."""
+    """Checks that each output equals the wanted one of its name; a peer's single output may have another name."""
     if not given:
         raise WrongAnswerError("the answer has no outputs")
     for name, values in given.items():

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks import asks
-from benchmarks.asks import WrongAnswerError
+from benchmarks import server_requests
 from benchmarks.models import Model
+from benchmarks.server_requests import WrongAnswerError
 
 from treadle import oip
 from treadle.rpc.codec.tensors import decode_inputs, encode_outputs
@@ -24,19 +24,19 @@ def answer(**outputs):
 
 
 def test_a_request_holds_the_first_rows_raw():
-    request = oip.ModelInferRequest.FromString(asks.infer("127.0.0.1:1", MODEL, 2).body)
+    request = oip.ModelInferRequest.FromString(server_requests.infer("127.0.0.1:1", MODEL, 2).body)
     assert request.model_name == "lr"
     np.testing.assert_array_equal(decode_inputs(request)["features"], ROWS)
 
 
 def test_right_answers_pass():
-    asks.infer("a:1", MODEL, 2).check(answer(label=[1, 0], probability=[[0.1, 0.9], [0.7, 0.3]]))
-    asks.infer("a:1", MODEL, 1).check(answer(label=[1]))
+    server_requests.infer("a:1", MODEL, 2).check(answer(label=[1, 0], probability=[[0.1, 0.9], [0.7, 0.3]]))
+    server_requests.infer("a:1", MODEL, 1).check(answer(label=[1]))
 
 
 def test_a_peer_may_call_its_only_output_what_it_likes():
-    asks.infer("a:1", MODEL, 2).check(answer(output=[1, 0]))
-    asks.infer("a:1", MODEL, 2).check(answer(predict=[[1], [0]]))
+    server_requests.infer("a:1", MODEL, 2).check(answer(output=[1, 0]))
+    server_requests.infer("a:1", MODEL, 2).check(answer(predict=[[1], [0]]))
 
 
 @pytest.mark.parametrize(
@@ -46,11 +46,11 @@ def test_a_peer_may_call_its_only_output_what_it_likes():
 )
 def test_wrong_answers_are_noticed(wrong):
     with pytest.raises(WrongAnswerError):
-        asks.infer("a:1", MODEL, 2).check(answer(**wrong))
+        server_requests.infer("a:1", MODEL, 2).check(answer(**wrong))
 
 
 def test_json_answers_are_an_object_or_the_list_itself():
-    ask = asks.json_predict("a:1", MODEL, 2)
+    ask = server_requests.json_predict("a:1", MODEL, 2)
     assert np.asarray(json.loads(ask.body)["features"]).shape == (2, 30)
     ask.check(b'{"outputs": [1, 0]}')
     ask.check(b"[1, 0]")
@@ -59,5 +59,5 @@ def test_json_answers_are_an_object_or_the_list_itself():
 
 
 def test_the_size_of_a_whole_answer_has_the_frame_of_grpc():
-    assert asks.infer("a:1", MODEL, 1).having_seen(b"12345").answer_bytes == 10
-    assert asks.json_predict("a:1", MODEL, 1).having_seen(b"12345").answer_bytes == 5
+    assert server_requests.infer("a:1", MODEL, 1).with_answer_size(b"12345").answer_bytes == 10
+    assert server_requests.json_predict("a:1", MODEL, 1).with_answer_size(b"12345").answer_bytes == 5
