@@ -19,9 +19,7 @@ from treadle.rpc import context as call_context
 from treadle.rpc import tracing
 from treadle.rpc.client.stream_status import is_spurious_cancellation
 from treadle.rpc.context import RequestContext
-
-# Their calls come every few seconds from machines and tell nothing about requests.
-_UNTRACED = ("/grpc.health.", "/grpc.reflection.", "/opentelemetry.")
+from treadle.rpc.contracts import is_traced
 
 
 class Instrumentation:
@@ -90,7 +88,7 @@ class MethodInstrumentation(Instrumentation):
             dimensions={"rpc.method": method[1:]},
             code_attribute="rpc.status_code",
             attributes=attributes,
-            traced=not method.startswith(_UNTRACED),
+            traced=is_traced(method),
         )
 
 

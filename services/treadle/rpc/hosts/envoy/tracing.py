@@ -31,7 +31,7 @@ _TYPES = "type.googleapis.com/envoy"
 _MUTATION = f"{_TYPES}.extensions.filters.http.header_mutation.v3.HeaderMutation"
 _FILTER = "treadle.span"
 _CLUSTER = "treadle-otlp"
-_UNTRACED = ("/grpc.", "/opentelemetry.")
+_UNTRACED = ("/grpc.", "/opentelemetry.", "/treadle.v1.TraceQueryService/")
 # As strict as `parse_traceparent`. Of a header that comes twice, the tracer takes the first and a matcher any.
 _RECORDED_CALLER = "[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f][13579bdf]"
 _OTHER_CALLER = ".*[02468ace]"
