@@ -30,11 +30,15 @@ class RequestContext:
     metadata: Mapping[str, str] = field(default_factory=dict)
     trace_id: str = ""
     traceparent: str = ""
-    """The span of this call where the host records it, "00-<trace>-<span>-<flags>"; empty where Python does."""
+    """The span of this call, "00-<trace>-<span>-<flags>"; empty where the OpenTelemetry SDK makes the span."""
+    parent_id: str = ""
+    """The caller's span, 16 hexadecimal digits; empty for a request that begins its trace, and with the SDK."""
     sampled: bool = False
-    """Whether the host records that span."""
+    """Whether the request is traced and its span is not the SDK's."""
+    keep_span: bool = False
+    """Whether an unsampled request leaves a span though it succeeds."""
     attributes: dict[str, object] = field(default_factory=dict)
-    """Of that span: the host adds them when the answer leaves."""
+    """Attributes of the span, added when the call ends."""
 
     @classmethod
     def from_metadata(
@@ -44,10 +48,11 @@ class RequestContext:
         deadline: float | None = None,
         trace_id: str = "",
         traceparent: str = "",
+        parent_id: str = "",
         sampled: bool = False,
     ) -> Self:
         """The context of a call with this gRPC metadata or these HTTP headers, names in lower case, as text."""
-        return cls(deadline, metadata.get(TENANT, ""), metadata, trace_id, traceparent, sampled)
+        return cls(deadline, metadata.get(TENANT, ""), metadata, trace_id, traceparent, parent_id, sampled)
 
 
 _NO_CALL = RequestContext()

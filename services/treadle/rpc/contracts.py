@@ -23,13 +23,3 @@ _UNTRACED = ("/grpc.health.", "/grpc.reflection.", "/opentelemetry.", "/treadle.
 def is_traced(path: str) -> bool:
     """Whether calls of the method "/package.Service/Method" may leave spans, on either side."""
     return not path.startswith(_UNTRACED)
-
-
-def streaming_paths() -> list[str]:
-    """ "/package.Service/Method" of every method that answers with a stream."""
-    return [
-        f"/{service.full_name}/{method.name}"
-        for service in services()
-        for method in service.methods
-        if method.server_streaming
-    ]

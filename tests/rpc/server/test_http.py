@@ -204,6 +204,17 @@ async def test_probes_are_counted_and_leave_no_span(telemetry: Telemetry) -> Non
     assert telemetry.spans == ()
 
 
+@pytest.mark.parametrize(("status", "kept"), [(200, 0), (404, 1), (500, 1)])
+async def test_what_fails_leaves_a_span_though_its_trace_is_not_sampled(
+    telemetry: Telemetry, status: int, kept: int
+) -> None:
+    await get(observed(respond(status, "answer"), telemetry), traceparent=f"00-{'ab' * 16}-{'cd' * 8}-00")
+    assert [span.attributes["http.response.status_code"] for span in telemetry.spans if span.attributes] == [
+        status
+    ] * kept
+    assert [span.parent.span_id for span in telemetry.spans if span.parent] == [int("cd" * 8, 16)] * kept
+
+
 async def test_what_is_no_http_request_goes_through(telemetry: Telemetry) -> None:
     seen: list[str] = []
 

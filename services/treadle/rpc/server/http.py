@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 
 from treadle.core.errors import Cancelled, DeadlineExceeded, InvalidInput, TreadleError
-from treadle.observability.telemetry.propagation import trace_id_of
+from treadle.observability.telemetry.propagation import extract, trace_id_of
 from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.rpc.client.stream_status import is_spurious_cancellation
 from treadle.rpc.context import RequestContext
@@ -94,13 +94,14 @@ class TelemetryMiddleware:
         route = self._route_template(scope["path"])
         instrumentation = self._by_route.get((method, route))
         if instrumentation is None:
+            dimensions = {"http.request.method": method, "http.route": route}
             instrumentation = self._by_route[method, route] = Instrumentation(
                 f"{method} {route}",
                 self._telemetry,
                 self._seconds,
-                dimensions={"http.request.method": method, "http.route": route},
+                dimensions=dimensions,
                 code_attribute="http.response.status_code",
-                attributes={},
+                attributes=dimensions,
                 traced=route not in self._untraced,
             )
         return instrumentation
@@ -128,9 +129,10 @@ class _HttpCall:
             self._deadline = _deadline(headers)
         except InvalidInput as error:
             self._refusal = error
-        span = instrumentation.start_span(headers.items())
+        caller = extract(headers.items())
+        span = instrumentation.start_span(caller)
         call = RequestContext.from_metadata(headers, deadline=self._deadline, trace_id=trace_id_of(span))
-        self._call_scope = CallScope(instrumentation, call, span)
+        self._call_scope = CallScope(instrumentation, call, span, caller)
 
     async def run(self, app: AsgiApp, receive: Receive) -> None:
         """Runs the application, and answers what it raises. Cancellation is passed on."""
@@ -142,7 +144,7 @@ class _HttpCall:
         except (Exception, asyncio.CancelledError) as error:
             await self._failed(error, receive)
         else:
-            self._call_scope.ended(self._status, failed=self._status >= 500)
+            self._ended(self._status)
 
     async def _run_until_deadline(self, app: AsgiApp, receive: Receive) -> None:
         left = None if self._deadline is None else self._deadline - time.monotonic()
@@ -167,14 +169,16 @@ class _HttpCall:
         mapped = self._call_scope.to_error(error)
         cancelled = isinstance(error, asyncio.CancelledError) and not is_spurious_cancellation(error)
         if self._status or cancelled:
-            code = http_status(mapped)
-            self._call_scope.ended(code, failed=code >= 500)
+            self._ended(http_status(mapped))
             if not isinstance(error, Cancelled):
                 raise error  # so that the server breaks off the answer that has begun
             return
         with suppress(Cancelled):  # nobody reads the answer
             await self._error_response(self._scope["path"], mapped)(self._scope, receive, self._observed_send)
-        self._call_scope.ended(self._status, failed=self._status >= 500)
+        self._ended(self._status)
+
+    def _ended(self, status: int) -> None:
+        self._call_scope.ended(status, failed=status >= 500, rejected=400 <= status < 500)
 
 
 def _deadline(headers: dict[str, str]) -> float | None:

@@ -3,12 +3,14 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import grpc
 import grpc.aio
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind, StatusCode
 
 from treadle.core.errors import Cancelled, DeadlineExceeded, Internal, TreadleError, Unavailable, from_rpc
@@ -20,6 +22,29 @@ from treadle.rpc import tracing
 from treadle.rpc.client.stream_status import is_spurious_cancellation
 from treadle.rpc.context import RequestContext
 from treadle.rpc.contracts import is_traced
+
+Attributes = Mapping[str, str | bool | int]
+_GRPC_CODE = "rpc.status_code"
+
+
+def _with_status(
+    attributes: Attributes, code_attribute: str, code: str | int, *, failed: bool
+) -> tuple[tuple[str, str | bool | int], ...]:
+    error = {"error.type": str(code)} if failed else {}
+    return tuple({**attributes, code_attribute: code, **error}.items())
+
+
+def _grpc_attributes(method: str, *, streams: bool) -> Attributes:
+    attributes: dict[str, str | bool | int] = {"rpc.system.name": "grpc", "rpc.method": method}
+    if streams:  # it lasts as long as its caller likes, so its time tells nothing about slowness
+        attributes["treadle.stream"] = True
+    return attributes
+
+
+@lru_cache(1024)
+def fixed_attributes(method: str, code: str, *, streams: bool) -> tuple[tuple[str, str | bool | int], ...]:
+    """Attributes of the span of a call of "package.Service/Method" that ended with `code`."""
+    return _with_status(_grpc_attributes(method, streams=streams), _GRPC_CODE, code, failed=code != "OK")
 
 
 class Instrumentation:
@@ -36,10 +61,10 @@ class Instrumentation:
         *,
         dimensions: Mapping[str, str],
         code_attribute: str,
-        attributes: Mapping[str, str | bool],
+        attributes: Attributes,
         traced: bool,
     ) -> None:
-        """`dimensions` are attributes of spans and labels of the metric, `attributes` are of spans alone.
+        """`attributes` are those of every span, `dimensions` those that are labels of the metric as well.
 
         `code_attribute` holds the status of a call: "rpc.status_code".
         """
@@ -48,7 +73,7 @@ class Instrumentation:
         self.code_attribute = code_attribute
         self.traced = traced
         self._seconds = seconds
-        self._attributes = {**attributes, **dimensions}
+        self._attributes = attributes
         self._labels = {_label(attribute): value for attribute, value in dimensions.items()}
         self._by_code: dict[str | int, Callable[..., None]] = {}
 
@@ -60,12 +85,29 @@ class Instrumentation:
             self._by_code[code] = observe
         observe(seconds, exemplar)
 
-    def start_span(self, metadata: Iterable[tuple[str, str | bytes]]) -> trace.Span:
-        """The span of a call that its host does not record, a child of the caller's span."""
+    def start_span(self, caller: Context) -> trace.Span:
+        """The SDK's span of a call whose host makes none, a child of the caller's span."""
         if not self.traced:
             return trace.INVALID_SPAN
         return self.telemetry.tracer.start_span(
-            self.name, context=extract(metadata), kind=SpanKind.SERVER, attributes=self._attributes
+            self.name, context=caller, kind=SpanKind.SERVER, attributes=self._attributes
+        )
+
+    def record_unsampled(
+        self, call: RequestContext, span: trace.Span, caller: Context, code: str | int, seconds: float, *, failed: bool
+    ) -> None:
+        """Records the span of a call that the SDK's sampler dropped."""
+        if not self.traced:
+            return
+        tracing.record_unsampled(
+            self.telemetry,
+            span,
+            caller,
+            call,
+            name=self.name,
+            failed=failed,
+            start_nanos=time.time_ns() - int(seconds * 1e9),
+            fixed=_with_status(self._attributes, self.code_attribute, code, failed=failed),
         )
 
 
@@ -78,16 +120,13 @@ class MethodInstrumentation(Instrumentation):
 
     def __init__(self, method: str, telemetry: Telemetry, seconds: Histogram, *, streams: bool) -> None:
         """`method` is "/package.Service/Method"; `streams`: whether it answers with a stream."""
-        attributes: dict[str, str | bool] = {"rpc.system.name": "grpc"}
-        if streams:  # it lasts as long as its caller likes, so its time tells nothing about slowness
-            attributes["treadle.stream"] = True
         super().__init__(
             method[1:],
             telemetry,
             seconds,
             dimensions={"rpc.method": method[1:]},
-            code_attribute="rpc.status_code",
-            attributes=attributes,
+            code_attribute=_GRPC_CODE,
+            attributes=_grpc_attributes(method[1:], streams=streams),
             traced=is_traced(method),
         )
 
@@ -98,14 +137,21 @@ class CallScope:
     It keeps its request context, for an abandoned stream is ended from another task, where no call is the present one.
     """
 
-    __slots__ = ("_call", "_instrumentation", "_otel", "_span", "_started", "_token")
+    __slots__ = ("_call", "_caller", "_instrumentation", "_otel", "_span", "_started", "_token")
 
-    def __init__(self, instrumentation: Instrumentation, call: RequestContext, span: trace.Span) -> None:
-        """`span` is the invalid one where the host records the call's span."""
+    def __init__(
+        self,
+        instrumentation: Instrumentation,
+        call: RequestContext,
+        span: trace.Span = trace.INVALID_SPAN,
+        caller: Context | None = None,
+    ) -> None:
+        """`span` is the SDK's, `caller` the trace context that it continues; without them the host makes the span."""
         self._instrumentation = instrumentation
         self._started = time.perf_counter()
         self._call = call
         self._span = span
+        self._caller = caller
 
     def begin(self) -> None:
         """Makes the call and its span the present ones. DeadlineExceeded if it came too late."""
@@ -117,17 +163,22 @@ class CallScope:
         if call.deadline is not None and call.deadline <= time.monotonic():
             raise DeadlineExceeded("the deadline had passed when the call arrived")
 
-    def ended(self, code: str | int, *, failed: bool) -> None:
-        """Measures the call, ends its span. `failed`: whether the span shows an error."""
-        sampled = self._call.sampled or self._span.is_recording()
-        self._instrumentation.measured(
-            code, time.perf_counter() - self._started, self._call.trace_id if sampled else ""
-        )
-        if self._span.is_recording():
+    def ended(self, code: str | int, *, failed: bool, rejected: bool = False) -> None:
+        """Measures the call, ends its span.
+
+        `failed`: the span shows an error. `rejected`: the request was at fault, so the span shows none. Both leave a
+        span though the call is not sampled.
+        """
+        call, seconds, recording = self._call, time.perf_counter() - self._started, self._span.is_recording()
+        self._instrumentation.measured(code, seconds, call.trace_id if call.sampled or recording else "")
+        if recording:
+            self._span.set_attributes(call.attributes)  # type: ignore[arg-type]  # services set what spans can hold
             self._span.set_attribute(self._instrumentation.code_attribute, code)
             if failed:
                 self._span.set_attribute("error.type", str(code))
                 self._span.set_status(StatusCode.ERROR)
+        elif self._caller is not None and (failed or rejected or call.keep_span):
+            self._instrumentation.record_unsampled(call, self._span, self._caller, code, seconds, failed=failed)
         self._span.end()
         if self._otel is not None:
             tracing.detach(self._otel)
@@ -157,17 +208,18 @@ class GrpcCallScope(CallScope):
         self._context = context
         call = getattr(context, "call", None)
         if isinstance(call, RequestContext):
-            super().__init__(instrumentation, call, trace.INVALID_SPAN)
+            super().__init__(instrumentation, call)
             return
         received = context.invocation_metadata() or ()
-        span = instrumentation.start_span(received)
+        caller = extract(received, is_remote=not getattr(context, "is_local", False))
+        span = instrumentation.start_span(caller)
         left = context.time_remaining()
         call = RequestContext.from_metadata(
             {key: value for key, value in received if isinstance(value, str)},
             deadline=None if left is None else time.monotonic() + left,
             trace_id=trace_id_of(span),
         )
-        super().__init__(instrumentation, call, span)
+        super().__init__(instrumentation, call, span, caller)
 
     def succeeded(self) -> None:
         """Ends the call with OK."""

@@ -56,9 +56,9 @@ class Server(grpc.GenericRpcHandler):
         return unexpected(self._telemetry, method, error)
 
     @property
-    def name(self) -> str:
-        """The bare name of the service, such as "gateway"."""
-        return self._telemetry.service
+    def telemetry(self) -> Telemetry:
+        """What the service emits."""
+        return self._telemetry
 
     @property
     def service_names(self) -> list[str]:
