@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from treadle import oip
 from treadle.gateway.api.grpc.oip_servicer import OipServicer
-from treadle.gateway.api.grpc.passthrough import FORWARDED_SERVICES, forward
+from treadle.gateway.api.grpc.passthrough import forward_services
 from treadle.gateway.api.grpc.prediction_servicer import PredictionServicer
 from treadle.gateway.ledger.recorder import Recorder
 from treadle.gateway.ledger.sender import Sender
@@ -166,5 +166,4 @@ def _register(
     )
     oip.add_GRPCInferenceServiceServicer_to_server(oip_servicer, server)
     runtime.reflect(oip.POOL)
-    for name, service in FORWARDED_SERVICES.items():
-        forward(service, runtime.connect(name), server)
+    forward_services(runtime)
