@@ -228,8 +228,8 @@ async def test_code_that_went_away_is_told_to_those_who_need_it(serve: Any, writ
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"map_mib": 0}, InvalidInput, "map_mib must be over 0"),
-        ({"max_rows": -1}, InvalidInput, "max_rows must be over 0"),
+        ({"map_mib": 0}, InvalidInput, "map_mib must be a whole number, 1 to"),
+        ({"max_rows": -1}, InvalidInput, "max_rows must be a whole number, 1 to"),
         ({"store": "lmbd"}, NotFound, "lmbd"),
         ({"store_options": "host"}, InvalidInput, "name=value"),
         ({"store_options": "host=here"}, InvalidInput, "no option 'host'; it has: map_mib"),

@@ -5,8 +5,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from treadle.core.errors import InvalidInput, TreadleError
+from treadle.core.settings import Settings, bounds
 from treadle.features.definition_store import Catalog
 from treadle.features.metrics import FeatureMeters
 from treadle.features.online.lmdb_store import LmdbStoreKind
@@ -19,27 +21,26 @@ from treadle.v1 import features_pb2_grpc
 
 
 @dataclass(frozen=True)
-class FeatureSettings:
+class FeatureSettings(Settings):
     """What a features service can be told."""
 
     store: str = "lmdb"
     """Where online features are kept: "lmdb", or the name of a store that a plugin provides."""
     store_options: str = ""
     """Options of the store: "host=10.0.0.7,port=6379"."""
-    map_mib: int = 16_384
+    map_mib: Annotated[int, bounds(1, 1 << 26)] = 16_384
     """Most that the LMDB store may hold, in MiB; address space only, the file grows as rows come."""
-    max_rows: int = 100_000
+    max_rows: Annotated[int, bounds(1, 10_000_000)] = 100_000
     """Most rows in one lookup or one pushed message."""
-    transform_timeout_seconds: float = 2.0
+    transform_timeout_seconds: Annotated[float, bounds(0.001, 600)] = 2.0
     """How long the request-time transforms of one lookup may run."""
-    transform_workers: int = 2
+    transform_workers: Annotated[int, bounds(1, 1_024)] = 2
     """Threads that run them."""
 
 
 @asynccontextmanager
 async def open_service(settings: FeatureSettings, runtime: Runtime) -> AsyncIterator[None]:
     """Opens the store and the definitions in the service's home. InvalidInput, NotFound, DataLoss, Unavailable."""
-    _check(settings)
     store = _open_store(settings, runtime.home / "online")
     runner = TransformRunner(settings.transform_workers)
     try:
@@ -68,12 +69,6 @@ async def open_service(settings: FeatureSettings, runtime: Runtime) -> AsyncIter
     finally:
         runner.close()
         store.close()
-
-
-def _check(settings: FeatureSettings) -> None:
-    for name in ("map_mib", "max_rows", "transform_timeout_seconds", "transform_workers"):
-        if getattr(settings, name) <= 0:
-            raise InvalidInput(f"features: {name} must be over 0")
 
 
 def _open_store(settings: FeatureSettings, folder: Path) -> OnlineStore:
