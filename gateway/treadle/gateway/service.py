@@ -17,16 +17,14 @@ from treadle.gateway.ledger.recorder import Recorder
 from treadle.gateway.ledger.sender import Sender
 from treadle.gateway.ledger.spool import Spool, SpoolLimits
 from treadle.gateway.metrics import GatewayMeters
-from treadle.gateway.pipeline.admission import Admission, Limits
-from treadle.gateway.pipeline.chain import Chain
-from treadle.gateway.pipeline.coalesced import CoalescedFeatures, CoalescedInference
+from treadle.gateway.pipeline.admission import Admission, AdmissionLimits
+from treadle.gateway.pipeline.coalescing_queue import CoalesceLimits
 from treadle.gateway.pipeline.ids import PredictionIds
-from treadle.gateway.pipeline.lane import CoalesceLimits
-from treadle.gateway.pipeline.shadows import Shadows
-from treadle.gateway.pipeline.together import Together
+from treadle.gateway.pipeline.pipeline import PipelineParts, PredictionPipeline
+from treadle.gateway.pipeline.shadowing import ShadowRunner
+from treadle.gateway.pipeline.validation import RequestValidator
 from treadle.gateway.policy.watcher import PolicyWatcher
-from treadle.gateway.upstream.grpc import RpcFeatures, RpcInference
-from treadle.gateway.upstream.ports import FeatureLookup, Inference
+from treadle.gateway.upstream.grpc import GrpcFeatureClient, GrpcInferenceClient
 from treadle.rpc.app.runtime import Runtime
 from treadle.v1 import evaluation_pb2_grpc, features_pb2_grpc, prediction_pb2_grpc, registry_pb2_grpc
 
@@ -49,13 +47,13 @@ class GatewaySettings(Settings):
     stream_in_flight: Annotated[int, bounds(1, 65_536)] = 64
     """Most unanswered requests of one stream; no more are read until some are answered."""
     coalesce_rows: Annotated[int, bounds(1, 65_536)] = 256
-    """Most rows of concurrent requests that are answered together, in one call to features and one to inference; 1:
-    each goes alone."""
+    """Most rows of concurrent requests that share a batch, with one call to features and one to inference; 1: each
+    request is a batch of its own."""
     coalesce_calls: Annotated[int, bounds(1, 1_024)] = 1
-    """Calls of one kind that may be out before requests wait for each other, to be sent together. What takes over 20 ms
-    no longer counts. More than 1 helps where several quick replicas stand behind an address."""
+    """Batches of one kind in flight before further requests queue for the next batch. One that takes over 5 ms no
+    longer counts. More than 1 helps where several quick replicas stand behind an address."""
     shadow_in_flight: Annotated[int, bounds(0, 65_536)] = 16
-    """Most shadow requests at once; more are dropped."""
+    """Most shadow batches in flight; more are dropped."""
     spool_max_bytes: Annotated[int, bounds(0, 1 << 50)] = 1 << 30
     """Most bytes of prediction records that wait on disk; past it records are dropped, counted and logged."""
     spool_segment_bytes: Annotated[int, bounds(1, 1 << 30)] = 4 << 20
@@ -85,12 +83,11 @@ async def open_service(settings: GatewaySettings, runtime: Runtime) -> AsyncIter
             lambda names: runtime.telemetry.redactor.add(*names),
         )
         recorder = Recorder(spool, meters, time.time)
-        chain = _chain(settings, runtime, meters, watch, recorder, stack)
+        pipeline = _pipeline(settings, runtime, meters, watch, recorder, stack)
         oip_servicer = OipServicer(
-            chain, oip.GRPCInferenceServiceStub(runtime.connect("inference")), settings.stream_in_flight
+            pipeline, oip.GRPCInferenceServiceStub(runtime.connect("inference")), settings.stream_in_flight
         )
-        together = _together(settings, runtime, chain, recorder)
-        _register(settings, runtime, chain, together, oip_servicer)
+        _register(settings, runtime, pipeline, oip_servicer)
         sender = Sender(
             spool,
             runtime.home,
@@ -106,7 +103,7 @@ async def open_service(settings: GatewaySettings, runtime: Runtime) -> AsyncIter
         if settings.rest_listen:
             from treadle.gateway.api.rest.app import Rest, make_app
 
-            app = make_app(Rest(chain, oip_servicer, settings.max_body_bytes), runtime.telemetry)
+            app = make_app(Rest(pipeline, oip_servicer, settings.max_body_bytes), runtime.telemetry)
             address = await stack.enter_async_context(runtime.http(settings.rest_listen, app))
             runtime.telemetry.log.info("serving REST", address=address)
         yield
@@ -123,58 +120,51 @@ def _spool(settings: GatewaySettings, runtime: Runtime, meters: GatewayMeters) -
     return Spool(runtime.home / "spool", limits, time.monotonic, dropped)
 
 
-def _chain(
+def _pipeline(
     settings: GatewaySettings,
     runtime: Runtime,
     meters: GatewayMeters,
     watch: PolicyWatcher,
     recorder: Recorder,
     stack: AsyncExitStack,
-) -> Chain:
+) -> PredictionPipeline:
     log = runtime.telemetry.log
 
     def failed(version: str, error: BaseException) -> None:
-        log.error("a shadow request failed unexpectedly", version=version, exc_info=error)
+        log.error("a shadow batch failed unexpectedly", version=version, exc_info=error)
 
-    shadows = Shadows(settings.shadow_in_flight, meters.shadowed, failed)
+    shadows = ShadowRunner(settings.shadow_in_flight, meters.shadowed, failed)
     stack.push_async_callback(shadows.close)
     rng = random.SystemRandom()
-    return Chain(
-        watch.snapshot,
-        Admission(Limits(settings.max_request_rows, settings.max_in_flight, settings.target_seconds)),
-        *_hops(settings, runtime),
-        shadows,
-        PredictionIds(time.time, random.Random(rng.getrandbits(128)).getrandbits),  # noqa: S311  # unique, not secret
-        recorder.remember,
-        rng.random,
+    return PredictionPipeline(
+        PipelineParts(
+            watch.snapshot,
+            Admission(AdmissionLimits(settings.max_in_flight, settings.target_seconds)),
+            RequestValidator(settings.max_request_rows),
+            GrpcFeatureClient(features_pb2_grpc.FeatureServiceStub(runtime.connect("features"))),
+            GrpcInferenceClient(oip.GRPCInferenceServiceStub(runtime.connect("inference"))),
+            shadows,
+            PredictionIds(time.time, random.Random(rng.getrandbits(128)).getrandbits),  # noqa: S311  # not secret
+            recorder.remember,
+            rng.random,
+            _coalesce_limits(settings),
+            runtime.telemetry.tracer,
+        )
     )
 
 
-def _hops(settings: GatewaySettings, runtime: Runtime) -> tuple[FeatureLookup, Inference]:
-    features = RpcFeatures(features_pb2_grpc.FeatureServiceStub(runtime.connect("features")))
-    inference = RpcInference(oip.GRPCInferenceServiceStub(runtime.connect("inference")))
-    if settings.coalesce_rows <= 1:
-        return features, inference
-    limits, tracer = _limits(settings), runtime.telemetry.tracer
-    return CoalescedFeatures(features, limits, tracer), CoalescedInference(inference, limits, tracer)
-
-
-def _limits(settings: GatewaySettings) -> CoalesceLimits:
-    return CoalesceLimits(settings.coalesce_rows, settings.coalesce_calls)
-
-
-def _together(settings: GatewaySettings, runtime: Runtime, chain: Chain, recorder: Recorder) -> Together | None:
-    if settings.coalesce_rows <= 1:
-        return None
-    return Together(chain, recorder.remember_rows, _limits(settings), runtime.telemetry.tracer)
+def _coalesce_limits(settings: GatewaySettings) -> CoalesceLimits:
+    # Batches of one request must not wait for one another.
+    calls = settings.coalesce_calls if settings.coalesce_rows > 1 else settings.max_in_flight
+    return CoalesceLimits(settings.coalesce_rows, calls)
 
 
 def _register(
-    settings: GatewaySettings, runtime: Runtime, chain: Chain, together: Together | None, oip_servicer: OipServicer
+    settings: GatewaySettings, runtime: Runtime, pipeline: PredictionPipeline, oip_servicer: OipServicer
 ) -> None:
     server = runtime.server
     prediction_pb2_grpc.add_PredictionServiceServicer_to_server(
-        PredictionServicer(chain, together, settings.stream_in_flight), server
+        PredictionServicer(pipeline, settings.stream_in_flight), server
     )
     oip.add_GRPCInferenceServiceServicer_to_server(oip_servicer, server)
     runtime.reflect(oip.POOL)

@@ -156,7 +156,7 @@ def _wrong(spec: TensorSpec, check: _Check, array: Array, rows: int) -> str:
         return "has no rows; at least one is wanted"
     if check.forbid_nan and _has_nan(array):
         first = int(np.argwhere(np.isnan(array))[0][0])
-        return f"row {first} holds NaN, which this model does not accept"
+        return f"row {first} holds {'NaT' if array.dtype.kind == 'M' else 'NaN'}, which this model does not accept"
     if check.element is not None:
         for position, value in enumerate(array.flat):
             if type(value) is not check.element:
@@ -167,7 +167,7 @@ def _wrong(spec: TensorSpec, check: _Check, array: Array, rows: int) -> str:
 
 def _compile(spec: TensorSpec, *, nan: bool) -> _Check:
     row_shape = spec.shape[1:]
-    forbid_nan = spec.dtype in FLOATS and not nan
+    forbid_nan = not nan and (spec.dtype in FLOATS or spec.dtype == "TIMESTAMP")  # NaT is NaN's like: isnan finds both
     return _Check(
         spec.name,
         numpy_dtype(spec.dtype),

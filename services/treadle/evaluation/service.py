@@ -13,7 +13,7 @@ from treadle.evaluation.ledger.ledger import Ledger
 from treadle.evaluation.offline.metrics import EvaluationMetric, Floats, Task
 from treadle.evaluation.offline.predictor import Predictor
 from treadle.evaluation.offline.runner import EvaluationUpstreams, Runner
-from treadle.evaluation.servicer import Servicer
+from treadle.evaluation.servicer import EvaluationServicer
 from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.plugins.manager import Plugins, names_in
 from treadle.rpc.app.runtime import Runtime
@@ -52,7 +52,7 @@ async def open_service(
     )
     ledger = Ledger(runtime.home, retention_days=settings.retention_days)
     await ledger.start()
-    servicer = Servicer(
+    servicer = EvaluationServicer(
         Runner(peers, metrics),
         ledger,
         runtime.telemetry,

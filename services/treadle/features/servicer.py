@@ -10,12 +10,12 @@ from treadle.features import definition_codec as codec
 from treadle.features.definition_store import Catalog
 from treadle.features.metrics import FeatureMeters
 from treadle.features.online.lookups import OnlineFeatures
-from treadle.features.values import Feature
-from treadle.rpc.codec.columns import decode_all, encode_column
+from treadle.rpc.codec.columns import decode_all
+from treadle.rpc.codec.feature_columns import encode_feature
 from treadle.rpc.codec.protobuf_wire import field
 from treadle.rpc.context import remaining
 from treadle.v1 import features_pb2 as pb
-from treadle.v1 import features_pb2_grpc, types_pb2
+from treadle.v1 import features_pb2_grpc
 
 
 class FeatureServicer(features_pb2_grpc.FeatureServiceServicer):
@@ -79,7 +79,7 @@ class FeatureServicer(features_pb2_grpc.FeatureServiceServicer):
         )
         self._meters.looked_up(request.feature_service, features)
         return pb.GetOnlineFeaturesResponse.FromString(
-            b"".join([field(_FEATURES, encoded_feature(each)) for each in features])
+            b"".join([field(_FEATURES, encode_feature(each.column, each.statuses, each.ages)) for each in features])
         )
 
     async def Push(self, request_iterator: AsyncIterator[pb.PushRequest], context: Any) -> pb.PushResponse:
@@ -103,18 +103,4 @@ class FeatureServicer(features_pb2_grpc.FeatureServiceServicer):
         return pb.GetFreshnessResponse(views=[pb.ViewFreshness(**vars(each)) for each in found])
 
 
-def encoded_feature(feature: Feature) -> bytes:
-    """The `FeatureColumn` of a feature, as bytes.
-
-    Packed, `statuses` and `ages_seconds` are on the wire what numpy holds (a status takes one byte, an age eight);
-    number by number they would cost eight times as long.
-    """
-    statuses = field(_STATUSES, feature.statuses.astype(np.uint8, copy=False).tobytes())
-    ages = field(_AGES, feature.ages.astype("<f8", copy=False).tobytes())
-    return field(_COLUMN, encode_column(feature.column)) + statuses + ages
-
-
 _FEATURES = pb.GetOnlineFeaturesResponse.FEATURES_FIELD_NUMBER
-_COLUMN = types_pb2.FeatureColumn.COLUMN_FIELD_NUMBER
-_STATUSES = types_pb2.FeatureColumn.STATUSES_FIELD_NUMBER
-_AGES = types_pb2.FeatureColumn.AGES_SECONDS_FIELD_NUMBER

@@ -26,11 +26,15 @@ class RequestContext:
     metadata: Mapping[str, str] = field(default_factory=dict)
     trace_id: str = ""
     traceparent: str = ""
-    """The span of this call where the host records it, "00-<trace>-<span>-<flags>"; empty where Python does."""
+    """The span of this call, "00-<trace>-<span>-<flags>"; empty where the OpenTelemetry SDK makes the span."""
+    parent_id: str = ""
+    """The caller's span, 16 hexadecimal digits; empty for a request that begins its trace, and with the SDK."""
     sampled: bool = False
-    """Whether the host records that span."""
+    """Whether the request is traced and its span is not the SDK's."""
+    keep_span: bool = False
+    """Whether an unsampled request leaves a span though it succeeds."""
     attributes: dict[str, object] = field(default_factory=dict)
-    """Of that span: the host adds them when the answer leaves."""
+    """Attributes of the span, added when the call ends."""
 
 
 _NO_CALL = RequestContext()

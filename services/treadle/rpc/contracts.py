@@ -13,13 +13,3 @@ def services() -> Iterator[ServiceDescriptor]:
     for contract in (evaluation_pb2, features_pb2, prediction_pb2, registry_pb2, traces_pb2):
         yield from contract.DESCRIPTOR.services_by_name.values()
     yield oip.POOL.FindServiceByName(oip.SERVICE)
-
-
-def streaming_paths() -> list[str]:
-    """ "/package.Service/Method" of every method that answers with a stream."""
-    return [
-        f"/{service.full_name}/{method.name}"
-        for service in services()
-        for method in service.methods
-        if method.server_streaming
-    ]

@@ -1,7 +1,7 @@
 """What may be recorded follows from the definitions, all of them."""
 
 from treadle.core.errors import TreadleError
-from treadle.gateway.policy.deployments import Deployment
+from treadle.gateway.policy.deployments import ServedDeployment
 from treadle.gateway.policy.policy_cache import PolicyCache
 from treadle.v1 import features_pb2, registry_pb2, types_pb2
 
@@ -15,7 +15,7 @@ def view(name: str, entity: str, *fields: features_pb2.FeatureField) -> features
     )
 
 
-def deployment(*views: features_pb2.FeatureView) -> Deployment:
+def deployment(*views: features_pb2.FeatureView) -> ServedDeployment:
     """The deployment of a model that uses the views "first" and "second", of which `views` are known."""
     cache = PolicyCache(
         services={

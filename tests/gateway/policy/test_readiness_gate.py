@@ -8,7 +8,7 @@ import pytest
 from treadle import oip
 from treadle.core.errors import NotFound, TreadleError, Unavailable
 from treadle.core.model_ref import ModelRef
-from treadle.gateway.policy.deployments import Deployment, Share
+from treadle.gateway.policy.deployments import ServedDeployment, ServedShare
 from treadle.gateway.policy.readiness_gate import ReadinessGate
 
 OLD, NEW, NEWER = ModelRef("m", 1), ModelRef("m", 2), ModelRef("m", 3)
@@ -27,10 +27,10 @@ class FakeInference:
         return oip.ModelReadyResponse(ready=answer)
 
 
-def deployment(*refs: ModelRef, unused: ModelRef | None = None) -> Deployment:
+def deployment(*refs: ModelRef, unused: ModelRef | None = None) -> ServedDeployment:
     """Traffic in equal parts to `refs`; `unused` has a share of nothing."""
-    shares = [Share(ref, 100 / len(refs)) for ref in refs]
-    return Deployment("d", (*shares, *([Share(unused, 0.0)] if unused else [])))
+    shares = [ServedShare(ref, 100 / len(refs)) for ref in refs]
+    return ServedDeployment("d", (*shares, *([ServedShare(unused, 0.0)] if unused else [])))
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def gate(inference: Any, changes: list[str]) -> ReadinessGate:
     return ReadinessGate(inference, lambda: changes.append("changed"))
 
 
-def selected(gate: ReadinessGate, serving: Deployment | None, wanted: Deployment) -> Deployment:
+def selected(gate: ReadinessGate, serving: ServedDeployment | None, wanted: ServedDeployment) -> ServedDeployment:
     return gate.select({} if serving is None else {"d": serving}, {"d": wanted})["d"]
 
 

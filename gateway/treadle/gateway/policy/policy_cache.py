@@ -13,7 +13,14 @@ from google.protobuf.message import Message
 
 from treadle.core.errors import TreadleError
 from treadle.core.model_ref import ModelRef
-from treadle.gateway.policy.deployments import Deployment, FeatureNeeds, ServedVersion, Share, Snapshot, Step
+from treadle.gateway.policy.deployments import (
+    FeatureNeeds,
+    PolicySnapshot,
+    ServedDeployment,
+    ServedShare,
+    ServedStep,
+    ServedVersion,
+)
 from treadle.plugins.tensors import Signature
 from treadle.rpc.codec.columns import decode_all, from_proto
 from treadle.v1 import features_pb2, registry_pb2, types_pb2
@@ -60,12 +67,14 @@ class PolicyCache:
         named = _named(deployments)
         self.versions = {ref: version for ref, version in self.versions.items() if ref in named}
 
-    def snapshot(self, deployments: Deployments, refused: Callable[[str, TreadleError], None]) -> Snapshot:
+    def snapshot(self, deployments: Deployments, refused: Callable[[str, TreadleError], None]) -> PolicySnapshot:
         """The snapshot that requests use. A contract that cannot be read is left out: `refused(which, error)`."""
         described = {name: spec for name, spec in self.services.items() if self._is_described(spec)}
         needs = {name: _needs(spec, self.views) for name, spec in described.items()}
         versions = dict(_readable(self.versions.items(), _version, refused))
-        return Snapshot(dict(_readable(deployments.items(), lambda pb: _deployment(pb, versions, needs), refused)))
+        return PolicySnapshot(
+            dict(_readable(deployments.items(), lambda pb: _deployment(pb, versions, needs), refused))
+        )
 
     def _is_described(self, spec: features_pb2.FeatureServiceSpec) -> bool:
         """Whether all its views are known; while one is not, nobody knows which of its columns are sensitive."""
@@ -130,10 +139,10 @@ def _version(pb: registry_pb2.ModelVersion) -> ServedVersion:
 
 def _deployment(
     pb: registry_pb2.Deployment, versions: Mapping[ModelRef, ServedVersion], needs: Mapping[str, FeatureNeeds]
-) -> Deployment:
-    return Deployment(
+) -> ServedDeployment:
+    return ServedDeployment(
         name=pb.name,
-        traffic=tuple(Share(_ref(share.ref), share.weight) for share in pb.traffic),
+        traffic=tuple(ServedShare(_ref(share.ref), share.weight) for share in pb.traffic),
         shadows=tuple(map(_ref, pb.shadows)),
         fallbacks=tuple(map(_step, pb.fallbacks)),
         sticky_entity=pb.sticky_entity,
@@ -145,10 +154,10 @@ def _deployment(
     )
 
 
-def _step(pb: registry_pb2.FallbackStep) -> Step:
+def _step(pb: registry_pb2.FallbackStep) -> ServedStep:
     if pb.HasField("ref"):
-        return Step(pb.name, _ref(pb.ref), (), pb.timeout_seconds)
-    return Step(pb.name, None, tuple(decode_all(pb.constant.outputs, "constant", 1).values()), pb.timeout_seconds)
+        return ServedStep(pb.name, _ref(pb.ref), (), pb.timeout_seconds)
+    return ServedStep(pb.name, None, tuple(decode_all(pb.constant.outputs, "constant", 1).values()), pb.timeout_seconds)
 
 
 def _needs(spec: features_pb2.FeatureServiceSpec, views: Mapping[str, features_pb2.FeatureView]) -> FeatureNeeds:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from treadle import oip
 from treadle.core.errors import NotFound, TreadleError
 from treadle.core.model_ref import ModelRef
-from treadle.gateway.policy.deployments import Deployment
+from treadle.gateway.policy.deployments import ServedDeployment
 
 _POLL_SECONDS = 0.05
 _CALL_TIMEOUT_SECONDS = 2.0
@@ -28,7 +28,9 @@ class ReadinessGate:
         """Versions that hold back a deployment."""
         self._some_awaited = asyncio.Event()
 
-    def select(self, serving: Mapping[str, Deployment], wanted: Mapping[str, Deployment]) -> dict[str, Deployment]:
+    def select(
+        self, serving: Mapping[str, ServedDeployment], wanted: Mapping[str, ServedDeployment]
+    ) -> dict[str, ServedDeployment]:
         """Of each wanted deployment the policy to serve now: the one that serves where the wanted one must wait."""
         self._ready &= {ref for deployment in wanted.values() for ref in _traffic(deployment)}
         waits = {name: self._not_ready(serving.get(name), deployment) for name, deployment in wanted.items()}
@@ -56,7 +58,7 @@ class ReadinessGate:
             self._ready |= became_ready
             self._changed()
 
-    def _not_ready(self, serving: Deployment | None, wanted: Deployment) -> set[ModelRef]:
+    def _not_ready(self, serving: ServedDeployment | None, wanted: ServedDeployment) -> set[ModelRef]:
         """Versions that must become READY before the wanted policy can take the place of the serving one."""
         return set() if serving is None else _traffic(wanted) - _traffic(serving) - self._ready
 
@@ -70,5 +72,5 @@ class ReadinessGate:
             return True
 
 
-def _traffic(deployment: Deployment) -> set[ModelRef]:
+def _traffic(deployment: ServedDeployment) -> set[ModelRef]:
     return {share.ref for share in deployment.traffic if share.weight > 0}

@@ -11,7 +11,7 @@ from treadle import oip
 from treadle.core.background import Background
 from treadle.core.errors import NotFound, TreadleError
 from treadle.core.model_ref import ModelRef
-from treadle.gateway.policy.deployments import Snapshot
+from treadle.gateway.policy.deployments import PolicySnapshot
 from treadle.gateway.policy.policy_cache import PolicyCache
 from treadle.gateway.policy.readiness_gate import ReadinessGate
 from treadle.rpc.client.deployment_follower import DeploymentFollower
@@ -47,9 +47,9 @@ class PolicyWatcher:
         self._cache = PolicyCache()
         self._follower = DeploymentFollower(registry, home / FILE, log, self._cache, self._deployments_changed)
         self._gate = ReadinessGate(inference, self._publish)
-        self._snapshot = Snapshot()
+        self._snapshot = PolicySnapshot()
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> PolicySnapshot:
         """The present deployments."""
         return self._snapshot
 
@@ -111,7 +111,7 @@ class PolicyWatcher:
 
     def _publish(self) -> None:
         wanted = self._cache.snapshot(self._follower.deployments, self._refused).deployments
-        self._snapshot = Snapshot(self._gate.select(self._snapshot.deployments, wanted))
+        self._snapshot = PolicySnapshot(self._gate.select(self._snapshot.deployments, wanted))
         for deployment in wanted.values():
             self._hide(deployment.sensitive_columns or frozenset())
 

@@ -7,6 +7,13 @@ from typing import Annotated, Self
 
 from treadle.core.errors import FailedPrecondition
 from treadle.core.settings import HOST_PORT, HTTP_URL, LISTEN_ADDRESS, Settings, bounds, one_of
+from treadle.observability.telemetry.sampling import (
+    TRACES_PER_SECOND,
+    AdaptiveSampler,
+    RatioSampler,
+    RequestSampler,
+    TraceBudget,
+)
 from treadle.rpc.client.channel import Tls
 from treadle.rpc.hosts.listen import Listen
 
@@ -25,8 +32,11 @@ class ProcessSettings(Settings):
     """Folder of modules that users wrote (transforms, rules); put on the import path."""
     otlp_endpoint: Annotated[str | None, HTTP_URL] = None
     """Where spans go, such as http://127.0.0.1:7705; nowhere when empty."""
-    trace_ratio: Annotated[float, bounds(0, 1)] = 1.0
-    """Share of the traces that begin here which are recorded."""
+    traces_per_second: Annotated[int, bounds(0, 1_000_000)] = TRACES_PER_SECOND
+    """Most traces that this process records a second, in bursts of as many at most. Requests that fail, are refused or
+    are degraded leave a span besides."""
+    trace_ratio: Annotated[float | None, bounds(0, 1)] = None
+    """Forces this share of the traces that begin here in place of the bound; callers decide for theirs."""
     log_level: Annotated[str, one_of("debug", "info", "warning", "error", "critical")] = "info"
     """The lowest level that is logged."""
     log_json: bool = True
@@ -56,6 +66,12 @@ class ProcessSettings(Settings):
         if self.tls_cert is None or self.tls_key is None:
             raise FailedPrecondition("TLS needs both TREADLE_TLS_CERT and TREADLE_TLS_KEY")
         return Tls(self.tls_cert, self.tls_key, self.tls_ca)
+
+    def request_sampler(self) -> RequestSampler:
+        """The sampler of all services of the process."""
+        if self.trace_ratio is not None:
+            return RatioSampler(self.trace_ratio)
+        return AdaptiveSampler(TraceBudget(self.traces_per_second))
 
     def to_listen(self) -> Listen:
         """What the host is told."""

@@ -120,7 +120,7 @@ class _LocalCall:
         serialize = self._handler.response_serializer
         if self._deserialize is None:
             return answer if serialize is None else serialize(answer)
-        return self._deserialize(answer) if serialize is None else answer
+        return self._deserialize(answer) if serialize is None or type(answer) is bytes else answer
 
 
 async def _each(convert: Callable[[Any], Any], requests: Any) -> AsyncIterator[Any]:
@@ -154,6 +154,8 @@ class _Ended:
 
 class LocalContext(CallStatus):
     """The `ServicerContext` of a local call."""
+
+    is_local = True
 
     def __init__(self, metadata: Metadata, timeout: float | None) -> None:
         super().__init__()

@@ -3,12 +3,14 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import grpc
 import grpc.aio
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind, StatusCode
 
 from treadle.core.errors import Cancelled, DeadlineExceeded, Internal, TreadleError, Unavailable, from_rpc
@@ -24,6 +26,26 @@ from treadle.rpc.context import RequestContext
 _UNTRACED = ("/grpc.health.", "/grpc.reflection.", "/opentelemetry.")
 
 
+def is_traced(method: str) -> bool:
+    """Whether calls of "/package.Service/Method" may leave spans."""
+    return not method.startswith(_UNTRACED)
+
+
+@lru_cache(1024)
+def fixed_attributes(method: str, code: str, *, streams: bool) -> tuple[tuple[str, str | bool], ...]:
+    """Attributes of the span of a call of "package.Service/Method" that ended with `code`."""
+    attributes: dict[str, str | bool] = {
+        "rpc.system.name": "grpc",
+        "rpc.method": method,
+        "rpc.status_code": code,
+    }
+    if streams:  # it lasts as long as its caller likes, so its time tells nothing about slowness
+        attributes["treadle.stream"] = True
+    if code != "OK":
+        attributes["error.type"] = code
+    return tuple(attributes.items())
+
+
 class MethodInstrumentation:
     """What the calls of one method share."""
 
@@ -31,7 +53,7 @@ class MethodInstrumentation:
         self.method = method
         self.telemetry = telemetry
         self.streams = streams
-        self.traced = not method.startswith(_UNTRACED)
+        self.traced = is_traced(method)
         self._seconds = seconds
         self._by_code: dict[str, Callable[..., None]] = {}
 
@@ -43,19 +65,36 @@ class MethodInstrumentation:
             self._by_code[code] = observe
         observe(seconds, exemplar)
 
-    def start_span(self, metadata: Iterable[tuple[str, str | bytes]]) -> trace.Span:
-        """The span of a call that its host does not record."""
+    def start_span(self, caller: Context) -> trace.Span:
+        """The SDK's span of a call whose host makes none."""
         if not self.traced:
             return trace.INVALID_SPAN
         span: trace.Span = self.telemetry.tracer.start_span(
             self.method[1:],
-            context=extract(metadata),
+            context=caller,
             kind=SpanKind.SERVER,
             attributes={"rpc.system.name": "grpc", "rpc.method": self.method[1:]},
         )
         if self.streams:  # it lasts as long as its caller likes, so its time tells nothing about slowness
             span.set_attribute("treadle.stream", True)
         return span
+
+    def record_unsampled(
+        self, call: RequestContext, span: trace.Span, caller: Context, code: str, seconds: float
+    ) -> None:
+        """Records the span of a call that the SDK's sampler dropped."""
+        if not self.traced:
+            return
+        tracing.record_unsampled(
+            self.telemetry,
+            span,
+            caller,
+            call,
+            name=self.method[1:],
+            failed=code != "OK",
+            start_nanos=time.time_ns() - int(seconds * 1e9),
+            fixed=fixed_attributes(self.method[1:], code, streams=self.streams),
+        )
 
 
 class CallScope:
@@ -64,21 +103,23 @@ class CallScope:
     It keeps its `Call`, for an abandoned stream is ended from another context, where no call is the present one.
     """
 
-    __slots__ = ("_call", "_context", "_instrumentation", "_otel", "_span", "_started", "_token")
+    __slots__ = ("_call", "_caller", "_context", "_instrumentation", "_otel", "_span", "_started", "_token")
 
     def __init__(self, instrumentation: MethodInstrumentation, context: Any) -> None:
         self._instrumentation = instrumentation
         self._context = context
         self._started = time.perf_counter()
         self._span: trace.Span = trace.INVALID_SPAN
+        self._caller: Context | None = None
         call = getattr(context, "call", None)
         self._call: RequestContext = call if isinstance(call, RequestContext) else self._received()
 
     def _received(self) -> RequestContext:
-        """The call as grpcio tells of it; its span is ours to record."""
+        """The call as grpcio describes it, with a span of the SDK."""
         received = self._context.invocation_metadata() or ()
         metadata = {k: v for k, v in received if isinstance(v, str)}
-        self._span = self._instrumentation.start_span(received)
+        self._caller = extract(received, is_remote=not getattr(self._context, "is_local", False))
+        self._span = self._instrumentation.start_span(self._caller)
         left = self._context.time_remaining()
         return RequestContext(
             deadline=None if left is None else time.monotonic() + left,
@@ -99,15 +140,16 @@ class CallScope:
 
     def ended(self, code: str) -> None:
         """Measures the call, ends its span."""
-        sampled = self._call.sampled or self._span.is_recording()
-        self._instrumentation.measured(
-            code, time.perf_counter() - self._started, self._call.trace_id if sampled else ""
-        )
-        if self._span.is_recording():
+        call, seconds, recording = self._call, time.perf_counter() - self._started, self._span.is_recording()
+        self._instrumentation.measured(code, seconds, call.trace_id if call.sampled or recording else "")
+        if recording:
+            self._span.set_attributes(call.attributes)  # type: ignore[arg-type]  # services set what spans can hold
             self._span.set_attribute("rpc.status_code", code)
             if code != "OK":
                 self._span.set_attribute("error.type", code)
                 self._span.set_status(StatusCode.ERROR)
+        elif self._caller is not None and (code != "OK" or call.keep_span):
+            self._instrumentation.record_unsampled(call, self._span, self._caller, code, seconds)
         self._span.end()
         if self._otel is not None:
             tracing.detach(self._otel)

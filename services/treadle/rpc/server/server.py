@@ -56,9 +56,9 @@ class Server(grpc.GenericRpcHandler):
         return unexpected(self._telemetry, method, error)
 
     @property
-    def name(self) -> str:
-        """The bare name of the service, such as "gateway"."""
-        return self._telemetry.service
+    def telemetry(self) -> Telemetry:
+        """What the service emits."""
+        return self._telemetry
 
     @property
     def service_names(self) -> list[str]:
@@ -93,7 +93,7 @@ class Server(grpc.GenericRpcHandler):
             _generator(instrumentation, behaviour, read) if yields else _coroutine(instrumentation, behaviour, read)
         )
         make: Any = getattr(grpc, f"{kind}_rpc_method_handler")
-        return make(wrapped, None, handler.response_serializer)  # type: ignore[no-any-return]  # chosen by name
+        return make(wrapped, None, _writer(handler))  # type: ignore[no-any-return]  # chosen by name
 
 
 def _coroutine(instrumentation: "MethodInstrumentation", behaviour: Behaviour, read: _Reader) -> Behaviour:
@@ -124,6 +124,14 @@ def _generator(instrumentation: "MethodInstrumentation", behaviour: Behaviour, r
         scope.ended("OK")
 
     return stream
+
+
+def _writer(handler: _Handler) -> Callable[[Any], bytes] | None:
+    """Serialises an answer; a handler may give bytes instead, which are a serialised message already."""
+    serialize = handler.response_serializer
+    if serialize is None:
+        return None
+    return lambda answer: answer if type(answer) is bytes else serialize(answer)
 
 
 def _reader(handler: _Handler) -> _Reader:

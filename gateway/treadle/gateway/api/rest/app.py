@@ -6,7 +6,7 @@ the code. OIP's paths under `/v2` answer errors in its form, `{"error": message}
 
 import time
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any
 
@@ -18,13 +18,13 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from treadle.core.errors import Cancelled, DeadlineExceeded, Internal, InvalidInput, TreadleError
+from treadle.gateway.api.annotation import annotate
 from treadle.gateway.api.grpc.oip_servicer import OipServicer
-from treadle.gateway.api.grpc.prediction_servicer import annotate
 from treadle.gateway.api.rest import json_codec, openapi
 from treadle.gateway.api.rest import oip as rest_oip
 from treadle.gateway.api.rest.reply import reply
-from treadle.gateway.pipeline.chain import Chain
-from treadle.gateway.pipeline.routing import parse_pin
+from treadle.gateway.pipeline.pipeline import PredictionPipeline
+from treadle.gateway.pipeline.routing import parse_version
 from treadle.observability.telemetry.propagation import extract, trace_id_of
 from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.rpc import tracing
@@ -58,8 +58,9 @@ class TooLarge(InvalidInput):
 class Rest:
     """The endpoints."""
 
-    def __init__(self, chain: Chain, oip_servicer: OipServicer, max_body_bytes: int) -> None:
-        self._chain = chain
+    def __init__(self, pipeline: PredictionPipeline, oip_servicer: OipServicer, max_body_bytes: int) -> None:
+        self._pipeline = pipeline
+        self._decoder = json_codec.RequestDecoder()
         self._oip = rest_oip.OipRest(oip_servicer)
         self._max_body_bytes = max_body_bytes
 
@@ -67,11 +68,11 @@ class Rest:
         """Every path, each of which `openapi.DOCUMENT` describes."""
         models, versioned = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
         return [
+            Route("/v1/deployments/{name}:predict", self.predict, methods=["POST"]),  # first: the one most asked for
             Route("/healthz", self.healthz),
             Route("/openapi.json", self.document),
             Route("/docs", self.docs),
             Route("/", self.docs),
-            Route("/v1/deployments/{name}:predict", self.predict, methods=["POST"]),
             Route("/v2", self._oip.server),
             Route("/v2/health/live", self._oip.live),
             Route("/v2/health/ready", self._oip.ready),
@@ -95,11 +96,11 @@ class Rest:
     async def predict(self, request: Request) -> Response:
         """A prediction by entity keys or tensors."""
         body = json_codec.parse(await self._body(request))
-        deployment = self._chain.snapshot().deployment(request.path_params["name"])
-        ask = json_codec.ask_from_json(body, deployment, parse_pin(current().metadata))
-        answer = await self._chain.predict(ask)
-        annotate(deployment.name, answer)
-        return reply(json_codec.answer_to_json(answer, ask, current().trace_id))
+        deployment = self._pipeline.policies.deployment(request.path_params["name"])
+        asked = self._decoder.decode(body, deployment, parse_version(current().metadata))
+        prediction = await self._pipeline.predict(asked)
+        annotate(deployment.name, prediction)
+        return reply(json_codec.prediction_to_json(prediction, asked, current().trace_id))
 
     async def infer(self, request: Request) -> Response:
         """A prediction in the Open Inference Protocol."""
@@ -146,15 +147,25 @@ class Observed:
             return
         headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
         path: str = scope["path"]
-        span = self._telemetry.tracer.start_span(
+        name, caller, start_nanos = (
             f"{scope['method']} {openapi.template(path)}",
-            context=extract(headers.items()),
+            extract(headers.items()),
+            time.time_ns(),
+        )
+        span = self._telemetry.tracer.start_span(
+            name,
+            context=caller,
             kind=SpanKind.SERVER,
             attributes={"http.request.method": scope["method"], "url.path": path},
         )
 
+        status = 499  # as nginx notes a caller that left before the answer
+        request = RequestContext(trace_id=trace_id_of(span), metadata=headers)
+
         async def observed_send(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
+                status = message["status"]
                 span.set_attribute("http.response.status_code", message["status"])
                 if message["status"] >= 500:
                     span.set_status(StatusCode.ERROR)
@@ -162,18 +173,33 @@ class Observed:
 
         try:
             with tracing.active(span):
-                await self._answer(scope, receive, observed_send, headers, trace_id_of(span))
+                await self._answer(scope, receive, observed_send, request)
         finally:
+            if span.is_recording():
+                span.set_attributes(request.attributes)  # type: ignore[arg-type]  # services set what spans can hold
+            elif status >= 400 or request.keep_span:
+                request.attributes |= {"http.response.status_code": status, "url.path": path}
+                tracing.record_unsampled(
+                    self._telemetry,
+                    span,
+                    caller,
+                    request,
+                    name=name,
+                    failed=status >= 500,
+                    start_nanos=start_nanos,
+                    fixed=(("http.request.method", scope["method"]),),
+                )
             span.end()
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str], trace_id: str) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, request: RequestContext) -> None:
+        headers = request.metadata
         try:
-            call = RequestContext(_deadline(headers), headers.get(TENANT, ""), headers, trace_id)
+            request.deadline, request.tenant = _deadline(headers), headers.get(TENANT, "")
         except TreadleError as error:
             await _failed(Request(scope), error)(scope, receive, send)
             return
         # What is unexpected has been answered and logged when Starlette raises it again.
-        with request_scope(call), suppress(Exception):
+        with request_scope(request), suppress(Exception):
             await self._app(scope, receive, send)
 
 
@@ -198,7 +224,7 @@ def _failed(request: Request, error: Exception) -> Response:
     return reply(content, status, headers)
 
 
-def _deadline(headers: dict[str, str]) -> float | None:
+def _deadline(headers: Mapping[str, str]) -> float | None:
     text = headers.get(TIMEOUT_HEADER)
     if text is None:
         return None

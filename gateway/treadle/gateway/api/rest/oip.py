@@ -73,7 +73,7 @@ class OipRest:
             if not isinstance(item, dict):
                 raise InvalidInput.at(f"outputs[{position}]", "must be an object")
             pb.outputs.add(name=_text(item, "name"))
-        response = await self._servicer.infer(pb)
+        response = oip.ModelInferResponse.FromString(await self._servicer.infer(pb))
         arrays = decode_outputs(response)
         return {
             "model_name": response.model_name,
