@@ -26,7 +26,7 @@ from opentelemetry.trace import NoOpTracer
 from treadle import oip
 from treadle.core.column import Column
 from treadle.core.model_ref import ModelRef
-from treadle.features.definition_store import Catalog
+from treadle.features.definition_store import DefinitionStore
 from treadle.features.definitions import Definitions, Entity, FeatureService, FeatureView, Field
 from treadle.features.metrics import FeatureMeters
 from treadle.features.online.lmdb_store import LmdbStore
@@ -152,7 +152,7 @@ class Bench:
         prediction_pb2_grpc.add_PredictionServiceServicer_to_server(
             PredictionServicer(self.pipeline, 64), cast("grpc.aio.Server", server)
         )
-        sent = [grpc_framing.framed(data) for data in _requests_by_key()]
+        sent = [grpc_framing.frame_message(data) for data in _requests_by_key()]
         headers = [(b"content-type", b"application/grpc"), (b"te", b"trailers"), (b"user-agent", b"grpc-c/1.0")]
         scope = {"path": "/treadle.v1.PredictionService/Predict", "headers": headers}
         return _asgi(GrpcAdapter(server, 1 << 20), scope, sent)
@@ -224,10 +224,10 @@ def feature_service(home: Path) -> tuple[FeatureServicer, Callable[[], None]]:
     home.mkdir()
     store = LmdbStore(home / "online", map_mib=64)
     runner = TransformRunner(1)
-    catalog = Catalog(home / "definitions.json")
+    definitions = DefinitionStore(home / "definitions.json")
     view = FeatureView("aircraft", [Entity("tail", "STRING")], None, [Field(f"f{n}", "FP64") for n in range(FEATURES)])
-    catalog.apply(Definitions((view,), (FeatureService("flights", [view]),)))
-    online = OnlineFeatures(catalog, store, runner)
+    definitions.apply(Definitions((view,), (FeatureService("flights", [view]),)))
+    online = OnlineFeatures(definitions, store, runner)
     rng = np.random.default_rng(1)
     columns = {"tail": Column.of("tail", [f"N{n}" for n in range(ENTITIES)])}
     for field in view.fields:
@@ -238,7 +238,7 @@ def feature_service(home: Path) -> tuple[FeatureServicer, Callable[[], None]]:
         runner.close()
         store.close()
 
-    return FeatureServicer(catalog, online, FeatureMeters(Meters()), hide=lambda _: None), close
+    return FeatureServicer(definitions, online, FeatureMeters(Meters()), redact_columns=lambda _: None), close
 
 
 async def infer(request: oip.ModelInferRequest) -> oip.ModelInferResponse:

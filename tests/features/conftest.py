@@ -53,7 +53,7 @@ _numbers = itertools.count()
 
 @pytest.fixture
 def write_project(tmp_path: Path) -> Iterator[Write]:
-    """Writes a user module under a name of its own; takes it out of the process afterwards."""
+    """Writes a user module under a unique name, and removes it from `sys.modules` afterwards."""
     before = set(sys.modules), list(sys.path)
     folder = tmp_path / "project"
     folder.mkdir()

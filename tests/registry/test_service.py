@@ -76,7 +76,7 @@ async def test_a_restart_keeps_everything(open_registry: "Open", tmp_path: Path,
         assert (await registry.make_version()).ref.version == 5
 
 
-async def test_an_upload_survives_a_lost_database_and_the_other_way_round(
+async def test_artifacts_survive_a_lost_database_and_the_database_lost_artifacts(
     open_registry: "Open", tmp_path: Path
 ) -> None:
     async with open_registry(tmp_path) as registry:

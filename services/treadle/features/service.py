@@ -1,4 +1,4 @@
-"""The features service: its settings, and how it is put together."""
+"""The composition root of the features service: settings, storage, core, servicer."""
 
 import time
 from collections.abc import AsyncIterator
@@ -9,7 +9,7 @@ from typing import Annotated
 
 from treadle.core.errors import InvalidInput, TreadleError
 from treadle.core.settings import Settings, bounds
-from treadle.features.definition_store import Catalog
+from treadle.features.definition_store import DefinitionStore
 from treadle.features.metrics import FeatureMeters
 from treadle.features.online.lmdb_store import LmdbStoreKind
 from treadle.features.online.lookups import OnlineFeatures
@@ -22,31 +22,35 @@ from treadle.v1 import features_pb2_grpc
 
 @dataclass(frozen=True)
 class FeatureSettings(Settings):
-    """What a features service can be told."""
+    """TREADLE_FEATURES_…"""
 
     store: str = "lmdb"
-    """Where online features are kept: "lmdb", or the name of a store that a plugin provides."""
+    """The online store: "lmdb", or the name of a store that a plugin provides."""
     store_options: str = ""
     """Options of the store: "host=10.0.0.7,port=6379"."""
     map_mib: Annotated[int, bounds(1, 1 << 26)] = 16_384
-    """Most that the LMDB store may hold, in MiB; address space only, the file grows as rows come."""
+    """Size limit of the LMDB store in MiB. It reserves address space only; the file grows with its rows."""
     max_rows: Annotated[int, bounds(1, 10_000_000)] = 100_000
-    """Most rows in one lookup or one pushed message."""
+    """Maximum number of rows in one lookup or one pushed message."""
     transform_timeout_seconds: Annotated[float, bounds(0.001, 600)] = 2.0
-    """How long the request-time transforms of one lookup may run."""
+    """Timeout of the request-time transforms of one lookup."""
     transform_workers: Annotated[int, bounds(1, 1_024)] = 2
-    """Threads that run them."""
+    """Number of threads that run transforms."""
 
 
 @asynccontextmanager
 async def open_service(settings: FeatureSettings, runtime: Runtime) -> AsyncIterator[None]:
-    """Opens the store and the definitions in the service's home. InvalidInput, NotFound, DataLoss, Unavailable."""
+    """Opens the store and the definitions in the service's home, and registers the servicer.
+
+    InvalidInput for a setting; NotFound for the store's plugin; DataLoss for damaged definitions; Unavailable when the
+    store cannot be opened.
+    """
     store = _open_store(settings, runtime.home / "online")
     runner = TransformRunner(settings.transform_workers)
     try:
-        catalog = Catalog(runtime.home / "definitions.json")
+        definitions = DefinitionStore(runtime.home / "definitions.json")
         online = OnlineFeatures(
-            catalog,
+            definitions,
             store,
             runner,
             max_rows=settings.max_rows,
@@ -54,13 +58,13 @@ async def open_service(settings: FeatureSettings, runtime: Runtime) -> AsyncIter
             clock=time.time,
         )
         servicer = FeatureServicer(
-            catalog,
+            definitions,
             online,
             FeatureMeters(runtime.telemetry.meters),
-            hide=lambda names: runtime.telemetry.redactor.add(*names),
+            redact_columns=lambda names: runtime.telemetry.redactor.add(*names),
         )
         features_pb2_grpc.add_FeatureServiceServicer_to_server(servicer, runtime.server)
-        for name, plan in catalog.state.plans.items():
+        for name, plan in definitions.snapshot.plans.items():
             if isinstance(plan, TreadleError):
                 runtime.telemetry.log.warning(
                     "feature service out of service", feature_service=name, reason=plan.message

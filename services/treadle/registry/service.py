@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 from treadle.core.settings import Settings, bounds
-from treadle.registry.artifacts import Artifacts
-from treadle.registry.servicer import Servicer
-from treadle.registry.store import Store
+from treadle.registry.artifacts import ArtifactStore
+from treadle.registry.servicer import RegistryServicer
+from treadle.registry.store import RegistryStore
 from treadle.registry.watch import Watches
 from treadle.rpc.app.runtime import Runtime
 from treadle.v1 import registry_pb2_grpc
@@ -44,9 +44,9 @@ async def open_service(settings: RegistrySettings, runtime: Runtime) -> AsyncIte
     """
     url = settings.database_url or f"sqlite:///{(runtime.home / 'registry.db').absolute()}"
     async with AsyncExitStack() as stack:
-        store = await asyncio.to_thread(Store.open, url, busy_timeout_seconds=settings.busy_timeout_seconds)
+        store = await asyncio.to_thread(RegistryStore.open, url, busy_timeout_seconds=settings.busy_timeout_seconds)
         stack.push_async_callback(store.close)
-        artifacts = Artifacts(
+        artifacts = ArtifactStore(
             settings.artifacts or runtime.home / "artifacts",
             limit_bytes=settings.artifact_limit_mib << 20,
             reserve_bytes=settings.disk_reserve_mib << 20,
@@ -57,5 +57,6 @@ async def open_service(settings: RegistrySettings, runtime: Runtime) -> AsyncIte
         background = await stack.enter_async_context(runtime.background())
         background.every("poll_history", settings.watch_poll_seconds, watches.poll)
         runtime.health.on_drain(watches.close)
-        registry_pb2_grpc.add_RegistryServiceServicer_to_server(Servicer(store, artifacts, watches), runtime.server)
+        servicer = RegistryServicer(store, artifacts, watches)
+        registry_pb2_grpc.add_RegistryServiceServicer_to_server(servicer, runtime.server)
         yield

@@ -15,8 +15,8 @@ from typing import TypeAlias
 from treadle.core.errors import OutOfRange, Unavailable
 from treadle.core.tasks import notify
 from treadle.registry import deployments
-from treadle.registry.deployments import Change, Deployment
-from treadle.registry.store import Store, newest_sequence
+from treadle.registry.deployments import DeploymentChange, DeploymentRevision
+from treadle.registry.store import RegistryStore, newest_sequence
 
 _CURSOR = re.compile(r"([0-9a-f]{32})-([0-9]{1,18})")
 _BATCH = 100
@@ -27,7 +27,7 @@ class Applied:
     """A deployment is now this."""
 
     cursor: str
-    deployment: Deployment
+    deployment: DeploymentRevision
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ Event: TypeAlias = Applied | Deleted | CaughtUp
 class Watches:
     """Wakes watchers when there is something new. `poll` notices the writes of other processes."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: RegistryStore) -> None:
         self._store = store
         self._newest = 0
         self._moved = asyncio.Event()
@@ -106,7 +106,7 @@ class Watches:
                 yield event
             position = changes[-1].sequence if len(changes) == _BATCH else end
 
-    async def _told(self, changes: list[Change]) -> AsyncIterator[Event]:
+    async def _told(self, changes: list[DeploymentChange]) -> AsyncIterator[Event]:
         """Events for these changes. Revisions never change, so they may be read piece by piece."""
         for start in range(0, len(changes), _BATCH):
             part = changes[start : start + _BATCH]
