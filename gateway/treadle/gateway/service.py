@@ -11,7 +11,7 @@ from typing import Annotated
 from treadle import oip
 from treadle.core.settings import HOST_PORT, Settings, bounds
 from treadle.gateway.api.grpc.oip_servicer import OipServicer
-from treadle.gateway.api.grpc.passthrough import FORWARDED_SERVICES, forward
+from treadle.gateway.api.grpc.passthrough import forward_services
 from treadle.gateway.api.grpc.prediction_servicer import PredictionServicer
 from treadle.gateway.ledger.recorder import Recorder
 from treadle.gateway.ledger.sender import Sender
@@ -168,5 +168,4 @@ def _register(
     )
     oip.add_GRPCInferenceServiceServicer_to_server(oip_servicer, server)
     runtime.reflect(oip.POOL)
-    for name, service in FORWARDED_SERVICES.items():
-        forward(service, runtime.connect(name), server)
+    forward_services(runtime)

@@ -89,9 +89,9 @@ def _check_tensors(violations: ViolationCollector, field: str, tensors: Sequence
     if not tensors:
         violations.add(field, "must not be empty")
     for i, tensor in enumerate(tensors):
-        problems.text(f"{field}[{i}].name", tensor.name, 256)
+        violations.check_text(f"{field}[{i}].name", tensor.name, 256)
     for fault in validate_specs(field, tensors):
-        problems.add(fault.field, fault.description)
+        violations.add(fault.field, fault.description)
 
 
 def _check_samples(violations: ViolationCollector, manifest: Manifest) -> None:

@@ -81,7 +81,7 @@ def record_unsampled(
     name: str,
     failed: bool,
     start_nanos: int,
-    fixed: tuple[tuple[str, str | bool], ...],
+    fixed: tuple[tuple[str, str | bool | int], ...],
 ) -> None:
     """Records the server span of a request that has ended, though the SDK's sampler dropped `span`.
 

@@ -55,7 +55,7 @@ class RequestSpan(NamedTuple):
     failed: bool
     sampled: bool
     """False for a span that is there because the request failed or was degraded."""
-    fixed: tuple[tuple[str, str | bool], ...]
+    fixed: tuple[tuple[str, str | bool | int], ...]
     """Attributes that many spans have alike, such as the method and the status code."""
     attributes: Mapping[str, object]
     """Attributes of this request."""

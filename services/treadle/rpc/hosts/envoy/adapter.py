@@ -18,9 +18,10 @@ import grpc.aio
 from treadle.core.errors import DeadlineExceeded, TreadleError, Unavailable
 from treadle.observability.telemetry.request_spans import RequestSpan
 from treadle.observability.telemetry.sampling import RequestSampler
+from treadle.rpc.contracts import is_traced
 from treadle.rpc.hosts.envoy import grpc_framing
 from treadle.rpc.hosts.envoy.call import ClientDisconnected, EnvoyCall, Event, Receive, RequestReader, Send
-from treadle.rpc.server.instrumentation import fixed_attributes, is_traced
+from treadle.rpc.server.instrumentation import fixed_attributes
 from treadle.rpc.server.server import Server
 
 SWEEP_SECONDS = 0.05

@@ -113,14 +113,13 @@ class EnvoyCall(CallStatus):
             bits, parent_id = getrandbits(128), ""
             trace_id = f"{bits:032x}"
             sampled = sampler is not None and sampler.sample(bits, None, now)
-        self.call = context.RequestContext(
-            None if left is None else now + left,
-            metadata.get(context.TENANT, ""),
+        self.call = context.RequestContext.from_metadata(
             metadata,
-            trace_id,
-            f"00-{trace_id}-{getrandbits(64):016x}-{'01' if sampled else '00'}",
-            parent_id,
-            sampled,
+            deadline=None if left is None else now + left,
+            trace_id=trace_id,
+            traceparent=f"00-{trace_id}-{getrandbits(64):016x}-{'01' if sampled else '00'}",
+            parent_id=parent_id,
+            sampled=sampled,
         )
 
     def expire(self) -> None:
