@@ -7,15 +7,15 @@ from typing import Annotated
 
 from treadle import oip
 from treadle.core.settings import Settings, bounds
-from treadle.inference.api.admission import Limits
-from treadle.inference.api.data_plane import Inferring
+from treadle.inference.api.admission import ModelLimits
+from treadle.inference.api.data_plane import DataPlane
 from treadle.inference.api.servicer import InferenceServicer
 from treadle.inference.batching.metrics import ModelMeters, ModelObserver
-from treadle.inference.models.artifacts import Artifacts
+from treadle.inference.models.artifacts import ArtifactCache
 from treadle.inference.models.desired_state import DesiredStateFollower
-from treadle.inference.models.loader import Loader, Loading
+from treadle.inference.models.loader import LoadOptions, ModelLoader
 from treadle.inference.models.manifest_cache import ManifestCache
-from treadle.inference.models.repository import Repository, Tools
+from treadle.inference.models.repository import Repository, RepositoryDependencies
 from treadle.plugins.checked import SAMPLE_TOLERANCE
 from treadle.plugins.manager import Plugins, names_in
 from treadle.rpc.app.runtime import Runtime
@@ -63,10 +63,10 @@ async def open_service(
     plugins = plugins or Plugins.load(blocked=names_in(settings.blocked_plugins))
     registry = runtime.connect("registry")
     manifests = ManifestCache(registry, runtime.home)
-    repository = _repository(settings, runtime, plugins, manifests)
+    repository = _build_repository(settings, runtime, plugins, manifests)
     desired = DesiredStateFollower(registry, repository, runtime.home / "desired.json", runtime.telemetry.log)
     servicer = InferenceServicer(
-        Inferring(repository, settings.max_request_rows),
+        DataPlane(repository, settings.max_request_rows),
         manifests,
         save_pins=desired.save_pins,
         max_batch_rows=settings.max_batch_rows,
@@ -82,30 +82,30 @@ async def open_service(
         yield
 
 
-def _repository(
+def _build_repository(
     settings: InferenceSettings, runtime: Runtime, plugins: Plugins, manifests: ManifestCache
 ) -> Repository:
-    telemetry, artifacts = runtime.telemetry, Artifacts(runtime.home, manifests.fetch)
+    telemetry, artifacts = runtime.telemetry, ArtifactCache(runtime.home, manifests.fetch)
     meters = ModelMeters(telemetry.meters)
-    how = Loading(
+    options = LoadOptions(
         threads=settings.threads_per_model,
         largest_batch=settings.max_batch_rows,
         limit_seconds=settings.load_timeout_seconds,
         tolerance=settings.sample_tolerance,
         compiled=settings.compiled,
     )
-    loader = Loader(plugins, artifacts, how, telemetry.log)
-    tools = Tools(
+    loader = ModelLoader(plugins, artifacts, options, telemetry.log)
+    dependencies = RepositoryDependencies(
         describe=manifests.describe,
         load=loader.load,
         discard=artifacts.discard,
         observer=lambda key: ModelObserver(key, telemetry.tracer, meters),
         announce=runtime.health.set,
-        limits=Limits(
+        limits=ModelLimits(
             settings.max_batch_rows, settings.queue_rows, settings.predict_timeout_seconds, settings.target_seconds
         ),
         log=telemetry.log,
         parallel_loads=settings.parallel_loads,
         linger_seconds=settings.linger_seconds,
     )
-    return Repository(tools)
+    return Repository(dependencies)
