@@ -50,18 +50,18 @@ class EchoServicer(oip.GRPCInferenceServiceServicer):
 
 
 @dataclass(frozen=True)
-class Settings:
+class EchoSettings:
     """The echo has no settings."""
 
 
 @asynccontextmanager
-async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[None]:
+async def open_service(settings: EchoSettings, runtime: Runtime) -> AsyncIterator[None]:
     """Registers the servicer."""
     oip.add_GRPCInferenceServiceServicer_to_server(EchoServicer(), runtime.server)
     yield
 
 
-_SERVICES = (ServiceSpec("echo", open_service, Settings),)
+_SERVICES = (ServiceSpec("echo", open_service, EchoSettings),)
 
 
 async def _run(process: EnvoyProcess) -> None:

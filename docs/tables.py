@@ -10,13 +10,12 @@ import re
 import textwrap
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from treadle.mesh.services import BASE_PORT, METRICS_OFFSET, REST_OFFSET, SERVICES
+from treadle.mesh.services import BASE_PORT, METRICS_OFFSET, REST_OFFSET, SERVICES, service_specs
 from treadle.observability.metric_catalog import METRICS
 from treadle.rpc.app.process_settings import ProcessSettings
 
@@ -27,9 +26,7 @@ _TYPES = {str: "text", int: "whole number", float: "number", bool: "true or fals
 
 def settings_classes() -> dict[str, type]:
     """By prefix of their variables: TREADLE_ for every process, then each service's own."""
-    own = {
-        f"TREADLE_{name.upper()}_": import_module(service.module).Settings for name, service in sorted(SERVICES.items())
-    }
+    own = {f"TREADLE_{spec.name.upper()}_": spec.settings_class for spec in service_specs(sorted(SERVICES))}
     return {"TREADLE_": ProcessSettings, **own}
 
 

@@ -17,7 +17,7 @@ from treadle.cli import deployfile
 from treadle.cli.main import main
 from treadle.evaluation.offline import gate_policy as policy_file
 from treadle.evaluation.offline.metrics import Task, metrics_for
-from treadle.features.values import Status
+from treadle.features.values import FeatureStatus
 from treadle.mesh.services import SERVICES
 from treadle.plugins import hookspecs as spec
 from treadle.plugins.new import new_plugin
@@ -148,7 +148,7 @@ def test_every_key_of_a_gate_and_of_a_deployment_is_shown():
 
 
 def test_every_status_of_a_feature_is_explained():
-    for status in Status:
+    for status in FeatureStatus:
         assert f"\n| {status.name} | " in GUIDES["docs/features.md"]
 
 

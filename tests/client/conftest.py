@@ -95,7 +95,7 @@ async def predictions(prediction_address: str) -> AsyncIterator[AsyncClient]:
 async def models(tmp_path: Path) -> AsyncIterator[AsyncClient]:
     """A client of a real registry."""
     async with (
-        running(registry.open_service, registry.Settings(), home=tmp_path / "registry") as address,
+        running(registry.open_service, registry.RegistrySettings(), home=tmp_path / "registry") as address,
         AsyncClient(address, actor="ada") as client,
     ):
         yield client

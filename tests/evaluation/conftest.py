@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from treadle.core.column import Column
-from treadle.evaluation.service import Settings, open_service
+from treadle.evaluation.service import EvaluationSettings, open_service
 from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.rpc.app.serving import running
 from treadle.rpc.client.channel import Channel
@@ -30,7 +30,7 @@ async def evaluation(
     """The evaluation service without its upstreams, which the ledger does not need."""
     home = tmp_path / "evaluation"
     async with (
-        running(open_service, Settings(), home=home, peers=NOWHERE, telemetry=telemetry) as address,
+        running(open_service, EvaluationSettings(), home=home, peers=NOWHERE, telemetry=telemetry) as address,
         Channel(address, service="evaluation", telemetry=Telemetry.off()) as channel,
     ):
         yield evaluation_pb2_grpc.EvaluationServiceStub(channel)

@@ -19,7 +19,7 @@ from treadle import oip
 from treadle.client import AsyncClient
 from treadle.core.errors import InvalidInput, NotFound
 from treadle.evaluation.report.report import to_html, to_markdown
-from treadle.evaluation.service import Settings, open_service
+from treadle.evaluation.service import EvaluationSettings, open_service
 from treadle.features import service as features_service
 from treadle.inference import service as inference_service
 from treadle.observability.telemetry.telemetry import Telemetry
@@ -90,16 +90,16 @@ async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
             return await stack.enter_async_context(Channel(peers[name], service=name, telemetry=Telemetry.off()))
 
         registry = registry_pb2_grpc.RegistryServiceStub(
-            await start("registry", registry_service.open_service, registry_service.Settings())
+            await start("registry", registry_service.open_service, registry_service.RegistrySettings())
         )
         features = features_pb2_grpc.FeatureServiceStub(
-            await start("features", features_service.open_service, features_service.Settings())
+            await start("features", features_service.open_service, features_service.FeatureSettings())
         )
         inference = oip.GRPCInferenceServiceStub(
-            await start("inference", inference_service.open_service, inference_service.Settings())
+            await start("inference", inference_service.open_service, inference_service.InferenceSettings())
         )
         evaluation = evaluation_pb2_grpc.EvaluationServiceStub(
-            await start("evaluation", partial(open_service, plugins=PLUGINS), Settings())
+            await start("evaluation", partial(open_service, plugins=PLUGINS), EvaluationSettings())
         )
         await features.ApplyFeatures(definitions(path))
         client = await stack.enter_async_context(AsyncClient(peers["registry"]))
@@ -330,5 +330,5 @@ async def test_a_null_where_the_model_forbids_it_names_the_column(mesh: Mesh, tm
     pq.write_table(holed, tmp_path / "holed.parquet")
     wanted = request(mesh)
     wanted.dataset.path = str(tmp_path / "holed.parquet")
-    with pytest.raises(InvalidInput, match='column "wind" is null or NaN in 1 rows, first in row 0'):
+    with pytest.raises(InvalidInput, match=r"dataset\[wind\] has no usable value in row 0"):
         await evaluate(mesh, wanted)

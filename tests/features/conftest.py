@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from treadle.features.service import Settings, open_service
+from treadle.features.service import FeatureSettings, open_service
 from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.rpc.app.serving import running
 from treadle.rpc.client.channel import Channel
@@ -53,7 +53,7 @@ _numbers = itertools.count()
 
 @pytest.fixture
 def write_project(tmp_path: Path) -> Iterator[Write]:
-    """Writes a user module under a name of its own; takes it out of the process afterwards."""
+    """Writes a user module under a unique name, and removes it from `sys.modules` afterwards."""
     before = set(sys.modules), list(sys.path)
     folder = tmp_path / "project"
     folder.mkdir()
@@ -78,7 +78,7 @@ def serve(tmp_path: Path) -> Callable[..., object]:
     async def start(**settings: Any) -> "AsyncIterator[features_pb2_grpc.FeatureServiceAsyncStub]":
         telemetry = Telemetry.off()
         async with (
-            running(open_service, Settings(**settings), home=tmp_path / "home", telemetry=telemetry) as address,
+            running(open_service, FeatureSettings(**settings), home=tmp_path / "home", telemetry=telemetry) as address,
             Channel(address, service="features", telemetry=telemetry) as channel,
         ):
             yield features_pb2_grpc.FeatureServiceStub(channel)

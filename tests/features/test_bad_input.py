@@ -1,4 +1,4 @@
-"""What callers get wrong, over real gRPC: a clear error each, and the next request is served."""
+"""Invalid requests over real gRPC: each gets a clear error, and the next request is served."""
 
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Literal
@@ -11,7 +11,7 @@ import pytest_asyncio
 from treadle.core.column import Column
 from treadle.core.errors import DeadlineExceeded, FailedPrecondition, InvalidInput, NotFound, StorageFull, TreadleError
 from treadle.features import load_definitions
-from treadle.features.definition_codec import to_request
+from treadle.features.definition_codec import to_apply_request
 from treadle.rpc.codec.columns import encode
 from treadle.v1 import features_pb2 as pb
 from treadle.v1 import types_pb2
@@ -45,7 +45,7 @@ def good_push() -> pb.PushRequest:
 @pytest_asyncio.fixture
 async def stub(serve: Any, write_project: Any) -> AsyncIterator[Any]:
     async with serve(max_rows=10) as opened:
-        await opened.ApplyFeatures(to_request(load_definitions(write_project())))
+        await opened.ApplyFeatures(to_apply_request(load_definitions(write_project())))
         yield opened
         # Whatever was asked before, the service still answers.
         assert len((await opened.GetOnlineFeatures(good_question())).features) == 6
@@ -85,14 +85,14 @@ async def test_columns(stub: Any, where: Any, position: int, by: list[Any], mess
     assert "secret" not in str(caught.value)
 
 
-async def test_all_that_is_wrong_is_told_at_once(stub: Any) -> None:
+async def test_one_error_lists_every_violation(stub: Any) -> None:
     request = replaced(good_question(), "entities", 0, column("orgin", ["EWR"] * 2), column("x", [1, 2]))
     with pytest.raises(InvalidInput) as caught:
         await stub.GetOnlineFeatures(request)
     assert [each.field for each in caught.value.violations] == ["entities[origin]", "entities[orgin]", "entities[x]"]
 
 
-async def test_numbers_that_fit_are_welcome(stub: Any) -> None:
+async def test_compatible_number_types_are_accepted(stub: Any) -> None:
     request = replaced(good_question(), "entities", 1, column("aircraft", [1, 2], "INT16"))
     request = replaced(request, "context", 0, column("distance", [1400, 2400]))
     assert len((await stub.GetOnlineFeatures(request)).features) == 6
@@ -110,7 +110,7 @@ async def test_a_request_without_columns(stub: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "../../etc/passwd", "flights\0", "a" * 10_000])
-async def test_services_that_are_not_there(stub: Any, name: str) -> None:
+async def test_unknown_feature_services(stub: Any, name: str) -> None:
     with pytest.raises(NotFound, match="no feature service") as caught:
         await stub.GetOnlineFeatures(Ask(feature_service=name))
     assert len(caught.value.message) < 300
@@ -149,13 +149,13 @@ async def test_pushes(stub: Any, change: Callable[[Any], None], error: type[Trea
     assert list(answer.features[0].statuses) == [types_pb2.FEATURE_STATUS_PRESENT] * 2
 
 
-async def test_an_empty_push_is_nothing(stub: Any) -> None:
+async def test_an_empty_push_writes_no_rows(stub: Any) -> None:
     assert await push(stub) == pb.PushResponse()
 
 
 async def test_a_full_store(serve: Any, write_project: Any) -> None:
     async with serve(map_mib=1) as stub:
-        await stub.ApplyFeatures(to_request(load_definitions(write_project())))
+        await stub.ApplyFeatures(to_apply_request(load_definitions(write_project())))
         assert (await push(stub, good_push())).rows_written == 1
         large = good_push()
         large.columns[2].CopyFrom(column("sky", ["x" * 2_000_000]))
@@ -199,14 +199,14 @@ troubled = FeatureService("troubled", [view], context=[Field("mode", "FP64")], t
         (3, FailedPrecondition, r"shape \(7,\), wanted \(1,\)"),
     ],
 )
-async def test_transforms_at_fault(
+async def test_failing_transforms(
     serve: Any, write_project: Any, mode: int, error: type[TreadleError], message: str
 ) -> None:
     def ask(mode: float) -> Ask:
         return Ask(feature_service="troubled", entities=[column("k", [1])], context=[column("mode", [float(mode)])])
 
     async with serve(transform_timeout_seconds=1.0) as stub:
-        await stub.ApplyFeatures(to_request(load_definitions(write_project(TROUBLE))))
+        await stub.ApplyFeatures(to_apply_request(load_definitions(write_project(TROUBLE))))
         with pytest.raises(error, match=message) as caught:
             await stub.GetOnlineFeatures(ask(mode))
         assert "secret" not in str(caught.value)

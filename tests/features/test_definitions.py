@@ -1,4 +1,4 @@
-"""Definitions check themselves and say what to change."""
+"""Definitions validate themselves; errors say what to change."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -40,7 +40,7 @@ BAD_NAMES = ["", "a__b", "a_", "_a", "1a", "../up", "a/b", "a b", "a\0", "é", "
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
-def test_names_that_are_tricks(name: str) -> None:
+def test_invalid_names(name: str) -> None:
     for make in (
         lambda: Entity(name, "STRING"),
         lambda: Field(name, "FP64"),
@@ -82,7 +82,7 @@ def test_names_that_are_tricks(name: str) -> None:
         ),
     ],
 )
-def test_definitions_that_contradict_themselves(make: Callable[[], object], message: str) -> None:
+def test_contradictory_definitions(make: Callable[[], object], message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         make()
 
@@ -101,7 +101,7 @@ def test_definitions_that_contradict_themselves(make: Callable[[], object], mess
         ({"context": [Field("origin", "STRING")]}, "request column 'origin' is there twice"),
     ],
 )
-def test_services_that_name_what_is_not_there(changes: Any, message: str) -> None:
+def test_services_that_name_unknown_objects(changes: Any, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         compile_plan(service(**changes), VIEWS)
 
@@ -112,7 +112,7 @@ def test_one_entity_has_one_type() -> None:
         compile_plan(service(sets=[WEATHER, other]), {**VIEWS, "other": other})
 
 
-def test_a_plan_for_some_outputs_does_no_more_than_they_need() -> None:
+def test_a_narrowed_plan_reads_only_what_its_outputs_need() -> None:
     plan = compile_plan(service(context=[Field("km", "FP64")], transforms=[double()]), VIEWS)
     assert plan.outputs == ("weather__wind", "weather__gusts", "km", "twice")
     twice = plan.narrowed(["twice"])
@@ -136,12 +136,12 @@ def views(draw: st.DrawFn) -> FeatureView:
 
 
 @given(views())
-def test_views_travel_unchanged(view: FeatureView) -> None:
+def test_views_survive_encoding(view: FeatureView) -> None:
     message = pb.FeatureView.FromString(codec.view_to_proto(view).SerializeToString())
     assert codec.view_from_proto(message) == view
 
 
-def test_services_travel_unchanged() -> None:
+def test_services_survive_encoding() -> None:
     made = service(
         context=[Field("km", "FP64", "km", "pii")], transforms=[double(source_digest="d")], outputs=["twice"]
     )
@@ -150,7 +150,7 @@ def test_services_travel_unchanged() -> None:
 
 
 @given(st.text(max_size=10))
-def test_full_names_come_apart_again(text: str) -> None:
+def test_full_names_split_in_one_way(text: str) -> None:
     try:
         check_name(text, "field")
     except InvalidInput:
@@ -159,5 +159,5 @@ def test_full_names_come_apart_again(text: str) -> None:
 
 
 @pytest.mark.parametrize("module", ["treadle.features", "treadle.features.service"])
-def test_neither_defining_nor_serving_imports_what_is_heavy(module: str) -> None:
+def test_definitions_and_serving_import_no_heavy_packages(module: str) -> None:
     assert not modules_after(f"import {module}") & {"duckdb", "pyarrow", "pandas", "sklearn"}

@@ -14,9 +14,9 @@ def test_counts() -> None:
     meters = Meters()
     mine = FeatureMeters(meters)
     secret = context_feature(Column.of("ssn", np.array(["secret", "", ""], object), nulls=[False, True, True]))
-    mine.looked_up("flights", [secret, secret])
-    mine.looked_up("flights", [])
-    mine.pushed("weather", WriteCount(3, 0))
+    mine.record_lookup("flights", [secret, secret])
+    mine.record_lookup("flights", [])
+    mine.record_push("weather", WriteCount(3, 0))
     text = generate_latest(meters.registry).decode()
     assert 'treadle_feature_values_total{feature_service="flights",status="present"} 2.0' in text
     assert 'treadle_feature_values_total{feature_service="flights",status="null"} 4.0' in text

@@ -12,8 +12,8 @@ import pytest
 from treadle.core.column import Column
 from treadle.core.errors import FailedPrecondition, InvalidInput, NotFound, TreadleError
 from treadle.features import load_definitions
-from treadle.features.definition_codec import to_request
-from treadle.features.service import Settings, open_service
+from treadle.features.definition_codec import to_apply_request
+from treadle.features.service import FeatureSettings, open_service
 from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.rpc.app.serving import running
 from treadle.rpc.client.channel import Channel
@@ -62,7 +62,7 @@ def by_name(answer: pb.GetOnlineFeaturesResponse) -> dict[str, types_pb2.Feature
 
 async def test_values_come_back_with_status_and_age(serve: Any, write_project: Any) -> None:
     async with serve() as stub:
-        await stub.ApplyFeatures(to_request(load_definitions(write_project())))
+        await stub.ApplyFeatures(to_apply_request(load_definitions(write_project())))
         pushed = await stub.Push(
             [
                 weather(["EWR", "JFK"], [10.0, None], [1 * HOUR, 3 * HOUR]),
@@ -94,7 +94,7 @@ async def test_values_come_back_with_status_and_age(serve: Any, write_project: A
 
 async def test_only_the_outputs_asked_for(serve: Any, write_project: Any) -> None:
     async with serve() as stub:
-        await stub.ApplyFeatures(to_request(load_definitions(write_project())))
+        await stub.ApplyFeatures(to_apply_request(load_definitions(write_project())))
         request = ask(["EWR"], HOUR, outputs=["weather__sky"], context=[])
         assert list(by_name(await stub.GetOnlineFeatures(request))) == ["weather__sky"]
         del request.entities[1]  # the aircraft is needed by the other view alone
@@ -107,7 +107,7 @@ async def test_only_the_outputs_asked_for(serve: Any, write_project: Any) -> Non
 async def test_definitions_and_values_survive_a_restart(serve: Any, write_project: Any) -> None:
     definitions = load_definitions(write_project())
     async with serve() as stub:
-        await stub.ApplyFeatures(to_request(definitions))
+        await stub.ApplyFeatures(to_apply_request(definitions))
         await stub.Push([weather(["EWR"], [10.0], [HOUR])])
     async with serve() as stub:
         answer = by_name(await stub.GetOnlineFeatures(ask(["EWR"], HOUR)))
@@ -115,7 +115,7 @@ async def test_definitions_and_values_survive_a_restart(serve: Any, write_projec
         listed = await stub.ListFeatureServices(pb.ListFeatureServicesRequest())
         assert [each.name for each in listed.services] == ["flights"]
         assert [each.name for each in listed.views] == ["weather", "delays"]
-        again = await stub.ApplyFeatures(to_request(definitions))
+        again = await stub.ApplyFeatures(to_apply_request(definitions))
         assert {each.kind for each in again.changes} == {pb.FeatureChange.KIND_UNCHANGED}
 
 
@@ -123,18 +123,18 @@ async def test_values_of_sensitive_columns_are_withheld_from_telemetry(write_pro
     definitions = load_definitions(write_project())
     for start in ("applied", "found at start"):
         telemetry = Telemetry.off("features")
-        serving = running(open_service, Settings(), home=tmp_path / "home", telemetry=telemetry)
+        serving = running(open_service, FeatureSettings(), home=tmp_path / "home", telemetry=telemetry)
         async with serving as address, Channel(address, service="features", telemetry=telemetry) as channel:
             if start == "applied":
                 assert not telemetry.redactor.withholds("late")
-                await FeatureServiceStub(channel).ApplyFeatures(to_request(definitions))
+                await FeatureServiceStub(channel).ApplyFeatures(to_apply_request(definitions))
             assert telemetry.redactor.withholds("late")
             assert telemetry.redactor.withholds("delays__late")
             assert not telemetry.redactor.withholds("mean_delay")
 
 
 async def test_definitions_are_listed_as_they_were_applied(serve: Any, write_project: Any) -> None:
-    applied = to_request(load_definitions(write_project()))
+    applied = to_apply_request(load_definitions(write_project()))
     async with serve() as stub:
         await stub.ApplyFeatures(applied)
         assert (await stub.ListFeatureViews(pb.ListFeatureViewsRequest())).views == applied.views
@@ -144,9 +144,9 @@ async def test_definitions_are_listed_as_they_were_applied(serve: Any, write_pro
             await stub.ListFeatureServices(pb.ListFeatureServicesRequest(names=["fligths"]))
 
 
-async def test_unknown_service_says_what_is_near(serve: Any, write_project: Any) -> None:
+async def test_unknown_service_suggests_similar_names(serve: Any, write_project: Any) -> None:
     async with serve() as stub:
-        await stub.ApplyFeatures(to_request(load_definitions(write_project())))
+        await stub.ApplyFeatures(to_apply_request(load_definitions(write_project())))
         request = ask(["EWR"], HOUR, feature_service="flight")
         with pytest.raises(NotFound, match="did you mean 'flights'"):
             await stub.GetOnlineFeatures(request)
@@ -154,7 +154,7 @@ async def test_unknown_service_says_what_is_near(serve: Any, write_project: Any)
 
 async def test_freshness(serve: Any, write_project: Any) -> None:
     async with serve() as stub:
-        await stub.ApplyFeatures(to_request(load_definitions(write_project())))
+        await stub.ApplyFeatures(to_apply_request(load_definitions(write_project())))
         await stub.Push([weather(["EWR", "JFK"], [1.0, 2.0], [HOUR, 2 * HOUR])])
         answer = await stub.GetFreshness(pb.GetFreshnessRequest(now_micros=3 * HOUR))
         weather_view, delays_view = answer.views
@@ -176,7 +176,7 @@ async def test_freshness(serve: Any, write_project: Any) -> None:
 async def test_lookups_go_on_while_definitions_change(serve: Any, write_project: Any) -> None:
     definitions = load_definitions(write_project())
     views = tuple(replace(each, owner="changed") for each in definitions.views)
-    versions = [to_request(definitions), to_request(replace(definitions, views=views))]
+    versions = [to_apply_request(definitions), to_apply_request(replace(definitions, views=views))]
     async with serve() as stub:
         await stub.ApplyFeatures(versions[0])
         await stub.Push([weather(["EWR"], [10.0], [HOUR])])
@@ -197,10 +197,10 @@ async def test_lookups_go_on_while_definitions_change(serve: Any, write_project:
 async def test_a_field_that_is_new_is_missing_until_it_is_pushed(serve: Any, write_project: Any) -> None:
     path = write_project()
     async with serve() as stub:
-        await stub.ApplyFeatures(to_request(load_definitions(path)))
+        await stub.ApplyFeatures(to_apply_request(load_definitions(path)))
         await stub.Push([weather(["EWR"], [10.0], [HOUR])])
         text = path.read_text().replace('Field("sky", "STRING"),', 'Field("sky", "STRING"), Field("rain", "FP32"),')
-        await stub.ApplyFeatures(to_request(load_definitions(write_project(text, path))))
+        await stub.ApplyFeatures(to_apply_request(load_definitions(write_project(text, path))))
         answer = by_name(await stub.GetOnlineFeatures(ask(["EWR"], HOUR)))
         assert list(answer["weather__rain"].statuses) == [MISSING]
         assert list(answer["weather__wind"].statuses) == [PRESENT]
@@ -210,12 +210,12 @@ async def test_a_field_that_is_new_is_missing_until_it_is_pushed(serve: Any, wri
         assert list(answer["weather__rain"].statuses) == [PRESENT]
 
 
-async def test_code_that_went_away_is_told_to_those_who_need_it(serve: Any, write_project: Any) -> None:
+async def test_services_whose_code_is_missing_fail_with_the_reason(serve: Any, write_project: Any) -> None:
     path = write_project()
     plain = path.read_text() + '\nplain = FeatureService("plain", [weather])\n'
     write_project(plain, path)
     async with serve() as stub:
-        await stub.ApplyFeatures(to_request(load_definitions(path)))
+        await stub.ApplyFeatures(to_apply_request(load_definitions(path)))
     path.unlink()
     async with serve() as stub:
         with pytest.raises(FailedPrecondition, match="'flights' is out of service"):
@@ -235,7 +235,7 @@ async def test_code_that_went_away_is_told_to_those_who_need_it(serve: Any, writ
         ({"store_options": "host=here"}, InvalidInput, "no option 'host'; it has: map_mib"),
     ],
 )
-async def test_settings_that_cannot_be(serve: Any, settings: Any, error: type[TreadleError], message: str) -> None:
+async def test_invalid_settings(serve: Any, settings: Any, error: type[TreadleError], message: str) -> None:
     with pytest.raises(error, match=message):
         async with serve(**settings):
             raise AssertionError("it must not start")

@@ -1,4 +1,4 @@
-"""What transforms are given, what is accepted from them, and what they are told when they are wrong."""
+"""Arguments, accepted results and errors of transforms."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,30 +9,30 @@ import pytest
 from treadle.core.column import Column
 from treadle.core.errors import FailedPrecondition
 from treadle.features import Field, Transform
-from treadle.features.transforms import as_input, run_transforms
-from treadle.features.values import Feature, Status, context_feature
+from treadle.features.transforms import run_transforms, transform_input
+from treadle.features.values import FeatureResult, FeatureStatus, context_feature
 
-STALE = np.array([Status.STALE, Status.PRESENT, Status.PRESENT], np.uint8)
+STALE = np.array([FeatureStatus.STALE, FeatureStatus.PRESENT, FeatureStatus.PRESENT], np.uint8)
 
 
 def made_by(function: Callable[[Any], Any], *outputs: Field) -> Transform:
     return Transform("mine", "m:mine", ["a", "b"], outputs or [Field("out", "FP64")], call=function)
 
 
-def inputs() -> dict[str, Feature]:
+def inputs() -> dict[str, FeatureResult]:
     a = context_feature(Column.of("a", [1.0, 2.0, 0.0], nulls=[False, False, True]))
     b = context_feature(Column.of("b", [1.0, 2.0, 3.0]))
-    return {"a": Feature(a.column, STALE, np.array([9.0, np.nan, 2.0])), "b": b}
+    return {"a": FeatureResult(a.column, STALE, np.array([9.0, np.nan, 2.0])), "b": b}
 
 
-def run(function: Callable[[Any], Any], *outputs: Field) -> dict[str, Feature]:
+def run(function: Callable[[Any], Any], *outputs: Field) -> dict[str, FeatureResult]:
     return run_transforms([made_by(function, *outputs)], inputs(), 3)
 
 
 def test_status_and_age_come_from_the_inputs() -> None:
     out = run(lambda c: {"out": c["a"] + c["b"]})["out"]
     assert out.column.values[:2].tolist() == [2.0, 4.0]
-    assert [Status(each).name for each in out.statuses] == ["STALE", "PRESENT", "NULL"]
+    assert [FeatureStatus(each).name for each in out.statuses] == ["STALE", "PRESENT", "NULL"]
     assert out.ages.tolist() == [9.0, 0.0, 2.0]
 
 
@@ -48,8 +48,8 @@ def test_status_and_age_come_from_the_inputs() -> None:
 )
 def test_input_types_do_not_depend_on_the_data(dtype: str, values: Any, kind: str, null: Any) -> None:
     column = Column.of("a", values, nulls=[False, True], dtype=dtype)
-    with_null = as_input(column)
-    assert with_null.dtype == as_input(column.take(slice(0, 1))).dtype == kind
+    with_null = transform_input(column)
+    assert with_null.dtype == transform_input(column.take(slice(0, 1))).dtype == kind
     np.testing.assert_equal(with_null[1], null)
 
 
@@ -98,7 +98,7 @@ def fail_with_a_value(columns: Any) -> Any:
         (lambda _: {"out": np.zeros(3, complex)}, "'out' is complex128"),
     ],
 )
-def test_faults_are_told_without_values(function: Callable[[Any], Any], message: str) -> None:
+def test_errors_contain_no_values(function: Callable[[Any], Any], message: str) -> None:
     with pytest.raises(FailedPrecondition, match=message) as caught:
         run(function)
     assert "secret" not in caught.value.message

@@ -135,10 +135,10 @@ class Mesh:
         stack = AsyncExitStack()
         self._running[name] = stack
         opened: dict[str, tuple[Any, Any]] = {
-            "registry": (registry.open_service, registry.Settings()),
-            "features": (features.open_service, features.Settings(map_mib=64)),
-            "inference": (inference.open_service, inference.Settings()),
-            "evaluation": (evaluation.open_service, evaluation.Settings())
+            "registry": (registry.open_service, registry.RegistrySettings()),
+            "features": (features.open_service, features.FeatureSettings(map_mib=64)),
+            "inference": (inference.open_service, inference.InferenceSettings()),
+            "evaluation": (evaluation.open_service, evaluation.EvaluationSettings())
             if self.real_evaluation
             else (open_ledger, self.ledger),
         }
@@ -176,11 +176,11 @@ class Mesh:
         self, name: str = "gateway", *, telemetry: Telemetry | None = None, **settings: Any
     ) -> "AsyncIterator[Gate]":
         """A gateway before the mesh; its data survives a second one of the same name."""
-        peers = {name: self.addresses.get(name, "127.0.0.1:1") for name in SERVICES}
+        peers = dict.fromkeys(SERVICES, "127.0.0.1:1") | self.addresses
         settings = {"spool_segment_seconds": 0.0} | settings
         opened = running(
             gateway.open_service,
-            gateway.Settings(**settings),
+            gateway.GatewaySettings(**settings),
             home=self.home / name,
             peers=peers,
             telemetry=telemetry,

@@ -34,11 +34,18 @@ async def test_a_prediction_by_entity_key(gate: Any) -> None:
     assert decode(delay.column).values[0] == 10.0
 
 
-async def test_feature_values_stay_home_unless_asked_for(gate: Any) -> None:
-    response = await gate.rpc.Predict(flights("N1"))
-    assert response.features
-    assert all(feature.column.WhichOneof("values") is None for feature in response.features)
-    assert response.degraded_reason == ""
+async def test_an_answer_sums_up_the_features_behind_it(gate: Any) -> None:
+    response = await gate.rpc.Predict(flights("N1", "N2", "N3", "N9"))
+    assert list(response.features) == []
+    provenance = response.provenance
+    assert 7_200 <= provenance.oldest_age_seconds < 7_200 + 3_600
+    assert list(provenance.stale) == ["aircraft__delay", "aircraft__income"]
+    assert list(provenance.missing) == ["aircraft__delay", "aircraft__income"]
+    assert list(provenance.null) == ["aircraft__delay"]
+
+
+async def test_an_answer_by_tensor_has_no_provenance(gate: Any) -> None:
+    assert not (await gate.rpc.Predict(tensors(x=[[1.0, 2.0]]))).HasField("provenance")
 
 
 async def test_the_record_has_everything_but_sensitive_values(mesh: Any) -> None:

@@ -17,14 +17,14 @@ import pytest
 
 from treadle import oip
 from treadle.core.column import Column
-from treadle.inference.service import Settings, open_service
+from treadle.inference.service import InferenceSettings, open_service
 from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.plugins.backend import LoadedModel, ModelBackend, ModelSource
 from treadle.plugins.hookspecs import GROUP, RegisterBackend, hookimpl
 from treadle.plugins.manager import Plugins
 from treadle.plugins.tensor_spec import TensorSpec
 from treadle.plugins.tensors import Signature, Tensors
-from treadle.registry.service import Settings as RegistrySettings
+from treadle.registry.service import RegistrySettings
 from treadle.registry.service import open_service as open_registry
 from treadle.rpc.app.serving import running
 from treadle.rpc.client.channel import Channel
@@ -201,7 +201,7 @@ def serve(tmp_path: Path, plugins: Plugins) -> Callable[..., AbstractAsyncContex
         async with (
             running(
                 opener,
-                Settings(**{"linger_seconds": 0.0, **settings}),
+                InferenceSettings(**{"linger_seconds": 0.0, **settings}),
                 home=tmp_path / "inference",
                 peers={"registry": registry},
                 telemetry=telemetry,

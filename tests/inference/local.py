@@ -47,10 +47,10 @@ async def served(
     repository = Repository(tools)
     repository.pin([ModelRef.checked("m", 1)])
     await repository.loaded(ModelRef.checked("m", 1))
-    catalogue: Any = None  # asked only for models to load
+    manifests: Any = None  # asked only for models to load
     try:
         yield InferenceServicer(
-            Inferring(repository, 100_000), catalogue, save_pins=nothing, max_batch_rows=1024, stream_in_flight=64
+            Inferring(repository, 100_000), manifests, save_pins=nothing, max_batch_rows=1024, stream_in_flight=64
         )
     finally:
         await repository.close()

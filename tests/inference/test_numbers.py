@@ -8,7 +8,7 @@ import pytest
 from treadle import oip
 from treadle.core.errors import DeadlineExceeded, FailedPrecondition, InvalidInput, NotFound
 from treadle.core.model_ref import ModelRef
-from treadle.inference.service import Settings
+from treadle.inference.service import InferenceSettings
 from treadle.rpc.codec.tensors import encode_inputs
 
 LONG = ["9" * 20, "9" * 400, "9" * 5000]
@@ -60,4 +60,4 @@ async def test_numbers_in_requests(registry: Any, inference: Any) -> None:
 )
 def test_settings_that_would_let_nothing_through(name: str, value: float) -> None:
     with pytest.raises(FailedPrecondition, match=f"TREADLE_INFERENCE_{name.upper()} must be over 0"):
-        Settings(**{name: value})  # type: ignore[arg-type]  # one value for settings of two types
+        InferenceSettings(**{name: value})  # type: ignore[arg-type]  # one value for settings of two types

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from treadle.features import Entity, FeatureService, FeatureView, Field, Source
-from treadle.features.service import Settings, open_service
+from treadle.features.service import FeatureSettings, open_service
 from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.rpc.app.serving import running
 from treadle.rpc.client.channel import Channel
@@ -55,7 +55,7 @@ def service(view: FeatureView) -> FeatureService:
 async def stub(tmp_path: Path) -> "AsyncIterator[FeatureServiceAsyncStub]":
     telemetry = Telemetry.off()
     async with (
-        running(open_service, Settings(map_mib=64), home=tmp_path / "home", telemetry=telemetry) as address,
+        running(open_service, FeatureSettings(map_mib=64), home=tmp_path / "home", telemetry=telemetry) as address,
         Channel(address, service="features", telemetry=telemetry) as channel,
     ):
         yield features_pb2_grpc.FeatureServiceStub(channel)

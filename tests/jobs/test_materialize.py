@@ -43,7 +43,7 @@ async def ask(stub: "FeatureServiceAsyncStub", now_hours: int) -> dict[str, Any]
 async def test_online_is_offline_at_the_moment_of_materializing(
     stub: "FeatureServiceAsyncStub", view: FeatureView, service: FeatureService, until: int
 ) -> None:
-    await stub.ApplyFeatures(codec.to_request(Definitions((view,), (service,))))
+    await stub.ApplyFeatures(codec.to_apply_request(Definitions((view,), (service,))))
     moment = hours(until)
     await materialize(view, stub, until=moment)
     online = await ask(stub, until)
@@ -62,7 +62,7 @@ async def test_online_is_offline_at_the_moment_of_materializing(
 async def test_again_changes_nothing_and_older_is_outdated(
     stub: "FeatureServiceAsyncStub", view: FeatureView, service: FeatureService
 ) -> None:
-    await stub.ApplyFeatures(codec.to_request(Definitions((view,), (service,))))
+    await stub.ApplyFeatures(codec.to_apply_request(Definitions((view,), (service,))))
     seen: list[tuple[int, int]] = []
     assert await materialize(view, stub, progress=lambda done, total: seen.append((done, total))) == Pushed(2, 2, 0)
     assert seen == [(2, 2)]
@@ -80,7 +80,7 @@ async def test_more_rows_than_a_message_holds(stub: "FeatureServiceAsyncStub", t
     pq.write_table(table, tmp_path / "many.parquet")
     source = Source(str(tmp_path / "many.parquet"), "known_at")
     many = FeatureView("many", [Entity("n", "INT64")], source, [Field("x", "FP64")])
-    await stub.ApplyFeatures(codec.to_request(Definitions((many,))))
+    await stub.ApplyFeatures(codec.to_apply_request(Definitions((many,))))
     seen: list[int] = []
     assert await materialize(many, stub, progress=lambda done, _: seen.append(done)) == Pushed(rows, rows, 0)
     assert seen == [ROWS_A_MESSAGE, ROWS_A_MESSAGE * 2, rows]

@@ -1,4 +1,4 @@
-"""A real registry on a real server, and small manifests and deployments to feed it."""
+"""A real registry on a real server, with small manifests and deployments."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 
 from treadle.observability.telemetry.telemetry import Telemetry
-from treadle.registry.service import Settings, open_service
+from treadle.registry.service import RegistrySettings, open_service
 from treadle.rpc.app.serving import running
 from treadle.rpc.client.channel import Channel
 from treadle.v1 import registry_pb2 as pb
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Registry:
-    """A running registry as its clients see it: `rpc` is the stub, the rest saves typing."""
+    """A running registry as its clients see it: `rpc` is the stub; the other methods shorten common calls."""
 
     def __init__(self, address: str, home: Path, channel: Channel) -> None:
         self.address = address
@@ -52,7 +52,7 @@ class Registry:
 
     @staticmethod
     def deployment(name: str = "flights", *, weights: dict[int, float] | None = None, **changes: Any) -> pb.Deployment:
-        """Of versions of the model "delay", all traffic to version 1 unless told."""
+        """A deployment of the model "delay"; without `weights`, all traffic goes to version 1."""
         shares = [
             pb.TrafficShare(ref=types_pb2.ModelRef(model="delay", version=version), weight=weight)
             for version, weight in (weights or {1: 100}).items()
@@ -60,7 +60,7 @@ class Registry:
         return pb.Deployment(name=name, traffic=shares, **changes)
 
     async def upload(self, data: bytes, *, sha256: str = "", size: int | None = None) -> pb.UploadArtifactResponse:
-        """In chunks of 64 KiB, whatever the header says."""
+        """Uploads `data` in chunks of 64 KiB, whatever the header states."""
         size = len(data) if size is None else size
         header = pb.UploadArtifactRequest.Header(sha256=sha256 or hashlib.sha256(data).hexdigest(), size_bytes=size)
         chunks = [data[start : start + (1 << 16)] for start in range(0, len(data), 1 << 16)]
@@ -68,22 +68,22 @@ class Registry:
         return await self.rpc.UploadArtifact(iter([pb.UploadArtifactRequest(header=header), *parts]))
 
     async def download(self, sha256: str) -> bytes:
-        """All of it."""
+        """All bytes of an artifact."""
         call = self.rpc.DownloadArtifact(pb.DownloadArtifactRequest(sha256=sha256))
         return b"".join([part.chunk async for part in call])
 
     async def make_version(self, model: str = "delay", key: str = "", **changes: object) -> pb.ModelVersion:
-        """The next version, of `manifest` with these changes."""
+        """Registers the next version, with `manifest(**changes)`."""
         request = pb.CreateModelVersionRequest(model=model, manifest=self.manifest(**changes), idempotency_key=key)
         return await self.rpc.CreateModelVersion(request)
 
     async def apply(self, deployment: pb.Deployment, expected: int = 0, reason: str = "") -> pb.Deployment:
-        """The next revision."""
+        """Applies a deployment, as its next revision."""
         request = pb.ApplyDeploymentRequest(deployment=deployment, expected_revision=expected, reason=reason)
         return await self.rpc.ApplyDeployment(request)
 
     def watch(self, cursor: str = "") -> AsyncIterator[pb.DeploymentEvent]:
-        """Deployments as they change."""
+        """A stream of deployment events."""
         call = self.rpc.WatchDeployments(pb.WatchDeploymentsRequest(cursor=cursor))
         return aiter(call)
 
@@ -94,7 +94,7 @@ class Registry:
 
     @property
     def incoming(self) -> list[Path]:
-        """Uploads that are under way, or were left behind."""
+        """Files of uploads in progress, or abandoned ones."""
         return list((self.home / "artifacts/incoming").iterdir())
 
 
@@ -102,9 +102,9 @@ Open = Callable[..., AbstractAsyncContextManager[Registry]]
 
 
 @asynccontextmanager
-async def _open(home: Path, settings: Settings | None = None) -> AsyncIterator[Registry]:
+async def _open(home: Path, settings: RegistrySettings | None = None) -> AsyncIterator[Registry]:
     async with (
-        running(open_service, settings or Settings(), home=home, drain_seconds=60) as address,
+        running(open_service, settings or RegistrySettings(), home=home, drain_seconds=60) as address,
         Channel(address, service="registry", telemetry=Telemetry.off()) as channel,
     ):
         yield Registry(address, home, channel)
@@ -112,7 +112,7 @@ async def _open(home: Path, settings: Settings | None = None) -> AsyncIterator[R
 
 @pytest.fixture
 async def registry(tmp_path: Path) -> AsyncIterator[Registry]:
-    """One that runs."""
+    """A running registry."""
     async with _open(tmp_path / "registry") as opened:
         yield opened
 
@@ -136,14 +136,14 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def _programs() -> Path:
-    """Where PostgreSQL's server programs lie; Debian keeps them off the PATH."""
+    """The folder of PostgreSQL's server programs, which Debian does not put on the PATH."""
     debian = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
     return debian or Path(program("initdb")).parent
 
 
 @contextmanager
 def _cluster(programs: Path) -> Iterator[sa.URL]:
-    """A throwaway PostgreSQL that listens on a socket in its own folder only. It refuses to run as root."""
+    """A temporary PostgreSQL that listens only on a socket in its own folder. It refuses to run as root."""
     user = None
     if os.geteuid() == 0:
         user = next(u.pw_name for u in pwd.getpwall() if u.pw_name in {"postgres", "nobody"})

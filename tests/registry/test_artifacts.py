@@ -1,4 +1,4 @@
-"""Bytes in, the same bytes out, or an error and nothing left behind."""
+"""Downloads return the uploaded bytes; a failed upload leaves no file."""
 
 import asyncio
 import fcntl
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from treadle.core.errors import DataLoss, InvalidInput, NotFound, StorageFull
-from treadle.registry.artifacts import CHUNK_BYTES, Artifacts
-from treadle.registry.service import Settings
+from treadle.registry.artifacts import CHUNK_BYTES, ArtifactStore
+from treadle.registry.service import RegistrySettings
 from treadle.v1 import registry_pb2 as pb
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES, 3 * CHUNK_BYTES + 1])
-async def test_what_goes_in_comes_out(registry: "Registry", size: int) -> None:
+async def test_a_download_returns_the_uploaded_bytes(registry: "Registry", size: int) -> None:
     data = os.urandom(size)
     answer = await registry.upload(data)
     assert (answer.sha256, answer.size_bytes, answer.existed) == (_digest(data), size, False)
@@ -66,13 +66,13 @@ async def test_what_goes_in_comes_out(registry: "Registry", size: int) -> None:
 @pytest.mark.parametrize(
     ("sha256", "size"), [("0" * 64, 5), ("", 4), ("", 6)], ids=["wrong digest", "too many bytes", "too few bytes"]
 )
-async def test_an_upload_that_is_not_what_it_says_is_data_loss(registry: "Registry", sha256: str, size: int) -> None:
+async def test_an_upload_with_a_wrong_digest_or_size_is_data_loss(registry: "Registry", sha256: str, size: int) -> None:
     with pytest.raises(DataLoss):
         await registry.upload(b"hello", sha256=sha256, size=size)
     assert _everything(registry.home) == []
 
 
-async def test_a_wrong_size_is_data_loss_even_when_the_artifact_is_here(registry: "Registry") -> None:
+async def test_a_wrong_size_is_data_loss_even_when_the_artifact_is_stored(registry: "Registry") -> None:
     await registry.upload(b"hello")
     with pytest.raises(DataLoss):
         await registry.upload(b"hello", size=4)
@@ -117,7 +117,7 @@ async def test_an_unknown_artifact_is_not_found(registry: "Registry") -> None:
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "grow"])
-async def test_a_harmed_artifact_is_never_whole_and_can_be_mended(registry: "Registry", harm: str) -> None:
+async def test_a_corrupt_artifact_is_never_served_and_can_be_replaced(registry: "Registry", harm: str) -> None:
     data = os.urandom(2 * CHUNK_BYTES + 7)
     sha256 = (await registry.upload(data)).sha256
     path = _stored(registry.home, sha256)
@@ -133,29 +133,29 @@ async def test_a_harmed_artifact_is_never_whole_and_can_be_mended(registry: "Reg
 
 
 async def test_larger_than_the_limit_is_refused_before_a_byte_is_written(open_registry: "Open", tmp_path: Path) -> None:
-    async with open_registry(tmp_path, Settings(artifact_limit_mib=1)) as registry:
+    async with open_registry(tmp_path, RegistrySettings(artifact_limit_mib=1)) as registry:
         await registry.upload(bytes(1 << 20))
         with pytest.raises(StorageFull, match="takes up to"):
             await registry.upload(bytes((1 << 20) + 1))
         assert len(_everything(registry.home)) == 1
 
 
-async def test_space_that_is_kept_for_others_is_not_used(open_registry: "Open", tmp_path: Path) -> None:
-    async with open_registry(tmp_path, Settings(disk_reserve_mib=1 << 40)) as registry:
+async def test_reserved_disk_space_is_not_used(open_registry: "Open", tmp_path: Path) -> None:
+    async with open_registry(tmp_path, RegistrySettings(disk_reserve_mib=1 << 40)) as registry:
         with pytest.raises(StorageFull, match="room for 0"):
             await registry.upload(b"hello")
         assert _everything(registry.home) == []
 
 
-async def test_uploads_of_the_same_bytes_at_once_agree(registry: "Registry") -> None:
+async def test_concurrent_uploads_of_the_same_bytes_agree(registry: "Registry") -> None:
     data = os.urandom(CHUNK_BYTES)
     await asyncio.gather(*(registry.upload(data) for _ in range(8)))
     assert _everything(registry.home) == [_stored(registry.home, _digest(data))]
     assert await registry.download(_digest(data)) == data
 
 
-async def test_an_upload_whose_caller_leaves_is_forgotten(tmp_path: Path) -> None:
-    artifacts = Artifacts(tmp_path, limit_bytes=1 << 20)
+async def test_a_cancelled_upload_leaves_no_file(tmp_path: Path) -> None:
+    artifacts = ArtifactStore(tmp_path, limit_bytes=1 << 20)
     begun = asyncio.Event()
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -175,7 +175,7 @@ async def test_an_upload_whose_caller_leaves_is_forgotten(tmp_path: Path) -> Non
 _UPLOAD_FOR_EVER = """
 import asyncio, sys
 from pathlib import Path
-from treadle.registry.artifacts import Artifacts
+from treadle.registry.artifacts import ArtifactStore
 
 async def chunks():
     yield b"hel"
@@ -183,43 +183,43 @@ async def chunks():
     await asyncio.Event().wait()
 
 async def main(folder):
-    await Artifacts(Path(folder), limit_bytes=5).upload("a" * 64, 5, chunks())
+    await ArtifactStore(Path(folder), limit_bytes=5).upload("a" * 64, 5, chunks())
 
 asyncio.run(main(sys.argv[1]))
 """
 
 
-def test_an_upload_that_is_under_way_is_left_alone_until_its_process_is_killed(tmp_path: Path) -> None:
+def test_an_upload_in_progress_is_kept_until_its_process_is_killed(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _UPLOAD_FOR_EVER, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as uploading:
         assert uploading.stdout is not None
         assert uploading.stdout.readline() == "begun\n"
-        Artifacts(tmp_path, limit_bytes=5)
+        ArtifactStore(tmp_path, limit_bytes=5)
         assert len(_files(tmp_path)) == 1
         uploading.kill()
-    Artifacts(tmp_path, limit_bytes=5)
+    ArtifactStore(tmp_path, limit_bytes=5)
     assert _files(tmp_path) == []
 
 
-async def test_a_start_clears_what_a_crash_left_but_not_what_another_process_writes(tmp_path: Path) -> None:
+async def test_a_start_deletes_abandoned_uploads_but_not_those_in_progress(tmp_path: Path) -> None:
     incoming = tmp_path / "incoming"
     incoming.mkdir()
     (incoming / "dead").write_bytes(b"half")
     with (incoming / "alive").open("wb") as alive:
         fcntl.flock(alive, fcntl.LOCK_EX)
-        await Artifacts(tmp_path, limit_bytes=1).close()
+        await ArtifactStore(tmp_path, limit_bytes=1).close()
         assert [path.name for path in incoming.iterdir()] == ["alive"]
 
 
 _UPLOAD = """
 import asyncio, hashlib, json, resource, sys
 from pathlib import Path
-from treadle.registry.artifacts import Artifacts
+from treadle.registry.artifacts import ArtifactStore
 from treadle.core.errors import StorageFull
 
 async def main(folder, size, largest_file):
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(largest_file), int(largest_file)))
-    artifacts = Artifacts(Path(folder), limit_bytes=1 << 40)
+    artifacts = ArtifactStore(Path(folder), limit_bytes=1 << 40)
     async def upload(data, stated):
         async def chunks():
             for start in range(0, len(data), 65536):
@@ -244,7 +244,7 @@ def _upload_elsewhere(folder: Path, size: int, largest_file: int) -> tuple[str, 
     return large, small
 
 
-def test_a_disk_that_fills_up_meanwhile_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_during_an_upload_leaves_no_file(tmp_path: Path) -> None:
     large, small = _upload_elsewhere(tmp_path, 1 << 20, largest_file=300_000)
     assert "no space left" in large
     assert small == "kept"
@@ -252,8 +252,8 @@ def test_a_disk_that_fills_up_meanwhile_leaves_nothing_behind(tmp_path: Path) ->
 
 
 @pytest.mark.privileged
-async def test_a_full_disk_leaves_nothing_behind(tiny_disk: Path) -> None:
-    artifacts = Artifacts(tiny_disk, limit_bytes=1 << 40)
+async def test_a_full_disk_leaves_no_file(tiny_disk: Path) -> None:
+    artifacts = ArtifactStore(tiny_disk, limit_bytes=1 << 40)
     with pytest.raises(StorageFull, match="room for"):
         await artifacts.upload("a" * 64, 2 << 20, _no_chunks())
 

@@ -1,4 +1,4 @@
-"""What serves: validation, revisions, and who was first."""
+"""Deployments: validation, revisions, optimistic concurrency."""
 
 import asyncio
 import json
@@ -64,7 +64,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "field"), BROKEN)
-async def test_a_broken_policy_is_refused_with_the_field(
+async def test_an_invalid_policy_is_refused_with_the_field(
     registry: "Registry", changes: dict[str, Any], field: str
 ) -> None:
     fields: dict[str, Any] = {"name": "flights", "traffic": [share(100)]}
@@ -74,7 +74,7 @@ async def test_a_broken_policy_is_refused_with_the_field(
     assert await registry.history() == []
 
 
-async def test_a_whole_policy_is_kept(registry: "Registry") -> None:
+async def test_a_complete_policy_is_stored(registry: "Registry") -> None:
     for _ in range(4):
         await registry.make_version()
     wanted = pb.Deployment(
@@ -132,7 +132,7 @@ async def test_read_change_apply(registry: "Registry") -> None:
     }
 
 
-async def test_what_may_be_expected(registry: "Registry") -> None:
+async def test_expected_revisions(registry: "Registry") -> None:
     await registry.make_version()
     wanted = registry.deployment()
     with pytest.raises(Conflict, match="does not exist"):
@@ -145,7 +145,7 @@ async def test_what_may_be_expected(registry: "Registry") -> None:
         await registry.apply(wanted, expected=-2)
 
 
-async def test_of_two_writers_at_once_one_is_first(registry: "Registry") -> None:
+async def test_one_of_two_concurrent_writers_gets_a_conflict(registry: "Registry") -> None:
     await registry.make_version()
     await registry.apply(registry.deployment())
     answers = await asyncio.gather(
@@ -154,7 +154,7 @@ async def test_of_two_writers_at_once_one_is_first(registry: "Registry") -> None
     assert sorted(type(answer).__name__ for answer in answers) == ["Conflict"] * 7 + ["Deployment"]
 
 
-async def test_a_deleted_deployment_is_gone_but_not_forgotten(registry: "Registry") -> None:
+async def test_a_deleted_deployment_keeps_its_revisions(registry: "Registry") -> None:
     await registry.make_version()
     for name in ("b", "a"):
         await registry.apply(registry.deployment(name))

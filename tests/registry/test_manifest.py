@@ -134,7 +134,7 @@ OTHERS: list[tuple[dict[str, Any], str]] = [
         *OTHERS,
     ],
 )
-async def test_a_broken_manifest_is_refused_with_the_field(
+async def test_an_invalid_manifest_is_refused_with_the_field(
     registry: "Registry", changes: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(InvalidInput) as caught:
@@ -143,7 +143,7 @@ async def test_a_broken_manifest_is_refused_with_the_field(
     assert await registry.history() == []
 
 
-async def test_everything_wrong_is_told_at_once(registry: "Registry") -> None:
+async def test_one_error_lists_every_violation(registry: "Registry") -> None:
     with pytest.raises(InvalidInput, match="and 2 more") as caught:
         await registry.make_version(backend="", files=[file("/a"), file("b", size_bytes=-1)])
     assert [violation.field for violation in caught.value.violations] == [

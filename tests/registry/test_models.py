@@ -28,12 +28,12 @@ async def test_a_model_is_created_once(registry: "Registry") -> None:
 
 
 @pytest.mark.parametrize("name", ["a", "0", "a" * 128, "a.b_c-d", "9lives"])
-async def test_good_names_are_taken(registry: "Registry", name: str) -> None:
+async def test_valid_names_are_accepted(registry: "Registry", name: str) -> None:
     assert (await registry.make_version(name)).ref.model == name
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
-async def test_bad_names_are_refused_everywhere(registry: "Registry", name: str) -> None:
+async def test_invalid_names_are_refused_everywhere(registry: "Registry", name: str) -> None:
     rpc = registry.rpc
     ref = types_pb2.ModelRef(model=name, version=1)
     for call in (
@@ -57,7 +57,7 @@ async def test_bad_names_are_refused_everywhere(registry: "Registry", name: str)
 
 
 @pytest.mark.parametrize("text", ["a\0b", "a" * 10_001], ids=["NUL", "long"])
-async def test_texts_that_cannot_be_kept_are_refused(registry: "Registry", text: str) -> None:
+async def test_texts_that_cannot_be_stored_are_refused(registry: "Registry", text: str) -> None:
     await registry.make_version()
     for call in (
         lambda: registry.rpc.CreateModel(pb.CreateModelRequest(name="a", description=text)),
@@ -80,7 +80,7 @@ async def test_versions_are_numbered_without_gap_under_many_callers(registry: "R
     assert (await registry.rpc.GetModel(pb.GetModelRequest(name="delay"))).latest_version == 40
 
 
-async def test_a_version_is_kept_as_it_was_made(registry: "Registry") -> None:
+async def test_a_version_is_stored_unchanged(registry: "Registry") -> None:
     parent = (await registry.make_version()).ref
     sha256 = (await registry.upload(b"weights")).sha256
     made = await registry.make_version(
@@ -149,7 +149,7 @@ async def _set_alias(registry: "Registry", version: int, alias: str = "champion"
     return dict((await registry.rpc.SetAlias(pb.SetAliasRequest(model="delay", alias=alias, version=version))).aliases)
 
 
-async def test_an_alias_points_moves_and_goes(registry: "Registry") -> None:
+async def test_an_alias_is_set_moved_and_removed(registry: "Registry") -> None:
     for _ in range(3):
         await registry.make_version()
     assert await _set_alias(registry, 1) == {"champion": 1}
@@ -193,7 +193,7 @@ async def test_reports_are_added_newest_first(registry: "Registry") -> None:
         await registry.rpc.ListReports(pb.ListReportsRequest(ref=ref))
 
 
-async def test_pages_hold_everything_once(registry: "Registry") -> None:
+async def test_pages_contain_every_item_once(registry: "Registry") -> None:
     names = [f"m{i}" for i in range(5)]
     for name in names:
         await registry.make_version(name)
@@ -226,7 +226,7 @@ async def test_a_page_of_large_manifests_ends_early(registry: "Registry") -> Non
     assert page.next_page_token
 
 
-async def test_pages_of_long_texts_fit_into_a_message_and_hold_everything_once(registry: "Registry") -> None:
+async def test_pages_of_long_texts_fit_into_a_message_and_contain_every_item_once(registry: "Registry") -> None:
     text = "🛫" * 10_000
     names = [f"m{i:02}" for i in range(60)]
     for name in names:  # sixty of them are more than the 4 MiB that gRPC takes by default
@@ -260,7 +260,7 @@ async def test_page_tokens_belong_to_their_list(registry: "Registry") -> None:
             await registry.rpc.ListModels(pb.ListModelsRequest(page_size=size))
 
 
-async def test_the_history_tells_who_did_what_newest_first(registry: "Registry") -> None:
+async def test_the_history_lists_actors_and_actions_newest_first(registry: "Registry") -> None:
     await registry.rpc.CreateModel(pb.CreateModelRequest(name="delay"), metadata=(("treadle-actor", "ada"),))
     await registry.make_version()
     await _set_alias(registry, 1)

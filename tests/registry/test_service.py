@@ -9,7 +9,7 @@ import pytest
 
 from treadle.core.errors import DataLoss, StorageFull
 from treadle.core.settings import settings_from
-from treadle.registry.service import Settings
+from treadle.registry.service import RegistrySettings
 from treadle.v1 import evaluation_pb2, types_pb2
 from treadle.v1 import registry_pb2 as pb
 
@@ -64,7 +64,7 @@ async def _everything(registry: "Registry") -> list[object]:
 
 
 async def test_a_restart_keeps_everything(open_registry: "Open", tmp_path: Path, database_url: str) -> None:
-    settings = Settings(database_url=database_url)
+    settings = RegistrySettings(database_url=database_url)
     async with open_registry(tmp_path, settings) as registry:
         await _story(registry)
         before = await _everything(registry)
@@ -76,7 +76,7 @@ async def test_a_restart_keeps_everything(open_registry: "Open", tmp_path: Path,
         assert (await registry.make_version()).ref.version == 5
 
 
-async def test_an_upload_survives_a_lost_database_and_the_other_way_round(
+async def test_artifacts_survive_a_lost_database_and_the_database_lost_artifacts(
     open_registry: "Open", tmp_path: Path
 ) -> None:
     async with open_registry(tmp_path) as registry:
@@ -97,18 +97,18 @@ async def test_a_registry_that_cannot_start_says_why(open_registry: "Open", tmp_
 
 def test_settings_come_from_the_environment() -> None:
     settings = settings_from(
-        Settings,
+        RegistrySettings,
         {"TREADLE_REGISTRY_ARTIFACTS": "/srv/artifacts", "TREADLE_REGISTRY_ARTIFACT_LIMIT_MIB": "5"},
         "REGISTRY",
     )
-    assert settings == Settings(artifacts=Path("/srv/artifacts"), artifact_limit_mib=5)
+    assert settings == RegistrySettings(artifacts=Path("/srv/artifacts"), artifact_limit_mib=5)
 
 
 @pytest.mark.privileged
 async def test_a_registry_on_a_full_disk_says_so_loses_nothing_and_recovers(
     open_registry: "Open", tiny_disk: Path
 ) -> None:
-    async with open_registry(tiny_disk, Settings(disk_reserve_mib=0)) as registry:
+    async with open_registry(tiny_disk, RegistrySettings(disk_reserve_mib=0)) as registry:
         await registry.make_version()
         ballast = _fill(tiny_disk)
         for call in (lambda: registry.upload(bytes(100_000)), lambda: registry.make_version(parameters=_BULKY)):

@@ -22,7 +22,7 @@ from treadle.core.errors import AlreadyExists, DataLoss, FailedPrecondition, Sto
 from treadle.core.model_ref import ModelRef
 from treadle.registry import history, migrations, models, schema
 from treadle.registry.manifest import Manifest
-from treadle.registry.store import Store, Transaction, newest_sequence
+from treadle.registry.store import RegistryStore, Transaction, newest_sequence
 
 from ..conftest import modules_after
 
@@ -30,13 +30,13 @@ MANIFEST = Manifest(backend="sklearn", body=b"")
 
 
 @pytest.fixture
-async def store(database_url: str) -> AsyncIterator[Store]:
-    store = Store.open(database_url)
+async def store(database_url: str) -> AsyncIterator[RegistryStore]:
+    store = RegistryStore.open(database_url)
     yield store
     await store.close()
 
 
-async def test_the_migrations_make_exactly_the_tables_of_the_schema(store: Store) -> None:
+async def test_the_migrations_make_exactly_the_tables_of_the_schema(store: RegistryStore) -> None:
     def drift(connection: Connection) -> object:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         return compare_metadata(context, schema.metadata)
@@ -50,7 +50,7 @@ def test_the_schema_knows_the_newest_migration() -> None:
     assert ScriptDirectory.from_config(config).get_current_head() == schema.HEAD
 
 
-async def test_an_error_undoes_the_whole_write_and_its_history(store: Store) -> None:
+async def test_an_error_undoes_the_whole_write_and_its_history(store: RegistryStore) -> None:
     def half(tx: Transaction) -> None:
         models.create(tx, "delay")
         models.create(tx, "delay")
@@ -60,19 +60,19 @@ async def test_an_error_undoes_the_whole_write_and_its_history(store: Store) -> 
     assert await store.read(newest_sequence) == 0
     made = await store.write(lambda tx: models.create(tx, "delay"), "ada")
     assert made == await store.read(lambda c: models.get(c, "delay"))
-    events = (await store.read(lambda c: history.events(c, "", 0, ""))).items
+    events = (await store.read(lambda c: history.list_events(c, "", 0, ""))).items
     assert [(e.sequence, e.actor, e.action) for e in events] == [(1, "ada", "model.create")]
 
 
-async def test_many_writers_take_numbers_without_gap_or_loss(store: Store) -> None:
+async def test_concurrent_writes_get_gap_free_numbers(store: RegistryStore) -> None:
     make = partial(models.create_version, manifest=MANIFEST)
     made = await asyncio.gather(*(store.write(partial(make, model=f"m{i % 3}")) for i in range(30)))
     for model in ("m0", "m1", "m2"):
         assert sorted(v.ref.version for v in made if v.ref.model == model) == list(range(1, 11))
 
 
-async def test_several_stores_on_one_database_take_numbers_without_gap_or_loss(database_url: str) -> None:
-    stores = [Store.open(database_url) for _ in range(3)]
+async def test_concurrent_stores_on_one_database_get_gap_free_numbers(database_url: str) -> None:
+    stores = [RegistryStore.open(database_url) for _ in range(3)]
     assert len({store.registry_id for store in stores}) == 1
     made = await asyncio.gather(
         *(stores[i % 3].write(lambda tx: models.create_version(tx, "delay", MANIFEST)) for i in range(30))
@@ -87,10 +87,10 @@ _WRITE_VERSIONS = """
 import asyncio, sys
 from treadle.registry import models
 from treadle.registry.manifest import Manifest
-from treadle.registry.store import Store
+from treadle.registry.store import RegistryStore
 
 async def main(url, count):
-    store = Store.open(url)
+    store = RegistryStore.open(url)
     for _ in range(int(count)):
         made = await store.write(lambda tx: models.create_version(tx, "delay", Manifest(backend="sklearn", body=b"")))
         print(made.ref.version)
@@ -112,18 +112,18 @@ async def test_processes_that_race_to_open_and_write_lose_nothing(database_url: 
     assert [writer.returncode for writer in writers] == [0, 0, 0]
     numbers = [int(line) for out, _ in printed for line in out.split()]
     assert sorted(numbers) == list(range(1, 76))
-    store = Store.open(database_url)
+    store = RegistryStore.open(database_url)
     assert (await store.read(lambda c: models.get(c, "delay"))).latest_version == 75
     await store.close()
 
 
-async def test_a_killed_writer_leaves_whole_versions_only(database_url: str) -> None:
+async def test_a_killed_writer_leaves_complete_versions_only(database_url: str) -> None:
     writer = _write_versions(database_url, 100_000)
     assert writer.stdout is not None
     answered = [int(await asyncio.to_thread(writer.stdout.readline)) for _ in range(5)]
     writer.kill()
     answered += [int(line) for line in (await asyncio.to_thread(writer.communicate))[0].split("\n") if line]
-    store = Store.open(database_url)
+    store = RegistryStore.open(database_url)
     latest = (await store.read(lambda c: models.get(c, "delay"))).latest_version
     assert latest >= answered[-1]  # all that was answered for; perhaps one more, cut off before its answer
     for version in range(1, latest + 1):
@@ -133,7 +133,7 @@ async def test_a_killed_writer_leaves_whole_versions_only(database_url: str) -> 
     await store.close()
 
 
-async def test_readers_do_not_wait_for_a_writer(store: Store) -> None:
+async def test_readers_do_not_wait_for_a_writer(store: RegistryStore) -> None:
     writing, finish = threading.Event(), threading.Event()
 
     def slow(tx: Transaction) -> None:
@@ -143,15 +143,15 @@ async def test_readers_do_not_wait_for_a_writer(store: Store) -> None:
 
     pending = asyncio.create_task(store.write(slow))
     await asyncio.to_thread(writing.wait)
-    assert (await store.read(lambda c: models.listed(c, 0, ""))).items == []
+    assert (await store.read(lambda c: models.list_models(c, 0, ""))).items == []
     finish.set()
     await pending
-    assert len((await store.read(lambda c: models.listed(c, 0, ""))).items) == 1
+    assert len((await store.read(lambda c: models.list_models(c, 0, ""))).items) == 1
 
 
 @pytest.mark.parametrize("table", schema.APPEND_ONLY)
 @pytest.mark.parametrize("statement", ["UPDATE {0} SET {1} = {1}", "DELETE FROM {0}"])
-async def test_what_is_only_ever_added_to_refuses_changes(store: Store, table: str, statement: str) -> None:
+async def test_append_only_tables_refuse_changes(store: RegistryStore, table: str, statement: str) -> None:
     column = schema.metadata.tables[table].columns.keys()[0]
 
     def fill(tx: Transaction) -> None:
@@ -166,23 +166,23 @@ async def test_what_is_only_ever_added_to_refuses_changes(store: Store, table: s
         await store.write(lambda tx: tx.connection.execute(sa.text(statement.format(table, column))))
 
 
-async def test_a_database_of_a_newer_release_is_refused(store: Store, database_url: str) -> None:
+async def test_a_database_of_a_newer_release_is_refused(store: RegistryStore, database_url: str) -> None:
     await store.write(lambda tx: tx.connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'")))
     with pytest.raises(FailedPrecondition, match="9999"):
-        Store.open(database_url)
+        RegistryStore.open(database_url)
 
 
 async def test_a_start_with_nothing_to_migrate_does_without_alembic(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'registry.db'}"
-    await Store.open(url).close()
-    loaded = modules_after(f"from treadle.registry.store import Store; Store.open({url!r})")
+    await RegistryStore.open(url).close()
+    loaded = modules_after(f"from treadle.registry.store import RegistryStore; RegistryStore.open({url!r})")
     for heavy in ("alembic", "numpy", "sqlalchemy.orm"):
         assert heavy not in loaded
 
 
 async def test_a_write_that_waits_too_long_for_another_process_says_so(tmp_path: Path) -> None:
     path = tmp_path / "registry.db"
-    store = Store.open(f"sqlite:///{path}", busy_timeout_seconds=0)
+    store = RegistryStore.open(f"sqlite:///{path}", busy_timeout_seconds=0)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(Unavailable, match="busy"):
@@ -193,7 +193,7 @@ async def test_a_write_that_waits_too_long_for_another_process_says_so(tmp_path:
 
 
 async def test_a_full_database_says_so_and_keeps_what_it_has(tmp_path: Path) -> None:
-    store = Store.open(f"sqlite:///{tmp_path / 'registry.db'}")
+    store = RegistryStore.open(f"sqlite:///{tmp_path / 'registry.db'}")
     await store.write(lambda tx: models.create(tx, "delay"))
 
     def fill(tx: Transaction) -> None:
@@ -211,7 +211,7 @@ def test_a_damaged_database_says_so(tmp_path: Path) -> None:
     path = tmp_path / "registry.db"
     path.write_bytes(b"this is no database " * 1000)
     with pytest.raises(DataLoss, match="backup"):
-        Store.open(f"sqlite:///{path}")
+        RegistryStore.open(f"sqlite:///{path}")
 
 
 @pytest.mark.parametrize(
@@ -226,19 +226,19 @@ def test_a_damaged_database_says_so(tmp_path: Path) -> None:
         ("postgresql+nosuch://ada:secret@host/registry", "psycopg"),
     ],
 )
-def test_a_url_that_is_of_no_use_is_refused(url: str, wanted: str) -> None:
+def test_an_unusable_url_is_refused(url: str, wanted: str) -> None:
     with pytest.raises(FailedPrecondition, match=wanted) as caught:
-        Store.open(url)
+        RegistryStore.open(url)
     assert "secret" not in caught.value.message
 
 
-def test_a_database_that_is_away_says_so(postgresql: sa.URL) -> None:
+def test_an_unreachable_database_is_unavailable(postgresql: sa.URL) -> None:
     with pytest.raises(Unavailable, match="reached"):
-        Store.open(postgresql.update_query_dict({"host": "/nowhere"}).render_as_string())
+        RegistryStore.open(postgresql.update_query_dict({"host": "/nowhere"}).render_as_string())
 
 
-async def test_a_connection_that_was_cut_is_made_anew(postgresql_url: str) -> None:
-    store = Store.open(postgresql_url)
+async def test_a_broken_connection_is_reopened(postgresql_url: str) -> None:
+    store = RegistryStore.open(postgresql_url)
     await store.write(lambda tx: models.create(tx, "delay"))
     cut = sa.text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()")
     with pytest.raises(Unavailable, match="reached"):

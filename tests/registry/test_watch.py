@@ -9,7 +9,7 @@ import pytest
 
 from treadle.core.errors import OutOfRange, Unavailable
 from treadle.observability.telemetry.telemetry import Telemetry
-from treadle.registry.service import Settings
+from treadle.registry.service import RegistrySettings
 from treadle.rpc.client.channel import Channel
 from treadle.v1 import registry_pb2 as pb
 from treadle.v1.registry_pb2_grpc import RegistryServiceStub
@@ -56,7 +56,7 @@ async def test_an_empty_registry_is_caught_up_at_once(registry: "Registry") -> N
     assert [told(event) for event in await until_caught_up(registry)] == ["caught up"]
 
 
-async def test_first_what_is_then_what_becomes(registry: "Registry") -> None:
+async def test_a_watch_sends_the_snapshot_then_changes(registry: "Registry") -> None:
     await registry.make_version()
     await apply(registry, "a", "b", "c", "a")
     await delete(registry, "c")
@@ -87,7 +87,7 @@ async def test_a_cursor_resumes_after_its_event(registry: "Registry") -> None:
     assert [told(event) for event in later] == ["a@3", "b@2", "-a", "caught up"]
 
 
-async def test_a_cursor_outlives_a_restart_and_a_long_absence(open_registry: "Open", tmp_path: Path) -> None:
+async def test_a_cursor_stays_valid_over_a_restart_and_many_changes(open_registry: "Open", tmp_path: Path) -> None:
     async with open_registry(tmp_path) as registry:
         await registry.make_version()
         await apply(registry, "a")
@@ -101,7 +101,7 @@ async def test_a_cursor_outlives_a_restart_and_a_long_absence(open_registry: "Op
         assert await take(events, 1) == ["b@1"]
 
 
-async def test_many_deployments_are_all_told_at_first(registry: "Registry") -> None:
+async def test_a_snapshot_contains_all_of_many_deployments(registry: "Registry") -> None:
     await registry.make_version()
     names = [f"d{i}" for i in range(230)]
     await apply(registry, *names)
@@ -125,10 +125,8 @@ async def test_a_cursor_of_another_registry_or_of_the_future_is_out_of_range(
         await until_caught_up(registry, f"{cursor.rpartition('-')[0]}-1")
 
 
-async def test_changes_that_another_process_wrote_are_told(
-    open_registry: "Open", tmp_path: Path, database_url: str
-) -> None:
-    settings = Settings(database_url=database_url, watch_poll_seconds=0.01)
+async def test_changes_by_another_process_are_sent(open_registry: "Open", tmp_path: Path, database_url: str) -> None:
+    settings = RegistrySettings(database_url=database_url, watch_poll_seconds=0.01)
     async with open_registry(tmp_path, settings) as one, open_registry(tmp_path, settings) as other:
         events = one.watch()
         assert await take(events, 1) == ["caught up"]
@@ -140,7 +138,7 @@ async def test_changes_that_another_process_wrote_are_told(
         assert [told(event) for event in await until_caught_up(other, cursor)] == ["a@2", "caught up"]
 
 
-async def test_a_watcher_that_does_not_read_holds_up_nobody(registry: "Registry") -> None:
+async def test_a_watcher_that_does_not_read_delays_no_other(registry: "Registry") -> None:
     await registry.make_version()
     idle, quick = registry.watch(), registry.watch()
     assert await take(idle, 1) == ["caught up"]

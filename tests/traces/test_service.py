@@ -16,7 +16,7 @@ from treadle.observability.telemetry.telemetry import Telemetry, setup
 from treadle.observability.tracestore.proto_codec import trace_from_proto
 from treadle.rpc.app.serving import running
 from treadle.rpc.client.channel import Channel
-from treadle.traces.service import Settings, open_service
+from treadle.traces.service import TraceSettings, open_service
 from treadle.v1 import traces_pb2, traces_pb2_grpc
 
 
@@ -24,7 +24,7 @@ from treadle.v1 import traces_pb2, traces_pb2_grpc
 async def channel(tmp_path: Path) -> AsyncIterator[Channel]:
     """To a trace store that runs."""
     async with (
-        running(open_service, Settings(), home=tmp_path) as address,
+        running(open_service, TraceSettings(), home=tmp_path) as address,
         Channel(address, service="traces", telemetry=Telemetry.off()) as channel,
     ):
         yield channel
@@ -85,7 +85,7 @@ async def test_garbage_is_counted_and_harms_nobody(channel: Channel) -> None:
 
 async def test_a_damaged_database_is_put_aside(tmp_path: Path) -> None:
     (tmp_path / "traces.db").write_bytes(b"no database" * 1000)
-    async with running(open_service, Settings(), home=tmp_path):
+    async with running(open_service, TraceSettings(), home=tmp_path):
         pass
     assert (tmp_path / "traces.db.damaged").exists()
 

@@ -12,7 +12,7 @@ from treadle.client.deployments import Fallback
 from treadle.client.evaluation import Recorded
 from treadle.client.features import Pushed
 from treadle.client.inference import LoadedModel
-from treadle.client.predictions import Answer, Ask, Prediction
+from treadle.client.predictions import Answer, Ask, FeatureProvenance, Prediction
 from treadle.client.tables import Feature
 from treadle.client.uploads import UploadProgress
 from treadle.rpc.client.channel import Tls
@@ -24,6 +24,7 @@ __all__ = [
     "Client",
     "Fallback",
     "Feature",
+    "FeatureProvenance",
     "LoadedModel",
     "Prediction",
     "Pushed",

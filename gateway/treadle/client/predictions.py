@@ -16,6 +16,17 @@ from treadle.rpc.context import VERSION_HEADER
 from treadle.v1 import prediction_pb2, prediction_pb2_grpc
 
 
+@dataclass(frozen=True)
+class FeatureProvenance:
+    """How good the features behind an answer were; a name stands in a list when it is so in any of the rows."""
+
+    oldest_age_seconds: float
+    """Age of the oldest feature value; NaN where no feature has a value."""
+    stale: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    null: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class Prediction:
     """The answer to one request of N rows."""
@@ -32,7 +43,10 @@ class Prediction:
     """ "traffic", "pinned" or "fallback:NAME"."""
     degraded_reason: str = ""
     """Why the answer is not what it should be; empty when all went as meant."""
+    provenance: FeatureProvenance | None = None
+    """The features that were looked up, in short; None where nothing was."""
     features: Mapping[str, Feature] = field(default_factory=dict)
+    """Every feature that was looked up, where `return_features` asked for it."""
     trace_id: str = ""
     """`treadle trace ID` shows where the time went."""
     request_id: str = ""
@@ -173,10 +187,15 @@ def _prediction(pb: prediction_pb2.PredictResponse) -> Prediction:
         prediction_ids=tuple(pb.prediction_ids),
         served_by=pb.served_by,
         degraded_reason=pb.degraded_reason,
+        provenance=_provenance(pb.provenance) if pb.HasField("provenance") else None,
         features={feature.column.name: to_feature(feature) for feature in pb.features},
         trace_id=pb.trace_id,
         request_id=pb.request_id,
     )
+
+
+def _provenance(pb: prediction_pb2.FeatureProvenance) -> FeatureProvenance:
+    return FeatureProvenance(pb.oldest_age_seconds, tuple(pb.stale), tuple(pb.missing), tuple(pb.null))
 
 
 async def _numbered(asks: Iterable[Ask] | AsyncIterable[Ask]) -> AsyncIterator[prediction_pb2.PredictRequest]:

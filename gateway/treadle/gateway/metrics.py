@@ -1,9 +1,10 @@
 """What the gateway counts. Names are a contract with dashboards and alerts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from itertools import pairwise
 
 from treadle.core.model_ref import ModelRef
-from treadle.gateway.pipeline.request import Answer
+from treadle.gateway.pipeline.prediction import PredictionRecord
 from treadle.observability.telemetry.metrics import SIZE_BUCKETS, Meters
 
 _Kind = tuple[str, ModelRef, str, bool]
@@ -35,23 +36,19 @@ class GatewayMeters:
         self._bound: dict[_Kind, _Bound] = {}
         self._spooled = meters.gauge("treadle_gateway_spool_bytes", "Bytes of records that wait to be sent.")
 
-    def answered(self, deployment: str, answer: Answer, seconds: float) -> None:
-        """One request's answer."""
-        kind = (deployment, answer.ref, answer.served_by, bool(answer.degraded_reason))
+    def answered(self, record: PredictionRecord) -> None:
+        """The answers to the requests of a record."""
+        kind = (record.deployment.name, record.ref, record.served_by, bool(record.degraded_reason))
+        seconds = record.latencies_seconds
         count, observe_seconds, observe_rows = self._bound.get(kind) or self._bind(kind)
-        count(1)
-        observe_seconds(seconds, "")
-        observe_rows(len(answer.prediction_ids), "")
-
-    def answered_rows(
-        self, deployment: str, ref: ModelRef, served_by: str, seconds: Sequence[float], *, degraded: bool
-    ) -> None:
-        """The answers to several requests of one row each."""
-        kind = (deployment, ref, served_by, degraded)
-        count, *_ = self._bound.get(kind) or self._bind(kind)
         count(len(seconds))
-        self._seconds.observe_many(seconds, deployment=deployment, served_by=served_by)
-        self._rows.observe_many([1.0] * len(seconds), deployment=deployment)
+        if len(seconds) == 1:
+            observe_seconds(seconds[0], "")
+            observe_rows(record.rows, "")
+        else:
+            self._seconds.observe_many(seconds, deployment=record.deployment.name, served_by=record.served_by)
+            rows = [float(stop - start) for start, stop in pairwise(record.starts)]
+            self._rows.observe_many(rows, deployment=record.deployment.name)
 
     def _bind(self, kind: _Kind) -> _Bound:
         """The three metrics of one kind of answer. Kinds are as many as policies make them: a caller can't."""
@@ -65,9 +62,9 @@ class GatewayMeters:
         self._bound[kind] = bound
         return bound
 
-    def shadowed(self, version: str, outcome: str) -> None:
-        """One shadow request's end: "ok", "error" or "dropped"."""
-        self._shadows.add(1, version=version, outcome=outcome)
+    def shadowed(self, version: str, outcome: str, requests: int) -> None:
+        """How some shadow requests ended: "ok", "error" or "dropped"."""
+        self._shadows.add(requests, version=version, outcome=outcome)
 
     def sent(self, recorded: int, duplicate: int) -> None:
         """Rows that the ledger acknowledged."""

@@ -3,37 +3,32 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from structlog.typing import FilteringBoundLogger
-
 from treadle import oip
-from treadle.core.tasks import end
 from treadle.gateway.api.grpc.oip_servicer import OipServicer
-from treadle.gateway.api.grpc.passthrough import FORWARDED_SERVICES, forward
+from treadle.gateway.api.grpc.passthrough import forward_services
 from treadle.gateway.api.grpc.prediction_servicer import PredictionServicer
 from treadle.gateway.ledger.recorder import Recorder
 from treadle.gateway.ledger.sender import Sender
 from treadle.gateway.ledger.spool import Spool, SpoolLimits
 from treadle.gateway.metrics import GatewayMeters
-from treadle.gateway.pipeline.admission import Admission, Limits
-from treadle.gateway.pipeline.chain import Chain
-from treadle.gateway.pipeline.coalesced import CoalescedFeatures, CoalescedInference
+from treadle.gateway.pipeline.admission import Admission, AdmissionLimits
+from treadle.gateway.pipeline.coalescing_queue import CoalesceLimits
 from treadle.gateway.pipeline.ids import PredictionIds
-from treadle.gateway.pipeline.lane import CoalesceLimits
-from treadle.gateway.pipeline.shadows import Shadows
-from treadle.gateway.pipeline.together import Together
-from treadle.gateway.policy.watcher import PolicyWatch
-from treadle.gateway.upstream.grpc import RpcFeatures, RpcInference
-from treadle.gateway.upstream.ports import FeatureLookup, Inference
+from treadle.gateway.pipeline.pipeline import PipelineParts, PredictionPipeline
+from treadle.gateway.pipeline.shadowing import ShadowRunner
+from treadle.gateway.pipeline.validation import RequestValidator
+from treadle.gateway.policy.watcher import PolicyWatcher
+from treadle.gateway.upstream.grpc import GrpcFeatureClient, GrpcInferenceClient
 from treadle.rpc.app.runtime import Runtime
 from treadle.v1 import evaluation_pb2_grpc, features_pb2_grpc, prediction_pb2_grpc, registry_pb2_grpc
 
 
 @dataclass(frozen=True)
-class Settings:
+class GatewaySettings:
     """TREADLE_GATEWAY_…"""
 
     rest_listen: str | None = None
@@ -50,13 +45,13 @@ class Settings:
     stream_in_flight: int = 64
     """Most unanswered requests of one stream; no more are read until some are answered."""
     coalesce_rows: int = 256
-    """Most rows of concurrent requests that are answered together, in one call to features and one to inference; 1:
-    each goes alone."""
+    """Most rows of concurrent requests that share a batch, with one call to features and one to inference; 1: each
+    request is a batch of its own."""
     coalesce_calls: int = 1
-    """Calls of one kind that may be out before requests wait for each other, to be sent together. What takes over 20 ms
-    no longer counts. More than 1 helps where several quick replicas stand behind an address."""
+    """Batches of one kind in flight before further requests queue for the next batch. One that takes over 5 ms no
+    longer counts. More than 1 helps where several quick replicas stand behind an address."""
     shadow_in_flight: int = 16
-    """Most shadow requests at once; more are dropped."""
+    """Most shadow batches in flight; more are dropped."""
     spool_max_bytes: int = 1 << 30
     """Most bytes of prediction records that wait on disk; past it records are dropped, counted and logged."""
     spool_segment_bytes: int = 4 << 20
@@ -70,13 +65,13 @@ class Settings:
 
 
 @asynccontextmanager
-async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[None]:
+async def open_service(settings: GatewaySettings, runtime: Runtime) -> AsyncIterator[None]:
     """The gateway on `runtime`; serves with any of the other services down."""
     async with AsyncExitStack() as stack:
         meters = GatewayMeters(runtime.telemetry.meters)
         spool = _spool(settings, runtime, meters)
         stack.callback(spool.rotate)
-        watch = PolicyWatch(
+        watch = PolicyWatcher(
             registry_pb2_grpc.RegistryServiceStub(runtime.connect("registry")),
             features_pb2_grpc.FeatureServiceStub(runtime.connect("features")),
             oip.GRPCInferenceServiceStub(runtime.connect("inference")),
@@ -86,14 +81,11 @@ async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[No
             lambda names: runtime.telemetry.redactor.add(*names),
         )
         recorder = Recorder(spool, meters, time.time)
-        chain = _chain(settings, runtime, meters, watch, recorder, stack)
+        pipeline = _pipeline(settings, runtime, meters, watch, recorder, stack)
         oip_servicer = OipServicer(
-            chain, oip.GRPCInferenceServiceStub(runtime.connect("inference")), settings.stream_in_flight
+            pipeline, oip.GRPCInferenceServiceStub(runtime.connect("inference")), settings.stream_in_flight
         )
-        together = _together(settings, runtime, chain, recorder)
-        _register(settings, runtime, chain, together, oip_servicer)
-        stack.push_async_callback(watch.close)
-        await watch.start()
+        _register(settings, runtime, pipeline, oip_servicer)
         sender = Sender(
             spool,
             runtime.home,
@@ -101,21 +93,21 @@ async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[No
             runtime.telemetry,
             meters,
         )
-        for work in (watch.run, watch.refresh_forever, sender.run):
-            task = asyncio.create_task(_kept_running(work, runtime.telemetry.log))
-            stack.push_async_callback(end, task)
+        background = await stack.enter_async_context(runtime.background())
+        await watch.start(background)
+        background.start("send_records", sender.run)
         with suppress(TimeoutError):
             await asyncio.wait_for(watch.caught_up.wait(), settings.start_seconds)
         if settings.rest_listen:
             from treadle.gateway.api.rest.app import Rest, make_app
 
-            app = make_app(Rest(chain, oip_servicer, settings.max_body_bytes), runtime.telemetry)
+            app = make_app(Rest(pipeline, oip_servicer, settings.max_body_bytes), runtime.telemetry)
             address = await stack.enter_async_context(runtime.http(settings.rest_listen, app))
             runtime.telemetry.log.info("serving REST", address=address)
         yield
 
 
-def _spool(settings: Settings, runtime: Runtime, meters: GatewayMeters) -> Spool:
+def _spool(settings: GatewaySettings, runtime: Runtime, meters: GatewayMeters) -> Spool:
     log = runtime.telemetry.log
     limits = SpoolLimits(settings.spool_max_bytes, settings.spool_segment_bytes, settings.spool_segment_seconds)
 
@@ -126,70 +118,52 @@ def _spool(settings: Settings, runtime: Runtime, meters: GatewayMeters) -> Spool
     return Spool(runtime.home / "spool", limits, time.monotonic, dropped)
 
 
-def _chain(
-    settings: Settings,
+def _pipeline(
+    settings: GatewaySettings,
     runtime: Runtime,
     meters: GatewayMeters,
-    watch: PolicyWatch,
+    watch: PolicyWatcher,
     recorder: Recorder,
     stack: AsyncExitStack,
-) -> Chain:
+) -> PredictionPipeline:
     log = runtime.telemetry.log
 
     def failed(version: str, error: BaseException) -> None:
-        log.error("a shadow request failed unexpectedly", version=version, exc_info=error)
+        log.error("a shadow batch failed unexpectedly", version=version, exc_info=error)
 
-    shadows = Shadows(settings.shadow_in_flight, meters.shadowed, failed)
+    shadows = ShadowRunner(settings.shadow_in_flight, meters.shadowed, failed)
     stack.push_async_callback(shadows.close)
     rng = random.SystemRandom()
-    return Chain(
-        watch.snapshot,
-        Admission(Limits(settings.max_request_rows, settings.max_in_flight, settings.target_seconds)),
-        *_hops(settings, runtime),
-        shadows,
-        PredictionIds(time.time, random.Random(rng.getrandbits(128)).getrandbits),  # noqa: S311  # unique, not secret
-        recorder.remember,
-        rng.random,
+    return PredictionPipeline(
+        PipelineParts(
+            watch.snapshot,
+            Admission(AdmissionLimits(settings.max_in_flight, settings.target_seconds)),
+            RequestValidator(settings.max_request_rows),
+            GrpcFeatureClient(features_pb2_grpc.FeatureServiceStub(runtime.connect("features"))),
+            GrpcInferenceClient(oip.GRPCInferenceServiceStub(runtime.connect("inference"))),
+            shadows,
+            PredictionIds(time.time, random.Random(rng.getrandbits(128)).getrandbits),  # noqa: S311  # not secret
+            recorder.remember,
+            rng.random,
+            _coalesce_limits(settings),
+            runtime.telemetry.tracer,
+        )
     )
 
 
-def _hops(settings: Settings, runtime: Runtime) -> tuple[FeatureLookup, Inference]:
-    features = RpcFeatures(features_pb2_grpc.FeatureServiceStub(runtime.connect("features")))
-    inference = RpcInference(oip.GRPCInferenceServiceStub(runtime.connect("inference")))
-    if settings.coalesce_rows <= 1:
-        return features, inference
-    limits, tracer = _limits(settings), runtime.telemetry.tracer
-    return CoalescedFeatures(features, limits, tracer), CoalescedInference(inference, limits, tracer)
-
-
-def _limits(settings: Settings) -> CoalesceLimits:
-    return CoalesceLimits(settings.coalesce_rows, settings.coalesce_calls)
-
-
-def _together(settings: Settings, runtime: Runtime, chain: Chain, recorder: Recorder) -> Together | None:
-    if settings.coalesce_rows <= 1:
-        return None
-    return Together(chain, recorder.remember_rows, _limits(settings), runtime.telemetry.tracer)
+def _coalesce_limits(settings: GatewaySettings) -> CoalesceLimits:
+    # Batches of one request must not wait for one another.
+    calls = settings.coalesce_calls if settings.coalesce_rows > 1 else settings.max_in_flight
+    return CoalesceLimits(settings.coalesce_rows, calls)
 
 
 def _register(
-    settings: Settings, runtime: Runtime, chain: Chain, together: Together | None, oip_servicer: OipServicer
+    settings: GatewaySettings, runtime: Runtime, pipeline: PredictionPipeline, oip_servicer: OipServicer
 ) -> None:
     server = runtime.server
     prediction_pb2_grpc.add_PredictionServiceServicer_to_server(
-        PredictionServicer(chain, together, settings.stream_in_flight), server
+        PredictionServicer(pipeline, settings.stream_in_flight), server
     )
     oip.add_GRPCInferenceServiceServicer_to_server(oip_servicer, server)
     runtime.reflect(oip.POOL)
-    for name, service in FORWARDED_SERVICES.items():
-        forward(service, runtime.connect(name), server)
-
-
-async def _kept_running(work: Callable[[], Awaitable[None]], log: FilteringBoundLogger) -> None:
-    """Background work that is meant to run for ever; what it did not foresee is logged, and it starts again."""
-    while True:
-        try:
-            await work()
-        except Exception as error:
-            log.error("background work failed and starts again", work=str(work), exc_info=error)
-            await asyncio.sleep(1.0)
+    forward_services(runtime)

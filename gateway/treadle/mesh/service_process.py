@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 
-from treadle.core.tasks import end
+from treadle.core.tasks import cancel_and_wait
 from treadle.mesh.health import HealthStatus, check
 
 _POLL_SECONDS = 0.05
@@ -31,9 +31,9 @@ class ProcessState(StrEnum):
 class ServiceProcess:
     """Keeps a child process running until it is stopped.
 
-    `lifeline` is the read end of a pipe, which the child gets as its standard input. When the supervisor ends for any
-    reason, the kernel closes the write end and the child ends itself (`parent_watch`). This works on every Unix, and a
-    pipe belongs to the process, whereas `PR_SET_PDEATHSIG` belongs to the thread that started the child.
+    `parent_pipe` is the read end of a pipe, which the child gets as its standard input. When the supervisor ends for
+    any reason, the kernel closes the write end and the child ends itself (`parent_watch`). This works on every Unix,
+    and a pipe belongs to the process, whereas `PR_SET_PDEATHSIG` belongs to the thread that started the child.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class ServiceProcess:
         address: str,
         environment: Mapping[str, str],
         log: Path,
-        lifeline: int,
+        parent_pipe: int,
         notice: Callable[[str, str], None],
         *,
         serves: Sequence[str] = (),
@@ -56,7 +56,7 @@ class ServiceProcess:
         self.state = ProcessState.STOPPED
         self.last_exit: int | None = None
         self._environment = dict(environment)
-        self._lifeline = lifeline
+        self._parent_pipe = parent_pipe
         self._notice = notice
         self._process: Process | None = None
         self._restart_task: asyncio.Task[None] | None = None
@@ -91,7 +91,7 @@ class ServiceProcess:
     async def stop(self, grace_seconds: float) -> None:
         """Asks the process to drain (SIGTERM) and kills it after `grace_seconds`. It stays stopped."""
         if self._restart_task is not None:
-            await end(self._restart_task)
+            await cancel_and_wait(self._restart_task)
             self._restart_task = None
         process, self._process = self._process, None
         if process is not None and process.returncode is None:
@@ -150,7 +150,7 @@ class ServiceProcess:
                 "treadle.cli.main",
                 "serve",
                 *self._serves,
-                stdin=self._lifeline,
+                stdin=self._parent_pipe,
                 stdout=log,
                 stderr=log,
                 env=self._environment,

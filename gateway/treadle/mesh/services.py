@@ -23,7 +23,9 @@ class MeshService:
 
     name: str
     module: str
-    """The module with `Settings` and `open_service`."""
+    """The module with the settings class and `open_service`."""
+    settings: str
+    """The name of the settings class."""
     offset: int
     """Distance from the base port to the port of the service."""
     runs_project_code: bool = False
@@ -39,12 +41,14 @@ COLOCATED = (GATEWAY, "features", "inference")
 SERVICES: Mapping[str, MeshService] = {
     service.name: service
     for service in (
-        MeshService(GATEWAY, "treadle.gateway.service", 0, shares_port=True),
-        MeshService("features", "treadle.features.service", 1, runs_project_code=True),
-        MeshService("inference", "treadle.inference.service", 2, runs_project_code=True, shares_port=True),
-        MeshService("evaluation", "treadle.evaluation.service", 3),
-        MeshService("registry", "treadle.registry.service", 4),
-        MeshService(TRACES, "treadle.traces.service", 5),
+        MeshService(GATEWAY, "treadle.gateway.service", "GatewaySettings", 0, shares_port=True),
+        MeshService("features", "treadle.features.service", "FeatureSettings", 1, runs_project_code=True),
+        MeshService(
+            "inference", "treadle.inference.service", "InferenceSettings", 2, runs_project_code=True, shares_port=True
+        ),
+        MeshService("evaluation", "treadle.evaluation.service", "EvaluationSettings", 3),
+        MeshService("registry", "treadle.registry.service", "RegistrySettings", 4),
+        MeshService(TRACES, "treadle.traces.service", "TraceSettings", 5),
     )
 }
 
@@ -55,9 +59,10 @@ def service_specs(names: Sequence[str]) -> "list[ServiceSpec]":
 
     from treadle.rpc.app.runtime import ServiceSpec
 
-    modules = [import_module(SERVICES[name].module) for name in names]
+    modules = {name: import_module(SERVICES[name].module) for name in names}
     return [
-        ServiceSpec(name, module.open_service, module.Settings) for name, module in zip(names, modules, strict=True)
+        ServiceSpec(name, module.open_service, getattr(module, SERVICES[name].settings))
+        for name, module in modules.items()
     ]
 
 

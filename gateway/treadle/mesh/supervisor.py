@@ -159,22 +159,22 @@ class Mesh:
 
     def _create_processes(self) -> None:
         (self.plan.home / "logs").mkdir(parents=True, exist_ok=True)
-        lifeline, write_end = os.pipe()
-        self._open.callback(os.close, lifeline)
+        parent_pipe, write_end = os.pipe()
+        self._open.callback(os.close, parent_pipe)
         self._open.callback(os.close, write_end)
         for name in self._names:
             members = self.plan.process_members(name)
             if name == members[0]:
                 _rotate(self.log(name))
-                self._processes[name] = self._create_process(members, lifeline)
+                self._processes[name] = self._create_process(members, parent_pipe)
             else:
                 self._processes[name] = self._processes[members[0]]
 
-    def _create_process(self, services: Sequence[str], lifeline: int) -> ServiceProcess:
+    def _create_process(self, services: Sequence[str], parent_pipe: int) -> ServiceProcess:
         name = services[0]
         environment = self.plan.environment(name, self._environ)
         address = self.plan.address(name)
-        return ServiceProcess(name, address, environment, self.log(name), lifeline, self._notice, serves=services)
+        return ServiceProcess(name, address, environment, self.log(name), parent_pipe, self._notice, serves=services)
 
     def _write_mesh_file(self, control: str) -> None:
         plan = self.plan

@@ -17,6 +17,9 @@ class MetricFamily:
 
 METRICS: dict[str, MetricFamily] = {
     "rpc_server_call_duration_seconds": MetricFamily("histogram", "calls served, by method and status code"),
+    "http_server_request_duration_seconds": MetricFamily(
+        "histogram", "HTTP requests served, by method, route and status"
+    ),
     "rpc_client_call_duration_seconds": MetricFamily("histogram", "calls made, by method and status code"),
     "treadle_gateway_answers_total": MetricFamily("counter", "predictions, by what served them and whether degraded"),
     "treadle_gateway_answer_seconds": MetricFamily("histogram", "admission to answer, by deployment"),
@@ -37,6 +40,9 @@ METRICS: dict[str, MetricFamily] = {
     "treadle_ledger_rows_total": MetricFamily("counter", "predictions and labels sent to the ledger, by outcome"),
     "treadle_metrics_overflow_total": MetricFamily("counter", "observations whose labels became 'other'"),
     "treadle_spans_lost_total": MetricFamily("counter", "spans that no collector accepted"),
+    "treadle_background_restarts_total": MetricFamily(
+        "counter", "background loops that failed and were started again, by loop"
+    ),
     "treadle_traces_expired_total": MetricFamily("counter", "spans that the trace store expired"),
 }
 

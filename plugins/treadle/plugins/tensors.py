@@ -16,7 +16,7 @@ import numpy as np
 from treadle.core.dtypes import dtype_name, numpy_dtype
 from treadle.core.errors import InvalidInput, Violation
 from treadle.plugins.errors import BackendFault
-from treadle.plugins.tensor_spec import FLOATS, TensorSpec, faults, fits
+from treadle.plugins.tensor_spec import FLOATS, TensorSpec, fits, validate_specs
 from treadle.v1 import types_pb2
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -54,7 +54,7 @@ class Signature:
     _outputs: tuple[_Check, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        violations = [*faults("inputs", self.inputs), *faults("outputs", self.outputs)]
+        violations = [*validate_specs("inputs", self.inputs), *validate_specs("outputs", self.outputs)]
         if not self.inputs:
             violations.append(Violation("inputs", "empty; a model has at least one"))
         if violations:
@@ -149,14 +149,14 @@ def _wrong(spec: TensorSpec, check: _Check, array: Array, rows: int) -> str:
     if array.dtype != check.dtype:
         return f"dtype is {_dtype_text(array)}, {spec.dtype} is wanted"
     if not array.ndim or not fits(check.row_shape, array.shape[1:]):
-        return f"shape is {list(array.shape)}, {list(spec.shape)} is wanted"
+        return f"shape is {[-1, *array.shape[1:]] if array.ndim else []}, {list(spec.shape)} is wanted"
     if array.shape[0] != rows:
         return f"has {array.shape[0]} rows, the first tensor has {rows}"
     if rows == 0:
         return "has no rows; at least one is wanted"
     if check.forbid_nan and _has_nan(array):
         first = int(np.argwhere(np.isnan(array))[0][0])
-        return f"row {first} holds NaN, which this model does not accept"
+        return f"row {first} holds {'NaT' if array.dtype.kind == 'M' else 'NaN'}, which this model does not accept"
     if check.element is not None:
         for position, value in enumerate(array.flat):
             if type(value) is not check.element:
@@ -167,7 +167,7 @@ def _wrong(spec: TensorSpec, check: _Check, array: Array, rows: int) -> str:
 
 def _compile(spec: TensorSpec, *, nan: bool) -> _Check:
     row_shape = spec.shape[1:]
-    forbid_nan = spec.dtype in FLOATS and not nan
+    forbid_nan = not nan and (spec.dtype in FLOATS or spec.dtype == "TIMESTAMP")  # NaT is NaN's like: isnan finds both
     return _Check(
         spec.name,
         numpy_dtype(spec.dtype),

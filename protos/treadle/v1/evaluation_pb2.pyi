@@ -620,11 +620,11 @@ class PredictionBatch(_message.Message):
 
     @_builtins.property
     def trace_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Where the rows are of requests of their own: the trace of each, N elements; `trace_id` is empty then."""
+        """Set when the batch holds several requests: the trace id of each row, N elements; `trace_id` is empty then."""
 
     @_builtins.property
     def latencies_seconds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """And the time of each, N elements; `latency_seconds` is their mean then."""
+        """Set when the batch holds several requests: the time of each row, N elements; `latency_seconds` is their mean then."""
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from treadle.v1 import types_pb2 as treadle_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btreadle/v1/prediction.proto\x12\ntreadle.v1\x1a\x17google/rpc/status.proto\x1a\x16treadle/v1/types.proto\"\xfa\x01\n\x0ePredictRequest\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12$\n\x08\x65ntities\x18\x03 \x03(\x0b\x32\x12.treadle.v1.Column\x12#\n\x07\x63ontext\x18\x04 \x03(\x0b\x32\x12.treadle.v1.Column\x12#\n\x07tensors\x18\x05 \x03(\x0b\x32\x12.treadle.v1.Column\x12\x0f\n\x07outputs\x18\x06 \x03(\t\x12\x12\n\nsticky_key\x18\x07 \x01(\t\x12\x17\n\x0freturn_features\x18\x08 \x01(\x08\x12\x12\n\nnow_micros\x18\t \x01(\x03\"\xf2\x01\n\x0fPredictResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12#\n\x07outputs\x18\x02 \x03(\x0b\x32\x12.treadle.v1.Column\x12#\n\x05model\x18\x03 \x01(\x0b\x32\x14.treadle.v1.ModelRef\x12\x16\n\x0eprediction_ids\x18\x04 \x03(\t\x12+\n\x08\x66\x65\x61tures\x18\x05 \x03(\x0b\x32\x19.treadle.v1.FeatureColumn\x12\x11\n\tserved_by\x18\x06 \x01(\t\x12\x17\n\x0f\x64\x65graded_reason\x18\x07 \x01(\t\x12\x10\n\x08trace_id\x18\x08 \x01(\t\"\x8b\x01\n\x15PredictStreamResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12/\n\x08response\x18\x02 \x01(\x0b\x32\x1b.treadle.v1.PredictResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result2\xab\x01\n\x11PredictionService\x12\x42\n\x07Predict\x12\x1a.treadle.v1.PredictRequest\x1a\x1b.treadle.v1.PredictResponse\x12R\n\rPredictStream\x12\x1a.treadle.v1.PredictRequest\x1a!.treadle.v1.PredictStreamResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btreadle/v1/prediction.proto\x12\ntreadle.v1\x1a\x17google/rpc/status.proto\x1a\x16treadle/v1/types.proto\"\xfa\x01\n\x0ePredictRequest\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12$\n\x08\x65ntities\x18\x03 \x03(\x0b\x32\x12.treadle.v1.Column\x12#\n\x07\x63ontext\x18\x04 \x03(\x0b\x32\x12.treadle.v1.Column\x12#\n\x07tensors\x18\x05 \x03(\x0b\x32\x12.treadle.v1.Column\x12\x0f\n\x07outputs\x18\x06 \x03(\t\x12\x12\n\nsticky_key\x18\x07 \x01(\t\x12\x17\n\x0freturn_features\x18\x08 \x01(\x08\x12\x12\n\nnow_micros\x18\t \x01(\x03\"\xa5\x02\n\x0fPredictResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12#\n\x07outputs\x18\x02 \x03(\x0b\x32\x12.treadle.v1.Column\x12#\n\x05model\x18\x03 \x01(\x0b\x32\x14.treadle.v1.ModelRef\x12\x16\n\x0eprediction_ids\x18\x04 \x03(\t\x12+\n\x08\x66\x65\x61tures\x18\x05 \x03(\x0b\x32\x19.treadle.v1.FeatureColumn\x12\x11\n\tserved_by\x18\x06 \x01(\t\x12\x17\n\x0f\x64\x65graded_reason\x18\x07 \x01(\t\x12\x10\n\x08trace_id\x18\x08 \x01(\t\x12\x31\n\nprovenance\x18\t \x01(\x0b\x32\x1d.treadle.v1.FeatureProvenance\"]\n\x11\x46\x65\x61tureProvenance\x12\x1a\n\x12oldest_age_seconds\x18\x01 \x01(\x01\x12\r\n\x05stale\x18\x02 \x03(\t\x12\x0f\n\x07missing\x18\x03 \x03(\t\x12\x0c\n\x04null\x18\x04 \x03(\t\"\x8b\x01\n\x15PredictStreamResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12/\n\x08response\x18\x02 \x01(\x0b\x32\x1b.treadle.v1.PredictResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result2\xab\x01\n\x11PredictionService\x12\x42\n\x07Predict\x12\x1a.treadle.v1.PredictRequest\x1a\x1b.treadle.v1.PredictResponse\x12R\n\rPredictStream\x12\x1a.treadle.v1.PredictRequest\x1a!.treadle.v1.PredictStreamResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,9 +36,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREDICTREQUEST']._serialized_start=93
   _globals['_PREDICTREQUEST']._serialized_end=343
   _globals['_PREDICTRESPONSE']._serialized_start=346
-  _globals['_PREDICTRESPONSE']._serialized_end=588
-  _globals['_PREDICTSTREAMRESPONSE']._serialized_start=591
-  _globals['_PREDICTSTREAMRESPONSE']._serialized_end=730
-  _globals['_PREDICTIONSERVICE']._serialized_start=733
-  _globals['_PREDICTIONSERVICE']._serialized_end=904
+  _globals['_PREDICTRESPONSE']._serialized_end=639
+  _globals['_FEATUREPROVENANCE']._serialized_start=641
+  _globals['_FEATUREPROVENANCE']._serialized_end=734
+  _globals['_PREDICTSTREAMRESPONSE']._serialized_start=737
+  _globals['_PREDICTSTREAMRESPONSE']._serialized_end=876
+  _globals['_PREDICTIONSERVICE']._serialized_start=879
+  _globals['_PREDICTIONSERVICE']._serialized_end=1050
 # @@protoc_insertion_point(module_scope)

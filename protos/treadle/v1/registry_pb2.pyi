@@ -1086,7 +1086,7 @@ class Deployment(_message.Message):
     timeout_seconds: _builtins.float
     """Time for one request when the caller sets no deadline; 0 means 5 s."""
     feature_timeout_seconds: _builtins.float
-    """How much of a request's time features may take before the fallback chain answers; 0 means half."""
+    """How long features may take before the fallback chain goes on; 0 means half of the time that the step has."""
     feature_policy: Global___FeaturePolicy.ValueType
     """What to do when features are stale or missing where the model forbids NaN: see FeaturePolicy."""
     description: _builtins.str

@@ -1,19 +1,17 @@
 """The evaluation service: its settings and its composition root."""
 
-import asyncio
-import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from treadle import oip
-from treadle.core.errors import FailedPrecondition, TreadleError
-from treadle.core.tasks import end
+from treadle.core.errors import FailedPrecondition
 from treadle.evaluation.ledger.ledger import Ledger
 from treadle.evaluation.offline.metrics import EvaluationMetric, Floats, Task
 from treadle.evaluation.offline.predictor import Predictor
 from treadle.evaluation.offline.runner import EvaluationUpstreams, Runner
-from treadle.evaluation.servicer import Servicer
+from treadle.evaluation.servicer import EvaluationServicer
 from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.plugins.manager import Plugins, names_in
 from treadle.rpc.app.runtime import Runtime
@@ -23,7 +21,7 @@ PURGE_INTERVAL_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvaluationSettings:
     """TREADLE_EVALUATION_…"""
 
     parallel_evaluations: int = 2
@@ -47,7 +45,9 @@ class Settings:
 
 
 @asynccontextmanager
-async def open_service(settings: Settings, runtime: Runtime, plugins: Plugins | None = None) -> AsyncIterator[None]:
+async def open_service(
+    settings: EvaluationSettings, runtime: Runtime, plugins: Plugins | None = None
+) -> AsyncIterator[None]:
     """Opens the ledger, deletes the files that a crash left behind, then serves."""
     plugins = plugins or Plugins.load(blocked=names_in(settings.blocked_plugins))
     metrics = plugin_metrics(plugins)
@@ -58,7 +58,7 @@ async def open_service(settings: Settings, runtime: Runtime, plugins: Plugins | 
     )
     ledger = Ledger(runtime.home, retention_days=settings.retention_days)
     await ledger.start()
-    servicer = Servicer(
+    servicer = EvaluationServicer(
         Runner(peers, metrics),
         ledger,
         runtime.telemetry,
@@ -69,20 +69,16 @@ async def open_service(settings: Settings, runtime: Runtime, plugins: Plugins | 
     evaluation_pb2_grpc.add_EvaluationServiceServicer_to_server(servicer, runtime.server)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(ledger.close)
+        background = await stack.enter_async_context(runtime.background())
+        background.start("compact_ledger", ledger.compact_forever)
         if settings.retention_days:
-            stack.push_async_callback(end, asyncio.create_task(_purge_hourly(ledger, runtime.telemetry)))
+            background.every("purge_ledger", PURGE_INTERVAL_SECONDS, partial(_purge, ledger, runtime.telemetry))
         yield
 
 
-async def _purge_hourly(ledger: Ledger, telemetry: Telemetry) -> None:
-    """Purges the ledger once an hour. Errors (a full disk, for example) are logged; the next hour tries again."""
-    while True:
-        try:
-            purged = await ledger.purge_expired()
-            telemetry.log.info("deleted predictions and labels older than retention_days", rows=purged)
-        except (TreadleError, OSError, sqlite3.Error) as error:
-            telemetry.log.error("cannot delete predictions and labels older than retention_days", error=str(error))
-        await asyncio.sleep(PURGE_INTERVAL_SECONDS)
+async def _purge(ledger: Ledger, telemetry: Telemetry) -> None:
+    purged = await ledger.purge_expired()
+    telemetry.log.info("deleted predictions and labels older than retention_days", rows=purged)
 
 
 def plugin_metrics(plugins: Plugins) -> Callable[[Task], Sequence[EvaluationMetric]]:

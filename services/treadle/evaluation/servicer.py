@@ -28,7 +28,7 @@ MAXIMUM_LINKS = 1000
 """Links of a span to the requests whose predictions it records."""
 
 
-class Servicer(evaluation_pb2_grpc.EvaluationServiceServicer):
+class EvaluationServicer(evaluation_pb2_grpc.EvaluationServiceServicer):
     """Runs evaluations, and records to and queries the ledger."""
 
     def __init__(

@@ -1,7 +1,7 @@
 """Features: the same values in training and in serving.
 
-`definitions` is what users write, `offline` joins it with history, `service` serves it. What is exported here imports
-neither DuckDB nor Arrow.
+Users write `definitions`; `offline` computes their features from history, for training; `service` serves them online.
+The exports of this package import neither DuckDB nor Arrow.
 """
 
 from treadle.features.definitions import (

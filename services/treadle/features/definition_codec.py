@@ -1,4 +1,4 @@
-"""Definitions to and from `treadle.v1`. Reading checks them as making them does: InvalidInput names the object."""
+"""Conversion between definitions and `treadle.v1` messages. Decoding validates: InvalidInput names the object."""
 
 from collections.abc import Iterable
 from datetime import timedelta
@@ -18,11 +18,11 @@ from treadle.features.names import check_name
 from treadle.rpc.codec import columns
 from treadle.v1 import features_pb2 as pb
 
-_LONGEST_SECONDS = timedelta.max.total_seconds()
+_MAX_SECONDS = timedelta.max.total_seconds()
 
 
 def view_to_proto(view: FeatureView) -> pb.FeatureView:
-    """A view as it travels."""
+    """The protobuf message of a view."""
     source = None if view.source is None else pb.FeatureSource(**vars(view.source))
     return pb.FeatureView(
         name=view.name,
@@ -38,10 +38,10 @@ def view_to_proto(view: FeatureView) -> pb.FeatureView:
 
 
 def view_from_proto(message: pb.FeatureView) -> FeatureView:
-    """InvalidInput names what is wrong with it."""
+    """The view of a message. InvalidInput names the invalid field."""
     check_name(message.name, "view")
     seconds = message.freshness_seconds
-    if not 0 <= seconds < _LONGEST_SECONDS:
+    if not 0 <= seconds < _MAX_SECONDS:
         raise InvalidInput(f"view {message.name!r}: freshness_seconds must be 0 (never stale) or positive")
     source = Source(message.source.path, message.source.timestamp_column) if message.HasField("source") else None
     return FeatureView(
@@ -56,7 +56,7 @@ def view_from_proto(message: pb.FeatureView) -> FeatureView:
 
 
 def service_to_proto(service: FeatureService) -> pb.FeatureServiceSpec:
-    """A feature service as it travels."""
+    """The protobuf message of a feature service."""
     return pb.FeatureServiceSpec(
         name=service.name,
         sets=[pb.FeatureSet(view=each.view, fields=each.fields) for each in service.feature_sets],
@@ -78,7 +78,7 @@ def service_to_proto(service: FeatureService) -> pb.FeatureServiceSpec:
 
 
 def service_from_proto(message: pb.FeatureServiceSpec) -> FeatureService:
-    """The transforms are names only: resolve them before running them. InvalidInput names what is wrong."""
+    """The feature service of a message; its transforms hold no functions yet. InvalidInput names the invalid field."""
     return FeatureService(
         message.name,
         [FeatureSet(each.view, tuple(each.fields)) for each in message.sets],
@@ -95,8 +95,8 @@ def service_from_proto(message: pb.FeatureServiceSpec) -> FeatureService:
     )
 
 
-def to_request(definitions: Definitions, *, dry_run: bool = False) -> pb.ApplyFeaturesRequest:
-    """What a client sends to apply definitions."""
+def to_apply_request(definitions: Definitions, *, dry_run: bool = False) -> pb.ApplyFeaturesRequest:
+    """The request that applies definitions."""
     return pb.ApplyFeaturesRequest(
         views=[view_to_proto(each) for each in definitions.views],
         services=[service_to_proto(each) for each in definitions.services],
@@ -104,8 +104,8 @@ def to_request(definitions: Definitions, *, dry_run: bool = False) -> pb.ApplyFe
     )
 
 
-def from_request(message: pb.ApplyFeaturesRequest) -> Definitions:
-    """InvalidInput names the object that is wrong."""
+def from_apply_request(message: pb.ApplyFeaturesRequest) -> Definitions:
+    """The definitions of a request. InvalidInput names the invalid object."""
     return Definitions(
         tuple(view_from_proto(each) for each in message.views),
         tuple(service_from_proto(each) for each in message.services),

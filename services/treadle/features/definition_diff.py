@@ -1,4 +1,4 @@
-"""What is different between two definitions, in words for people."""
+"""Human-readable differences between two versions of a definition."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -7,7 +7,7 @@ from enum import IntEnum
 from typing import Any
 
 
-class Kind(IntEnum):
+class ChangeKind(IntEnum):
     """Numbered as `treadle.v1.FeatureChange.Kind`."""
 
     CREATED = 1
@@ -16,23 +16,23 @@ class Kind(IntEnum):
 
 
 @dataclass(frozen=True)
-class Change:
-    """What applying does, or would do, to one view or feature service."""
+class DefinitionChange:
+    """The effect of an apply (or of its dry run) on one view or feature service."""
 
     object: str
     """ "view" or "service"."""
     name: str
-    kind: Kind
+    kind: ChangeKind
     differences: tuple[str, ...] = ()
 
 
-def change(what: str, name: str, before: Any | None, after: Any) -> Change:
-    """The change from `before` (None: there was none) to `after`."""
+def diff(what: str, name: str, before: Any | None, after: Any) -> DefinitionChange:
+    """The change from `before` (None: the object is new) to `after`; `what` is "view" or "service"."""
     if before is None:
-        return Change(what, name, Kind.CREATED)
+        return DefinitionChange(what, name, ChangeKind.CREATED)
     if before == after:
-        return Change(what, name, Kind.UNCHANGED)
-    return Change(what, name, Kind.UPDATED, tuple(_differences("", before, after)))
+        return DefinitionChange(what, name, ChangeKind.UNCHANGED)
+    return DefinitionChange(what, name, ChangeKind.UPDATED, tuple(_differences("", before, after)))
 
 
 def _differences(path: str, before: Any, after: Any) -> Iterator[str]:
@@ -44,13 +44,13 @@ def _differences(path: str, before: Any, after: Any) -> Iterator[str]:
                 name = f"{path}.{each.name}" if path else each.name
                 yield from _differences(name, getattr(before, each.name), getattr(after, each.name))
     elif isinstance(before, tuple) and isinstance(after, tuple):
-        yield from _sequence(path, before, after)
+        yield from _sequence_differences(path, before, after)
     else:
-        yield f"{_say_path(path)}: {_say(before)} -> {_say(after)}"
+        yield f"{_format_path(path)}: {_format_value(before)} -> {_format_value(after)}"
 
 
-def _sequence(path: str, before: Sequence[Any], after: Sequence[Any]) -> Iterator[str]:
-    old, new = {_label(each): each for each in before}, {_label(each): each for each in after}
+def _sequence_differences(path: str, before: Sequence[Any], after: Sequence[Any]) -> Iterator[str]:
+    old, new = {_item_label(each): each for each in before}, {_item_label(each): each for each in after}
     for label in old:
         if label not in new:
             yield f"{path}.{label}: removed"
@@ -64,15 +64,15 @@ def _sequence(path: str, before: Sequence[Any], after: Sequence[Any]) -> Iterato
         yield f"{path}: order -> {', '.join(kept)}"
 
 
-def _label(item: Any) -> str:
+def _item_label(item: Any) -> str:
     return str(getattr(item, "name", None) or getattr(item, "view", None) or item)
 
 
-def _say_path(path: str) -> str:
+def _format_path(path: str) -> str:
     return "freshness_seconds" if path == "freshness" else path
 
 
-def _say(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, timedelta):
         return f"{value.total_seconds():g}"
     if is_dataclass(value):

@@ -1,4 +1,4 @@
-"""What users write: entities, views over history, request-time transforms, and the feature services that group them.
+"""The classes of a definitions file: entities, views over history, request-time transforms, and feature services.
 
     aircraft = Entity("aircraft", "STRING")
     delays = FeatureView(
@@ -14,7 +14,7 @@
         "flights", sets=[delays["mean_delay"]], context=[Field("distance", "FP64", unit="km")], transforms=[per_km]
     )
 
-Everything is frozen and checks itself when made; InvalidInput says what to change.
+Every object is immutable and validates itself in its constructor; InvalidInput says what to change.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from treadle.core.errors import InvalidInput
 from treadle.core.hints import did_you_mean
 from treadle.features.names import check_function, check_name, check_unique
-from treadle.features.source import digest_of
+from treadle.features.source import function_digest
 
 Columns = Mapping[str, NDArray[Any]]
-"""What a transform takes and returns: `def mine(columns: Columns) -> Columns`."""
+"""Input and output of a transform, arrays of N rows by column name: `def per_km(columns: Columns) -> Columns`."""
 TransformFunction = Callable[[dict[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 _F = TypeVar("_F", bound=TransformFunction)
 
@@ -39,7 +39,7 @@ DTYPES: Final = (
     "FP16", "FP32", "FP64", "STRING", "BYTES", "TIMESTAMP",
 )  # fmt: skip
 ENTITY_DTYPES: Final = ("STRING", *(name for name in DTYPES if name.startswith(("INT", "UINT"))))
-_MARK: Final = "__treadle_transform__"
+_TRANSFORM_ATTRIBUTE: Final = "__treadle_transform__"
 
 
 def _check_dtype(dtype: str, allowed: Sequence[str], what: str) -> None:
@@ -51,7 +51,7 @@ def _check_dtype(dtype: str, allowed: Sequence[str], what: str) -> None:
 
 @dataclass(frozen=True)
 class Entity:
-    """A key that features belong to. `dtype` is STRING or an integer type."""
+    """A key column by which the rows of a view are stored and looked up. `dtype` is STRING or an integer type."""
 
     name: str
     dtype: str
@@ -81,10 +81,10 @@ class Field:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a view's history lies."""
+    """The historical data of a view."""
 
     path: str
-    """A Parquet file, folder or glob; any address that DuckDB reads. Relative to the file that defines it."""
+    """A Parquet file, folder or glob, or any URL that DuckDB reads. Relative to the file that defines it."""
     timestamp_column: str
     """The column that says when a row's values became known (a timestamp, or microseconds since 1970 UTC)."""
 
@@ -95,7 +95,7 @@ class Source:
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Fields taken from a view; none named means all."""
+    """Selected fields of a view; an empty selection means all fields."""
 
     view: str
     fields: tuple[str, ...] = ()
@@ -112,7 +112,7 @@ class FeatureView:
     name: str
     entities: Sequence[Entity]
     source: Source | None
-    """None: fed by pushes alone."""
+    """None: the view has no history; its rows come from pushes only."""
     fields: Sequence[Field]
     freshness: timedelta | None = None
     """Values older than this are STALE; None means never."""
@@ -140,28 +140,28 @@ class FeatureView:
 
     @property
     def freshness_micros(self) -> int | None:
-        """The limit in microseconds, as statuses are computed."""
+        """The freshness limit in microseconds; None: no limit."""
         return None if self.freshness is None else self.freshness // timedelta(microseconds=1)
 
     def columns(self) -> "tuple[Entity | Field, ...]":
-        """Entities, then fields."""
+        """All columns of a row: entities first, then fields."""
         return (*self.entities, *self.fields)
 
 
 @dataclass(frozen=True)
 class Transform:
-    """A request-time transform: a function over columns, named so that serving imports the same code."""
+    """A request-time transform: a function over columns, named so that the serving process can import the same code."""
 
     name: str
     function: str
     """ "package.module:function"."""
     inputs: Sequence[str]
-    """Features ("view__field") and context columns that it takes."""
+    """Features ("view__field") and context columns that are passed to the function."""
     outputs: Sequence[Field]
     source_digest: str = ""
     """SHA-256 of the function's source."""
     call: TransformFunction | None = field(default=None, compare=False, repr=False)
-    """The function itself, where this was made by the decorator or resolved."""
+    """The function itself; None for a transform decoded from the wire, until the definition store imports it."""
 
     def __post_init__(self) -> None:
         what = f"transform {self.name!r}"
@@ -176,12 +176,13 @@ class Transform:
 
 
 def transform(*, inputs: Sequence[str], outputs: Sequence[Field], name: str = "") -> Callable[[_F], _F]:
-    """Marks a plain module-level function as a request-time transform; the function stays callable as it is.
+    """Decorates a plain module-level function as a request-time transform; the function stays callable as it is.
 
-    It gets a dict of N-row arrays and returns one with exactly `outputs`, N rows each. It must treat rows one by
-    one (training calls it with many rows, serving with few) and must not keep state. What it gets does not depend
-    on the data at hand: FP columns as they are with NaN for null, integer and BOOL columns as float64 with NaN for
-    null, STRING and BYTES with None, TIMESTAMP with NaT. What it returns is null where it is NaN, None, NaT or masked.
+    The function gets a dict of N-row arrays and returns a dict with exactly `outputs`, N rows each. It must compute
+    each row from that row alone (training calls it with many rows, serving with few) and must not keep state. The type
+    of an argument follows from the column's type alone: FP columns unchanged with NaN for null, integer and BOOL
+    columns as float64 with NaN for null, STRING and BYTES with None, TIMESTAMP with NaT. A returned value is null where
+    it is NaN, None, NaT or masked.
     """
     if callable(inputs):
         raise InvalidInput("write @transform(inputs=[…], outputs=[…]), with brackets")
@@ -191,38 +192,37 @@ def transform(*, inputs: Sequence[str], outputs: Sequence[Field], name: str = ""
         if module == "__main__" or "." in qualified:
             raise InvalidInput(f"transform {qualified!r} must be a plain function of an importable module")
         made = Transform(
-            name or qualified.strip("_"), f"{module}:{qualified}", inputs, outputs, digest_of(function), function
+            name or qualified.strip("_"), f"{module}:{qualified}", inputs, outputs, function_digest(function), function
         )
-        setattr(function, _MARK, made)
+        setattr(function, _TRANSFORM_ATTRIBUTE, made)
         return function
 
     return mark
 
 
-def marked(function: object) -> Transform | None:
-    """What @transform made of a function; None when it is not marked."""
-    made = getattr(function, _MARK, None)
-    return made if isinstance(made, Transform) else None
+def is_transform(function: object) -> bool:
+    """Whether `function` was decorated with @transform."""
+    return isinstance(getattr(function, _TRANSFORM_ATTRIBUTE, None), Transform)
 
 
 def _as_transform(given: "Transform | TransformFunction", what: str) -> Transform:
-    made = given if isinstance(given, Transform) else marked(given)
-    if made is None:
+    made = given if isinstance(given, Transform) else getattr(given, _TRANSFORM_ATTRIBUTE, None)
+    if not isinstance(made, Transform):
         raise InvalidInput(f"{what}: {getattr(given, '__name__', given)!r:.80} is not marked with @transform(…)")
     return made
 
 
 @dataclass(frozen=True)
 class FeatureService:
-    """The features of one model, by name: what it reads, what callers send, what comes out."""
+    """The features of one model: the view fields it reads, the context columns of a request, transforms and outputs."""
 
     name: str
     sets: Sequence[FeatureSet | FeatureView]
     context: Sequence[Field] = ()
-    """Request-time columns that callers send."""
+    """Request-time columns, sent by callers."""
     transforms: Sequence["Transform | TransformFunction"] = ()
     outputs: Sequence[str] = ()
-    """What lookups return, in order; empty means every feature, then the context, then transform outputs."""
+    """Columns that a lookup returns, in order; empty means every feature, then the context, then transform outputs."""
     owner: str = ""
     description: str = ""
 
@@ -241,18 +241,18 @@ class FeatureService:
 
     @property
     def feature_sets(self) -> tuple[FeatureSet, ...]:
-        """`sets`, with whole views turned into sets."""
-        return self.sets  # type: ignore[return-value]  # made so when the object was built
+        """`sets`, in which `__post_init__` has replaced whole views by a FeatureSet."""
+        return self.sets  # type: ignore[return-value]  # converted in __post_init__
 
     @property
     def named_transforms(self) -> tuple[Transform, ...]:
-        """`transforms`, with decorated functions turned into definitions."""
-        return self.transforms  # type: ignore[return-value]  # made so when the object was built
+        """`transforms`, in which `__post_init__` has replaced decorated functions by their Transform."""
+        return self.transforms  # type: ignore[return-value]  # converted in __post_init__
 
 
 @dataclass(frozen=True)
 class Definitions:
-    """Views and feature services that belong together."""
+    """Views and feature services that are applied together; names are unique."""
 
     views: tuple[FeatureView, ...] = ()
     services: tuple[FeatureService, ...] = ()
@@ -262,18 +262,18 @@ class Definitions:
         check_unique([each.name for each in self.services], "feature service")
 
     def view(self, name: str) -> FeatureView:
-        """InvalidInput with near names when there is none."""
-        return _pick(name, self.views, "view")
+        """InvalidInput, with similar names, when the name is not defined."""
+        return _find_named(name, self.views, "view")
 
     def service(self, name: str) -> FeatureService:
-        """InvalidInput with near names when there is none."""
-        return _pick(name, self.services, "feature service")
+        """InvalidInput, with similar names, when the name is not defined."""
+        return _find_named(name, self.services, "feature service")
 
 
 _Named = TypeVar("_Named", FeatureView, FeatureService)
 
 
-def _pick(name: str, among: Sequence[_Named], what: str) -> _Named:
+def _find_named(name: str, among: Sequence[_Named], what: str) -> _Named:
     for each in among:
         if each.name == name:
             return each

@@ -1,6 +1,6 @@
-"""A feature service, resolved against its views: what one lookup reads, runs and returns.
+"""Compilation of a feature service and its views into a plan: fields to read, transforms to run, columns to return.
 
-Online lookups and offline joins follow the same plan, which is why they agree.
+Online lookups and offline joins execute the same plan, so that both give the same values.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,25 +15,25 @@ from treadle.features.names import check_unique, full_name
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """The fields that a plan takes from one view, and the features they become."""
+    """The fields that a plan reads from one view."""
 
     view: FeatureView
     fields: tuple[Field, ...]
 
     @cached_property
     def features(self) -> tuple[str, ...]:
-        """ "view__field" of each field."""
+        """The feature name ("view__field") of each field."""
         return tuple(full_name(self.view.name, each.name) for each in self.fields)
 
     @cached_property
     def columns(self) -> tuple[tuple[str, str], ...]:
-        """(name, dtype) of each field, as layouts name them."""
+        """(name, dtype) of each field, as row layouts list them."""
         return tuple((each.name, each.dtype) for each in self.fields)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to read, what to run and what to return, all names checked."""
+class LookupPlan:
+    """A compiled lookup: view fields, context columns, transforms and outputs, all names checked."""
 
     service: FeatureService
     views: tuple[ViewPlan, ...]
@@ -41,28 +41,28 @@ class Plan:
     transforms: tuple[Transform, ...]
     outputs: tuple[str, ...]
     accepted_entities: Mapping[str, Entity]
-    """Every entity of the service. Those of `views` are needed."""
+    """Every entity of the service. A request must have those of `views`, and may have the others."""
     accepted_context: Mapping[str, Field]
-    """Every context column of the service. Those in `context` are needed."""
+    """Every context column of the service. A request must have those in `context`, and may have the others."""
 
     @cached_property
     def entities(self) -> tuple[Entity, ...]:
         """The entities that the plan's views need, in order of first use."""
         return tuple({each.name: each for plan in self.views for each in plan.view.entities}.values())
 
-    def narrowed(self, outputs: Sequence[str]) -> "Plan":
-        """The plan for some outputs only: reads and runs no more than they need. InvalidInput for unknown ones."""
+    def narrowed(self, outputs: Sequence[str]) -> "LookupPlan":
+        """The plan for some outputs only, without what they do not need. InvalidInput if one is unknown."""
         check_unique(outputs, "output")
         for name in outputs:
             if name not in self.outputs:
                 hint = did_you_mean(name, self.outputs)
                 what = f"feature service {self.service.name!r} has no output {name!r:.80}{hint}"
                 raise InvalidInput(what, [Violation("outputs", what)])
-        return _trim(replace(self, outputs=tuple(outputs)))
+        return _prune_unused(replace(self, outputs=tuple(outputs)))
 
 
-def compile_plan(service: FeatureService, views: Mapping[str, FeatureView]) -> Plan:
-    """InvalidInput names what the service contradicts or what it names that does not exist."""
+def compile_plan(service: FeatureService, views: Mapping[str, FeatureView]) -> LookupPlan:
+    """The plan of a feature service. InvalidInput names an unknown view, field or input, or a contradiction."""
     what = f"feature service {service.name!r}"
     chosen = [_view_plan(what, each.view, each.fields, views) for each in service.feature_sets]
     features = [name for each in chosen for name in each.features]
@@ -79,7 +79,9 @@ def compile_plan(service: FeatureService, views: Mapping[str, FeatureView]) -> P
         _check_known(f"transform {transform.name!r} takes", transform.inputs, [*features, *context])
     _check_known(f"{what} returns", service.outputs, every)
     outputs = tuple(service.outputs) or tuple(every)
-    return _trim(Plan(service, tuple(chosen), tuple(service.context), transforms, outputs, entities, context))
+    return _prune_unused(
+        LookupPlan(service, tuple(chosen), tuple(service.context), transforms, outputs, entities, context)
+    )
 
 
 def _view_plan(what: str, name: str, fields: Sequence[str], views: Mapping[str, FeatureView]) -> ViewPlan:
@@ -111,8 +113,8 @@ def _check_known(what: str, names: Iterable[str], known: Sequence[str]) -> None:
             raise InvalidInput(f"{what} the unknown feature {name!r:.80}{did_you_mean(name, known)}")
 
 
-def _trim(plan: Plan) -> Plan:
-    """Only what the outputs need."""
+def _prune_unused(plan: LookupPlan) -> LookupPlan:
+    """The plan without the fields, transforms and context columns that no output depends on."""
     wanted = set(plan.outputs)
     transforms = tuple(t for t in plan.transforms if wanted & {each.name for each in t.outputs})
     wanted.update(name for t in transforms for name in t.inputs)

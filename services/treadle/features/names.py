@@ -1,6 +1,6 @@
-"""Names of views, fields, context columns, transforms and feature services, and what to say when one is wrong.
+"""Validation of the names of views, fields, context columns, transforms and feature services.
 
-A feature's full name is "view__field", so no name holds "__" or ends in "_": that keeps the two halves apart.
+A feature's full name is "view__field", so no name contains "__" or ends in "_": the full name splits in one way only.
 """
 
 import re
@@ -29,7 +29,7 @@ def check_function(function: str, what: str) -> None:
 
 
 def check_unique(names: Iterable[str], what: str) -> None:
-    """InvalidInput when a name is there twice."""
+    """InvalidInput when a name occurs twice."""
     seen: set[str] = set()
     for name in names:
         if name in seen:
@@ -38,5 +38,5 @@ def check_unique(names: Iterable[str], what: str) -> None:
 
 
 def full_name(view: str, field: str) -> str:
-    """ "view__field"."""
+    """The full name of a feature: "view__field"."""
     return f"{view}__{field}"

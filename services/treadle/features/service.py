@@ -1,4 +1,4 @@
-"""The features service: its settings, and how it is put together."""
+"""The composition root of the features service: settings, storage, core, servicer."""
 
 import time
 from collections.abc import AsyncIterator
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from treadle.core.errors import InvalidInput, TreadleError
-from treadle.features.definition_store import Catalog
+from treadle.features.definition_store import DefinitionStore
 from treadle.features.metrics import FeatureMeters
 from treadle.features.online.lmdb_store import LmdbStoreKind
 from treadle.features.online.lookups import OnlineFeatures
@@ -19,33 +19,37 @@ from treadle.v1 import features_pb2_grpc
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What a features service can be told."""
+class FeatureSettings:
+    """TREADLE_FEATURES_…"""
 
     store: str = "lmdb"
-    """Where online features are kept: "lmdb", or the name of a store that a plugin provides."""
+    """The online store: "lmdb", or the name of a store that a plugin provides."""
     store_options: str = ""
     """Options of the store: "host=10.0.0.7,port=6379"."""
     map_mib: int = 16_384
-    """Most that the LMDB store may hold, in MiB; address space only, the file grows as rows come."""
+    """Size limit of the LMDB store in MiB. It reserves address space only; the file grows with its rows."""
     max_rows: int = 100_000
-    """Most rows in one lookup or one pushed message."""
+    """Maximum number of rows in one lookup or one pushed message."""
     transform_timeout_seconds: float = 2.0
-    """How long the request-time transforms of one lookup may run."""
+    """Timeout of the request-time transforms of one lookup."""
     transform_workers: int = 2
-    """Threads that run them."""
+    """Number of threads that run transforms."""
 
 
 @asynccontextmanager
-async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[None]:
-    """Opens the store and the definitions in the service's home. InvalidInput, NotFound, DataLoss, Unavailable."""
+async def open_service(settings: FeatureSettings, runtime: Runtime) -> AsyncIterator[None]:
+    """Opens the store and the definitions in the service's home, and registers the servicer.
+
+    InvalidInput for a setting; NotFound for the store's plugin; DataLoss for damaged definitions; Unavailable when the
+    store cannot be opened.
+    """
     _check(settings)
     store = _open_store(settings, runtime.home / "online")
     runner = TransformRunner(settings.transform_workers)
     try:
-        catalog = Catalog(runtime.home / "definitions.json")
+        definitions = DefinitionStore(runtime.home / "definitions.json")
         online = OnlineFeatures(
-            catalog,
+            definitions,
             store,
             runner,
             max_rows=settings.max_rows,
@@ -53,13 +57,13 @@ async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[No
             clock=time.time,
         )
         servicer = FeatureServicer(
-            catalog,
+            definitions,
             online,
             FeatureMeters(runtime.telemetry.meters),
-            hide=lambda names: runtime.telemetry.redactor.add(*names),
+            redact_columns=lambda names: runtime.telemetry.redactor.add(*names),
         )
         features_pb2_grpc.add_FeatureServiceServicer_to_server(servicer, runtime.server)
-        for name, plan in catalog.state.plans.items():
+        for name, plan in definitions.snapshot.plans.items():
             if isinstance(plan, TreadleError):
                 runtime.telemetry.log.warning(
                     "feature service out of service", feature_service=name, reason=plan.message
@@ -70,13 +74,13 @@ async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[No
         store.close()
 
 
-def _check(settings: Settings) -> None:
+def _check(settings: FeatureSettings) -> None:
     for name in ("map_mib", "max_rows", "transform_timeout_seconds", "transform_workers"):
         if getattr(settings, name) <= 0:
             raise InvalidInput(f"features: {name} must be over 0")
 
 
-def _open_store(settings: Settings, folder: Path) -> OnlineStore:
+def _open_store(settings: FeatureSettings, folder: Path) -> OnlineStore:
     options = _options(settings.store_options)
     if settings.store == LmdbStoreKind.name:
         return LmdbStoreKind().open(folder, {"map_mib": str(settings.map_mib), **options})

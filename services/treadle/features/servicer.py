@@ -1,4 +1,4 @@
-"""`treadle.v1.FeatureService`: decode, call the core, encode."""
+"""The gRPC servicer of `treadle.v1.FeatureService`: decodes requests, calls the core, encodes responses."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -7,35 +7,40 @@ from typing import Any
 import numpy as np
 
 from treadle.features import definition_codec as codec
-from treadle.features.definition_store import Catalog
+from treadle.features.definition_store import DefinitionStore
 from treadle.features.metrics import FeatureMeters
 from treadle.features.online.lookups import OnlineFeatures
-from treadle.features.values import Feature
-from treadle.rpc.codec.columns import decode_all, encode_column
+from treadle.rpc.codec.columns import decode_all
+from treadle.rpc.codec.feature_columns import encode_feature
 from treadle.rpc.codec.protobuf_wire import field
 from treadle.rpc.context import remaining
 from treadle.v1 import features_pb2 as pb
-from treadle.v1 import features_pb2_grpc, types_pb2
+from treadle.v1 import features_pb2_grpc
 
 
 class FeatureServicer(features_pb2_grpc.FeatureServiceServicer):
-    """Raises TreadleError subclasses; the server turns them into statuses."""
+    """Raises TreadleError subclasses; the server maps them to gRPC statuses."""
 
     def __init__(
-        self, catalog: Catalog, online: OnlineFeatures, meters: FeatureMeters, *, hide: Callable[[Iterable[str]], None]
+        self,
+        definitions: DefinitionStore,
+        online: OnlineFeatures,
+        meters: FeatureMeters,
+        *,
+        redact_columns: Callable[[Iterable[str]], None],
     ) -> None:
-        """`hide` is told the names of columns whose values must not be shown, at once and after each change."""
-        self._catalog = catalog
+        """`redact_columns` is called with the names of sensitive columns, now and after each change of definitions."""
+        self._definitions = definitions
         self._online = online
         self._meters = meters
-        self._hide = hide
-        hide(catalog.state.sensitive())
+        self._redact_columns = redact_columns
+        redact_columns(definitions.snapshot.sensitive_columns())
 
     async def ApplyFeatures(self, request: pb.ApplyFeaturesRequest, context: Any) -> pb.ApplyFeaturesResponse:
-        """Off the event loop: importing user modules and writing to disk take their time."""
-        definitions = codec.from_request(request)
-        changes = await asyncio.to_thread(self._catalog.apply, definitions, dry_run=request.dry_run)
-        self._hide(self._catalog.state.sensitive())
+        """Applies definitions on a thread, because it imports user modules and writes to disk."""
+        definitions = codec.from_apply_request(request)
+        changes = await asyncio.to_thread(self._definitions.apply, definitions, dry_run=request.dry_run)
+        self._redact_columns(self._definitions.snapshot.sensitive_columns())
         return pb.ApplyFeaturesResponse(
             changes=[
                 pb.FeatureChange(
@@ -50,25 +55,25 @@ class FeatureServicer(features_pb2_grpc.FeatureServiceServicer):
 
     async def ListFeatureViews(self, request: pb.ListFeatureViewsRequest, context: Any) -> pb.ListFeatureViewsResponse:
         """All views."""
-        views = self._catalog.state.views.values()
+        views = self._definitions.snapshot.views.values()
         return pb.ListFeatureViewsResponse(views=[codec.view_to_proto(each) for each in views])
 
     async def ListFeatureServices(
         self, request: pb.ListFeatureServicesRequest, context: Any
     ) -> pb.ListFeatureServicesResponse:
-        """Some services or all, with the views that they name."""
-        state = self._catalog.state
-        services = [state.service(name) for name in request.names or state.services]
+        """Some feature services or all, with the views that they name."""
+        snapshot = self._definitions.snapshot
+        services = [snapshot.service(name) for name in request.names or snapshot.services]
         views = dict.fromkeys(each.view for service in services for each in service.feature_sets)
         return pb.ListFeatureServicesResponse(
             services=[codec.service_to_proto(each) for each in services],
-            views=[codec.view_to_proto(state.views[name]) for name in views],
+            views=[codec.view_to_proto(snapshot.views[name]) for name in views],
         )
 
     async def GetOnlineFeatures(
         self, request: pb.GetOnlineFeaturesRequest, context: Any
     ) -> pb.GetOnlineFeaturesResponse:
-        """N entities in one read."""
+        """Looks up N entities in one read."""
         features = await self._online.lookup(
             request.feature_service,
             decode_all(request.entities, "entities"),
@@ -77,20 +82,20 @@ class FeatureServicer(features_pb2_grpc.FeatureServiceServicer):
             outputs=request.outputs,
             remaining_seconds=remaining(),
         )
-        self._meters.looked_up(request.feature_service, features)
+        self._meters.record_lookup(request.feature_service, features)
         return pb.GetOnlineFeaturesResponse.FromString(
-            b"".join([field(_FEATURES, encoded_feature(each)) for each in features])
+            b"".join([field(_FEATURES, encode_feature(each.column, each.statuses, each.ages)) for each in features])
         )
 
     async def Push(self, request_iterator: AsyncIterator[pb.PushRequest], context: Any) -> pb.PushResponse:
-        """Messages in order, each whole; the answer comes when all are on disk, also those before a bad one."""
+        """Writes messages in order, each atomically; flushes to disk at the end, also after an invalid message."""
         written = outdated = 0
         try:
             async for request in request_iterator:
                 columns = decode_all(request.columns)
                 events = np.array(request.event_micros, np.int64)
                 count = await asyncio.to_thread(self._online.push, request.view, columns, events)
-                self._meters.pushed(request.view, count)
+                self._meters.record_push(request.view, count)
                 written += count.written
                 outdated += count.outdated
         finally:
@@ -98,23 +103,9 @@ class FeatureServicer(features_pb2_grpc.FeatureServiceServicer):
         return pb.PushResponse(rows_written=written, rows_outdated=outdated)
 
     async def GetFreshness(self, request: pb.GetFreshnessRequest, context: Any) -> pb.GetFreshnessResponse:
-        """Of some views or all."""
+        """The freshness of some views or all."""
         found = self._online.freshness(request.views, request.now_micros)
         return pb.GetFreshnessResponse(views=[pb.ViewFreshness(**vars(each)) for each in found])
 
 
-def encoded_feature(feature: Feature) -> bytes:
-    """The `FeatureColumn` of a feature, as bytes.
-
-    Packed, `statuses` and `ages_seconds` are on the wire what numpy holds (a status takes one byte, an age eight);
-    number by number they would cost eight times as long.
-    """
-    statuses = field(_STATUSES, feature.statuses.astype(np.uint8, copy=False).tobytes())
-    ages = field(_AGES, feature.ages.astype("<f8", copy=False).tobytes())
-    return field(_COLUMN, encode_column(feature.column)) + statuses + ages
-
-
 _FEATURES = pb.GetOnlineFeaturesResponse.FEATURES_FIELD_NUMBER
-_COLUMN = types_pb2.FeatureColumn.COLUMN_FIELD_NUMBER
-_STATUSES = types_pb2.FeatureColumn.STATUSES_FIELD_NUMBER
-_AGES = types_pb2.FeatureColumn.AGES_SECONDS_FIELD_NUMBER

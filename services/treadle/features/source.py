@@ -1,7 +1,7 @@
-"""Python source behind definitions: loading a module file afresh, and the digest of a function in it.
+"""Python modules of definitions: fresh imports of a module file, and source digests of its functions.
 
-The digest covers the function's own text, decorators included, so that serving refuses code that was changed
-after it was applied. Helpers that the function calls are not covered.
+The digest covers the text of the function with its decorators, so that serving refuses code that was changed after it
+was applied. Functions that it calls are not covered.
 """
 
 import ast
@@ -17,7 +17,7 @@ from treadle.core.errors import FailedPrecondition, InvalidInput
 from treadle.core.imports import add_path
 
 
-def digest_of(function: Any) -> str:
+def function_digest(function: Any) -> str:
     """SHA-256 of the function's source text; InvalidInput when it has none (a notebook cell, a lambda in a shell)."""
     name = getattr(function, "__qualname__", repr(type(function)))
     if not isinstance(function, FunctionType):
@@ -25,10 +25,10 @@ def digest_of(function: Any) -> str:
     path = Path(function.__code__.co_filename)
     if not path.is_file():
         raise InvalidInput(f"the source of {name} cannot be read; define it in a module file")
-    return digest_in(path.read_text(encoding="utf-8"), function.__name__)
+    return function_digest_in(path.read_text(encoding="utf-8"), function.__name__)
 
 
-def digest_in(text: str, name: str) -> str:
+def function_digest_in(text: str, name: str) -> str:
     """SHA-256 of the last top-level function `name` in a module's text; InvalidInput when there is none."""
     found = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name == name]
     if not found:
@@ -40,9 +40,9 @@ def digest_in(text: str, name: str) -> str:
 
 
 def import_file(path: Path) -> ModuleType:
-    """Runs a module file under the name by which a serving process imports it, and adds its folder to `sys.path`.
+    """Executes a module file under the name by which a serving process imports it; adds its folder to `sys.path`.
 
-    The file is read anew each time. InvalidInput names the file and what is wrong with it.
+    The file is read again on each call. InvalidInput names the file and its error.
     """
     path = path.resolve()
     if path.suffix != ".py" or not path.is_file():
@@ -55,23 +55,23 @@ def import_file(path: Path) -> ModuleType:
         raise InvalidInput(f"{path.name} clashes with the module {name!r} that is already imported; rename the file")
     add_path(folder)
     try:
-        return _run(name, path)
+        return _execute_module(name, path)
     except InvalidInput:
         raise
     except Exception as error:
         raise InvalidInput(f"{path} failed while it was loaded: {type(error).__name__}: {error}") from error
 
 
-def resolve(function: str) -> tuple[Any, str]:
-    """The function "package.module:name", from its file as it is now, and its source digest.
+def import_function(function: str) -> tuple[Any, str]:
+    """The function "package.module:name" from the present content of its file, and its source digest.
 
-    FailedPrecondition when it cannot be imported here.
+    FailedPrecondition when this process cannot import it.
     """
     module_name, _, name = function.partition(":")
     try:
-        module = _fresh(module_name)
+        module = _import_current(module_name)
         found = getattr(module, name)
-        return found, digest_of(found)
+        return found, function_digest(found)
     except (InvalidInput, FailedPrecondition):
         raise
     except Exception as error:
@@ -81,28 +81,28 @@ def resolve(function: str) -> tuple[Any, str]:
         ) from error
 
 
-def _fresh(name: str) -> ModuleType:
-    """The module, run again when its file is not what was imported."""
+def _import_current(name: str) -> ModuleType:
+    """The module; executed again if its file has changed since the import."""
     importlib.invalidate_caches()
     present = sys.modules.get(name)
     file = getattr(present, "__file__", None)
-    if present is not None and (file is None or _text_digest(Path(file)) == getattr(present, _LOADED, None)):
+    if present is not None and (file is None or _text_digest(Path(file)) == getattr(present, _DIGEST_ATTRIBUTE, None)):
         return present
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         raise FailedPrecondition(f"no Python module {name!r} can be imported here; put it on this process's path")
-    return _run(name, Path(spec.origin))
+    return _execute_module(name, Path(spec.origin))
 
 
-_LOADED = "__treadle_source_sha256__"
+_DIGEST_ATTRIBUTE = "__treadle_source_sha256__"
 
 
 def _text_digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _run(name: str, path: Path) -> ModuleType:
-    """Runs the file as module `name`. Compiled here: cached bytecode can be a second behind an edited file."""
+def _execute_module(name: str, path: Path) -> ModuleType:
+    """Executes the file as module `name`, compiled from its text: bytecode caches miss edits within one second."""
     if "." in name:
         importlib.import_module(name.rpartition(".")[0])
     spec = importlib.util.spec_from_file_location(name, path)
@@ -120,5 +120,5 @@ def _run(name: str, path: Path) -> ModuleType:
         else:
             sys.modules[name] = before
         raise
-    setattr(module, _LOADED, hashlib.sha256(text).hexdigest())
+    setattr(module, _DIGEST_ATTRIBUTE, hashlib.sha256(text).hexdigest())
     return module

@@ -1,7 +1,7 @@
-"""Request-time transforms: what they are given, and what is accepted from them. Training and serving both come here.
+"""Calls of request-time transforms: argument conversion and validation of results, shared by training and serving.
 
-An output's age is that of its oldest input (inputs that are MISSING have none; NaN when all are). It is NULL where
-the function returned null, else STALE where an input is STALE, else PRESENT.
+The age of an output is that of its oldest input (MISSING inputs have no age; NaN when all are MISSING). Its status is
+NULL where the function returned null, else STALE where an input is STALE, else PRESENT.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,30 +16,32 @@ from treadle.core.dtypes import numpy_dtype
 from treadle.core.errors import FailedPrecondition, TreadleError
 from treadle.core.hints import did_you_mean
 from treadle.features.definitions import Field, Transform
-from treadle.features.values import Feature, Status, column_of
+from treadle.features.values import FeatureResult, FeatureStatus, column_with_nulls
 
 Array = NDArray[Any]
 
 
-def run_transforms(transforms: Sequence[Transform], inputs: Mapping[str, Feature], rows: int) -> dict[str, Feature]:
-    """The outputs of all transforms by name. FailedPrecondition says which function did what wrong."""
-    made: dict[str, Feature] = {}
+def run_transforms(
+    transforms: Sequence[Transform], inputs: Mapping[str, FeatureResult], rows: int
+) -> dict[str, FeatureResult]:
+    """The outputs of all transforms by name, `rows` values each. FailedPrecondition names the function that failed."""
+    made: dict[str, FeatureResult] = {}
     for transform in transforms:
         taken = [inputs[name] for name in transform.inputs]
-        given = {name: as_input(each.column) for name, each in zip(transform.inputs, taken, strict=True)}
+        given = {name: transform_input(each.column) for name, each in zip(transform.inputs, taken, strict=True)}
         returned = _check_keys(transform, _call(transform, given))
         ages = reduce(np.fmax, [each.ages for each in taken])
-        stale = reduce(np.logical_or, [each.statuses == Status.STALE for each in taken])
-        fresh = np.where(stale, Status.STALE, Status.PRESENT)
+        stale = reduce(np.logical_or, [each.statuses == FeatureStatus.STALE for each in taken])
+        fresh = np.where(stale, FeatureStatus.STALE, FeatureStatus.PRESENT)
         for field in transform.outputs:
-            column = _output(transform, field, returned[field.name], rows)
+            column = _output_column(transform, field, returned[field.name], rows)
             nulls = np.zeros(rows, bool) if column.nulls is None else column.nulls
-            made[field.name] = Feature(column, np.where(nulls, Status.NULL, fresh).astype(np.uint8), ages)
+            made[field.name] = FeatureResult(column, np.where(nulls, FeatureStatus.NULL, fresh).astype(np.uint8), ages)
     return made
 
 
-def as_input(column: Column) -> Array:
-    """What a transform sees of a column: a read-only array whose type depends on the column's type alone.
+def transform_input(column: Column) -> Array:
+    """The column as argument of a transform: a read-only array whose type depends on the column's type alone.
 
     FP types stay (null is NaN), integers and BOOL become float64 (null is NaN), STRING and BYTES are objects
     (null is None), TIMESTAMP is datetime64[us] (null is NaT).
@@ -64,12 +66,12 @@ def _call(transform: Transform, given: dict[str, Array]) -> Any:
     except TreadleError:
         raise
     except Exception as error:
-        # The text of the exception may hold values of columns, so only its type and place are told.
-        raise _fault(transform, f"raised {type(error).__name__}{_place(error)}") from error
+        # The text of the exception may contain values of columns: only its type and location are reported.
+        raise _transform_error(transform, f"raised {type(error).__name__}{_error_location(error)}") from error
 
 
-def _place(error: BaseException) -> str:
-    """Where in the user's own code it happened."""
+def _error_location(error: BaseException) -> str:
+    """Function and line of the user's code that raised, as " (in …)"; "" when unknown."""
     frames = []
     trace = error.__traceback__
     while trace is not None:
@@ -81,56 +83,56 @@ def _place(error: BaseException) -> str:
 def _check_keys(transform: Transform, returned: Any) -> Mapping[str, Any]:
     wanted = [each.name for each in transform.outputs]
     if not isinstance(returned, Mapping):
-        raise _fault(transform, f"returned {type(returned).__name__}, wanted a dict with {', '.join(wanted)}")
+        raise _transform_error(transform, f"returned {type(returned).__name__}, wanted a dict with {', '.join(wanted)}")
     for name in wanted:
         if name not in returned:
-            raise _fault(transform, f"did not return {name!r}")
+            raise _transform_error(transform, f"did not return {name!r}")
     for name in returned:
         if name not in wanted:
-            raise _fault(
+            raise _transform_error(
                 transform, f"returned {str(name)[:80]!r}, which it does not declare{did_you_mean(str(name), wanted)}"
             )
     return returned
 
 
-def _output(transform: Transform, field: Field, value: Any, rows: int) -> Column:
+def _output_column(transform: Transform, field: Field, value: Any, rows: int) -> Column:
     array = np.ma.getdata(value) if isinstance(value, np.ma.MaskedArray) else value
     what = f"output {field.name!r}"
     if not isinstance(array, np.ndarray):
-        raise _fault(transform, f"{what} is a {type(array).__name__}, wanted a numpy array")
+        raise _transform_error(transform, f"{what} is a {type(array).__name__}, wanted a numpy array")
     if array.shape != (rows,):
-        raise _fault(transform, f"{what} has the shape {array.shape}, wanted ({rows},)")
+        raise _transform_error(transform, f"{what} has the shape {array.shape}, wanted ({rows},)")
     nulls = np.ma.getmaskarray(value) if isinstance(value, np.ma.MaskedArray) else np.zeros(rows, bool)
-    values, own_nulls = _typed(transform, field, array, nulls)
-    return column_of(field.name, field.dtype, values, nulls | own_nulls)
+    values, own_nulls = _cast_output(transform, field, array, nulls)
+    return column_with_nulls(field.name, field.dtype, values, nulls | own_nulls)
 
 
-def _typed(
+def _cast_output(
     transform: Transform, field: Field, array: Array, masked: NDArray[np.bool_]
 ) -> tuple[Array, NDArray[np.bool_]]:
-    """The array in the declared type, and where it is null by itself."""
+    """The array cast to the declared type, and where its values are null (NaN, NaT, None)."""
     wanted = numpy_dtype(field.dtype)
     if wanted.kind == "O":
-        return _texts(transform, field, array, masked)
+        return _cast_text_output(transform, field, array, masked)
     widens = wanted.kind == array.dtype.kind == "M" or np.can_cast(array.dtype, wanted, "same_kind")
     if array.dtype.kind == "O" or not widens or (wanted.kind == "f" and array.dtype.kind == "b"):
-        raise _fault(transform, f"output {field.name!r} is {array.dtype}, wanted {wanted} ({field.dtype})")
+        raise _transform_error(transform, f"output {field.name!r} is {array.dtype}, wanted {wanted} ({field.dtype})")
     values = array.astype(wanted)
     if wanted.kind in "iu" and not np.array_equal(values[~masked], array[~masked]):
-        raise _fault(transform, f"output {field.name!r} has values outside the range of {field.dtype}")
+        raise _transform_error(transform, f"output {field.name!r} has values outside the range of {field.dtype}")
     if wanted.kind == "f":
         return values, np.isnan(values)
     return values, np.isnat(values) if wanted.kind == "M" else np.zeros(len(values), bool)
 
 
-def _texts(
+def _cast_text_output(
     transform: Transform, field: Field, array: Array, masked: NDArray[np.bool_]
 ) -> tuple[Array, NDArray[np.bool_]]:
     kind = str if field.dtype == "STRING" else bytes
     items = array.tolist()
     nulls = np.fromiter((each is None for each in items), bool, len(items))
     if not all(isinstance(each, kind) for each, null in zip(items, (nulls | masked).tolist(), strict=True) if not null):
-        raise _fault(
+        raise _transform_error(
             transform, f"output {field.name!r} is {array.dtype}, wanted {field.dtype} ({kind.__name__} or None)"
         )
     values = np.empty(len(items), object)
@@ -138,5 +140,5 @@ def _texts(
     return values, nulls
 
 
-def _fault(transform: Transform, what: str) -> FailedPrecondition:
+def _transform_error(transform: Transform, what: str) -> FailedPrecondition:
     return FailedPrecondition(f"transform {transform.name!r} ({transform.function}) {what}")

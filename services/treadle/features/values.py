@@ -1,11 +1,11 @@
-"""Feature values with their provenance, and the one place where statuses and ages are decided.
+"""Feature values with their statuses and ages, computed here for online and offline alike.
 
     row not found                      MISSING  value null, age NaN
     found, value null                  NULL     age of the row
     found, older than the view allows  STALE    value kept
     found                              PRESENT
 
-Nulls hold a fixed filler (NaN, 0, "", b"", NaT), so that equal features are equal bit for bit.
+Null rows hold a fixed value (NaN, 0, "", b"", NaT), so that equal features are equal bit for bit.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ Array = NDArray[Any]
 MICROS_A_SECOND: Final = 1e6
 
 
-class Status(IntEnum):
+class FeatureStatus(IntEnum):
     """Numbered as `treadle.v1.FeatureStatus`."""
 
     PRESENT = 1
@@ -33,13 +33,13 @@ class Status(IntEnum):
     STALE = 4
 
 
-# As plain numbers: reading a member of an enum takes longer than the arithmetic around it.
-_PRESENT, _NULL, _MISSING, _STALE = map(int, Status)
+# Plain integers, because access to an enum member takes longer than the arithmetic around it.
+_PRESENT, _NULL, _MISSING, _STALE = map(int, FeatureStatus)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Feature:
-    """N values of one feature: `statuses` is uint8 of `Status`, `ages` is seconds in float64, NaN where MISSING."""
+class FeatureResult:
+    """N values of one feature: `statuses` is uint8 of `FeatureStatus`, `ages` is float64 seconds, NaN if MISSING."""
 
     column: Column
     statuses: NDArray[np.uint8]
@@ -48,23 +48,26 @@ class Feature:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ViewRows:
-    """What a view knows about N entities. Rows where `found` is False hold fillers."""
+    """The stored rows of a view for N entities. Rows where `found` is False hold null values."""
 
     found: NDArray[np.bool_]
     event_micros: NDArray[np.int64]
     values: Sequence[Array]
-    """One array a field, N rows each."""
+    """One array for each field, N rows each."""
     nulls: NDArray[np.bool_]
     """Shape (fields, N). True also where absent."""
     absent: NDArray[np.bool_] | None
-    """Shape (fields, N). True where nothing was ever stored: for the entity, or for a field newer than its row.
-    None: nowhere."""
+    """Shape (fields, N). True where no value was ever stored: no row for the entity, or a field newer than its row.
+    None: everywhere False."""
 
 
-def features_of(
+def view_features(
     names: Sequence[str], fields: Sequence[Field], rows: ViewRows, now: NDArray[np.int64], limit: int | None
-) -> dict[str, Feature]:
-    """Statuses and ages of a view's fields at the moments `now`; `limit` is the freshness in microseconds."""
+) -> dict[str, FeatureResult]:
+    """The features of a view by name, with statuses and ages at the times `now` (N, microseconds).
+
+    `limit` is the freshness limit in microseconds; None: values never become STALE.
+    """
     age_micros = now - rows.event_micros
     ages = age_micros / MICROS_A_SECOND
     statuses = np.full(rows.nulls.shape, _PRESENT, np.uint8)
@@ -77,8 +80,8 @@ def features_of(
         every_age = np.where(rows.absent, np.nan, ages)  # type: ignore[assignment]  # an array is a sequence of its rows
     some_null: list[bool] = np.asarray(rows.nulls.any(axis=1)).tolist()
     return {
-        name: Feature(
-            _filled(name, field.dtype, rows.values[at], rows.nulls[at])
+        name: FeatureResult(
+            _fill_nulls(name, field.dtype, rows.values[at], rows.nulls[at])
             if some_null[at]
             else Column(name, field.dtype, rows.values[at]),
             statuses[at],
@@ -88,26 +91,28 @@ def features_of(
     }
 
 
-def context_feature(column: Column) -> Feature:
-    """A request-time column as a feature: age 0, NULL where null."""
+def context_feature(column: Column) -> FeatureResult:
+    """A request-time column as a feature: age 0, NULL where null, else PRESENT."""
     nulls = np.zeros(column.rows, bool) if column.nulls is None else column.nulls
-    statuses = np.where(nulls, Status.NULL, Status.PRESENT).astype(np.uint8)
-    return Feature(column_of(column.name, column.dtype, column.values, nulls), statuses, np.zeros(column.rows))
+    statuses = np.where(nulls, FeatureStatus.NULL, FeatureStatus.PRESENT).astype(np.uint8)
+    return FeatureResult(
+        column_with_nulls(column.name, column.dtype, column.values, nulls), statuses, np.zeros(column.rows)
+    )
 
 
-def column_of(name: str, dtype: str, values: Array, nulls: NDArray[np.bool_]) -> Column:
-    """A column whose nulls hold the filler."""
-    return _filled(name, dtype, values, nulls) if nulls.any() else Column(name, dtype, values)
+def column_with_nulls(name: str, dtype: str, values: Array, nulls: NDArray[np.bool_]) -> Column:
+    """A column with the null value of its type in the rows of `nulls`."""
+    return _fill_nulls(name, dtype, values, nulls) if nulls.any() else Column(name, dtype, values)
 
 
-def _filled(name: str, dtype: str, values: Array, nulls: NDArray[np.bool_]) -> Column:
+def _fill_nulls(name: str, dtype: str, values: Array, nulls: NDArray[np.bool_]) -> Column:
     filled = values.copy()
-    filled[nulls] = filler(dtype)
+    filled[nulls] = null_filler(dtype)
     return Column(name, dtype, filled, nulls)
 
 
-def filler(dtype: str) -> Any:
-    """What a null of this type holds: NaN, NaT, "", b"", False or 0."""
+def null_filler(dtype: str) -> Any:
+    """The value of a null row of this type: NaN, NaT, "", b"", False or 0."""
     if dtype == "STRING":
         return ""
     if dtype == "BYTES":

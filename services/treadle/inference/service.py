@@ -1,21 +1,19 @@
 """The composition root of the inference service."""
 
-import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from treadle import oip
 from treadle.core.errors import FailedPrecondition
-from treadle.core.tasks import end
 from treadle.inference.api.admission import Limits
 from treadle.inference.api.data_plane import Inferring
 from treadle.inference.api.servicer import InferenceServicer
 from treadle.inference.batching.metrics import ModelMeters, ModelObserver
 from treadle.inference.models.artifacts import Artifacts
-from treadle.inference.models.desired_state import Desired
+from treadle.inference.models.desired_state import DesiredStateFollower
 from treadle.inference.models.loader import Loader, Loading
-from treadle.inference.models.manifest_cache import Catalogue
+from treadle.inference.models.manifest_cache import ManifestCache
 from treadle.inference.models.repository import Repository, Tools
 from treadle.plugins.checked import SAMPLE_TOLERANCE
 from treadle.plugins.manager import Plugins, names_in
@@ -34,7 +32,7 @@ _OVER_ZERO = (
 
 
 @dataclass(frozen=True)
-class Settings:
+class InferenceSettings:
     """TREADLE_INFERENCE_MAX_BATCH_ROWS and so on."""
 
     max_batch_rows: int = 1024
@@ -77,33 +75,36 @@ class Settings:
 
 
 @asynccontextmanager
-async def open_service(settings: Settings, runtime: Runtime, plugins: Plugins | None = None) -> AsyncIterator[None]:
+async def open_service(
+    settings: InferenceSettings, runtime: Runtime, plugins: Plugins | None = None
+) -> AsyncIterator[None]:
     """Starts with what it served last, and follows the registry from there."""
     plugins = plugins or Plugins.load(blocked=names_in(settings.blocked_plugins))
     registry = runtime.connect("registry")
-    catalogue = Catalogue(registry, runtime.home)
-    repository = _repository(settings, runtime, plugins, catalogue)
-    desired = Desired(registry, repository, runtime.home / "desired.json", runtime.telemetry.log)
+    manifests = ManifestCache(registry, runtime.home)
+    repository = _repository(settings, runtime, plugins, manifests)
+    desired = DesiredStateFollower(registry, repository, runtime.home / "desired.json", runtime.telemetry.log)
     servicer = InferenceServicer(
         Inferring(repository, settings.max_request_rows),
-        catalogue,
+        manifests,
         save_pins=desired.save_pins,
         max_batch_rows=settings.max_batch_rows,
         stream_in_flight=settings.stream_in_flight,
     )
     oip.add_GRPCInferenceServiceServicer_to_server(servicer, runtime.server)
     runtime.reflect(oip.POOL)
-    desired.restore()
-    following = asyncio.create_task(desired.follow())
-    try:
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(repository.close)
+        await desired.restore()
+        background = await stack.enter_async_context(runtime.background())
+        background.start("watch_deployments", desired.run)
         yield
-    finally:
-        await end(following)
-        await repository.close()
 
 
-def _repository(settings: Settings, runtime: Runtime, plugins: Plugins, catalogue: Catalogue) -> Repository:
-    telemetry, artifacts = runtime.telemetry, Artifacts(runtime.home, catalogue.fetch)
+def _repository(
+    settings: InferenceSettings, runtime: Runtime, plugins: Plugins, manifests: ManifestCache
+) -> Repository:
+    telemetry, artifacts = runtime.telemetry, Artifacts(runtime.home, manifests.fetch)
     meters = ModelMeters(telemetry.meters)
     how = Loading(
         threads=settings.threads_per_model,
@@ -114,7 +115,7 @@ def _repository(settings: Settings, runtime: Runtime, plugins: Plugins, catalogu
     )
     loader = Loader(plugins, artifacts, how, telemetry.log)
     tools = Tools(
-        describe=catalogue.describe,
+        describe=manifests.describe,
         load=loader.load,
         discard=artifacts.discard,
         observer=lambda key: ModelObserver(key, telemetry.tracer, meters),

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from treadle.core.errors import InvalidInput
 from treadle.features.definitions import FeatureView
-from treadle.features.offline.history import EVENT, connection, history_sql, ident
+from treadle.features.offline.history import EVENT_TIME, history_sql, open_duckdb, quote_identifier
 from treadle.rpc.codec.columns import encode
 from treadle.v1 import features_pb2 as pb
 from treadle.v1 import features_pb2_grpc
@@ -43,14 +43,14 @@ async def materialize(
 
 
 def latest_rows(view: FeatureView, until: datetime | None = None) -> Any:
-    """An Arrow table with the newest row of each entity: entity columns, fields, and EVENT in microseconds."""
-    moment = "" if until is None else f" WHERE {EVENT} <= {to_micros(until)}"
-    keys = ", ".join(ident(each.name) for each in view.entities)
-    with connection() as db:
+    """An Arrow table with the newest row of each entity: entity columns, fields, and EVENT_TIME in microseconds."""
+    moment = "" if until is None else f" WHERE {EVENT_TIME} <= {to_micros(until)}"
+    keys = ", ".join(quote_identifier(each.name) for each in view.entities)
+    with open_duckdb() as db:
         history = history_sql(db, view, view.fields)
         return db.sql(
             f"SELECT * FROM ({history}){moment} "  # noqa: S608  # every name is quoted
-            f"QUALIFY lead({EVENT}) OVER (PARTITION BY {keys} ORDER BY {EVENT}) IS NULL"
+            f"QUALIFY lead({EVENT_TIME}) OVER (PARTITION BY {keys} ORDER BY {EVENT_TIME}) IS NULL"
         ).to_arrow_table()
 
 
@@ -61,7 +61,7 @@ async def push_table(
     *,
     progress: Progress | None = None,
 ) -> Pushed:
-    """Pushes an Arrow table with the view's columns and EVENT (`_event_micros`, int64), in its order."""
+    """Pushes an Arrow table with the view's columns and EVENT_TIME (`_event_micros`, int64), in its order."""
     if not rows.num_rows:
         return Pushed(0, 0, 0)
     answer = await stub.Push(_messages(view, rows, progress))
@@ -79,7 +79,7 @@ def _message(view: FeatureView, rows: Any) -> pb.PushRequest:
     from treadle.features.offline.point_in_time import history_column
 
     columns = [encode(history_column(each.name, rows[each.name], each.dtype)) for each in view.columns()]
-    return pb.PushRequest(view=view.name, columns=columns, event_micros=rows[EVENT].to_pylist())
+    return pb.PushRequest(view=view.name, columns=columns, event_micros=rows[EVENT_TIME].to_pylist())
 
 
 def to_micros(moment: datetime) -> int:

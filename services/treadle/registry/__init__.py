@@ -1,12 +1,12 @@
-"""The registry: which models exist, where they came from, what serves.
+"""The registry: models, their versions and lineage, and the deployments that serve them.
 
 Reading order:
 
-- `service`: settings, and how the parts are put together
-- `servicer`: the contract; decodes, calls the core, encodes
-- `models`, `deployments`, `history`: what is kept, and its rules
-- `manifest`, `policy`: what a version and a deployment must fulfil before they are kept
+- `service`: settings and composition root
+- `servicer`: the gRPC servicer; decodes, calls the core, encodes
+- `models`, `deployments`, `history`: the stored objects and their rules
+- `manifest`, `policy`: validation of model versions and deployments before they are stored
 - `store`: transactions; `schema` and `migrations`: the tables
-- `artifacts`: files under their SHA-256
-- `watch`: deployments as they change
+- `artifacts`: content-addressed files
+- `watch`: streams of deployment changes
 """

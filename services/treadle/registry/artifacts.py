@@ -1,7 +1,7 @@
-"""Files under the SHA-256 of their bytes: `sha256/ab/cdef…`.
+"""The content-addressed artifact store: each file lies under the SHA-256 of its bytes, `sha256/ab/cdef…`.
 
-An upload is written to `incoming/`, synced, checked, and only then renamed into place: what lies under a digest
-is whole. A download is checked while it is read, and its last chunk is held back until the digest holds.
+An upload is written to `incoming/`, verified, synced, and only then renamed into place, so that a stored file is always
+complete. A download is verified while it is read; its last chunk is held back until the digest matches.
 """
 
 import asyncio
@@ -19,35 +19,35 @@ from typing import IO, Any, TypeVar
 
 from treadle.core.errors import DataLoss, NotFound, StorageFull
 from treadle.core.files import map_disk_full, sync_folder
-from treadle.registry.checks import Problems
+from treadle.registry.checks import ViolationCollector
 
 T = TypeVar("T")
 CHUNK_BYTES = 1 << 20
-_THREADS = 4
+_IO_THREADS = 4
 
 
-class Artifacts:
-    """The folder of artifacts. Several processes may share it.
+class ArtifactStore:
+    """The artifact folder. Several processes may share it.
 
-    `limit_bytes` is the largest artifact; `reserve_bytes` of the disk are left free for everybody else.
+    `limit_bytes` is the size limit of an artifact; `reserve_bytes` of the disk stay free for other programs.
     """
 
     def __init__(self, folder: Path, *, limit_bytes: int, reserve_bytes: int = 0) -> None:
-        self._kept = folder / "sha256"
+        self._stored = folder / "sha256"
         self._incoming = folder / "incoming"
         self._limit_bytes = limit_bytes
         self._reserve_bytes = reserve_bytes
-        self._threads = ThreadPoolExecutor(_THREADS, "registry-files")
-        for path in (self._kept, self._incoming):
+        self._threads = ThreadPoolExecutor(_IO_THREADS, "registry-files")
+        for path in (self._stored, self._incoming):
             path.mkdir(parents=True, exist_ok=True)
-        self._remove_leftovers()
+        self._remove_abandoned_uploads()
 
     async def close(self) -> None:
-        """Waits for the reads and writes that run."""
+        """Waits for running reads and writes, and ends the threads."""
         await asyncio.to_thread(self._threads.shutdown)
 
-    def _remove_leftovers(self) -> None:
-        """Uploads that a crash cut off. One that another process is writing is locked, and stays."""
+    def _remove_abandoned_uploads(self) -> None:
+        """Deletes uploads that a crash interrupted. An upload of a running process is locked, and stays."""
         for path in self._incoming.iterdir():
             try:
                 with path.open("rb") as file:
@@ -57,21 +57,21 @@ class Artifacts:
                 continue
 
     async def upload(self, sha256: str, size_bytes: int, chunks: AsyncIterator[bytes]) -> bool:
-        """Keeps the bytes; returns True if they were here already. Nothing is left behind by an error.
+        """Stores the bytes; returns True if they were stored already. An error leaves no file behind.
 
-        InvalidInput  no digest, or a negative size
+        InvalidInput  an invalid digest, or a negative size
         DataLoss      the bytes do not have the digest or the size
         StorageFull   larger than the limit, or no space left
         """
-        problems = Problems("the artifact cannot be stored")
-        problems.digest("header.sha256", sha256)
+        violations = ViolationCollector("the artifact cannot be stored")
+        violations.check_digest("header.sha256", sha256)
         if size_bytes < 0:
-            problems.add("header.size_bytes", "must not be negative")
-        problems.raise_if_any()
-        if await self._run(self._holds, sha256, size_bytes):
+            violations.add("header.size_bytes", "must not be negative")
+        violations.raise_if_any()
+        if await self._run(self._has_intact, sha256, size_bytes):
             return True
-        await self._run(self._make_room, size_bytes)
-        part = _Part(self._incoming / uuid.uuid4().hex)
+        await self._run(self._check_space, size_bytes)
+        part = _PartialUpload(self._incoming / uuid.uuid4().hex)
         try:
             await self._run(part.open)
             async for chunk in chunks:
@@ -80,12 +80,12 @@ class Artifacts:
                 await self._run(part.write, chunk)
             await self._run(part.keep, self._path(sha256), sha256, size_bytes)
         finally:
-            # Shielded: a cancelled call must not leave its file either.
+            # Shielded, so that a cancelled call does not leave its file behind.
             await asyncio.shield(self._run(part.discard))
         return False
 
     async def download(self, sha256: str) -> AsyncIterator[bytes]:
-        """The bytes, in chunks. NotFound if absent; DataLoss, before the last chunk, if they lost their digest."""
+        """The bytes, in chunks. NotFound if absent; DataLoss, before the last chunk, if the stored file is corrupt."""
         file = await self._run(self._open, sha256)
         try:
             digest = hashlib.sha256()
@@ -103,7 +103,7 @@ class Artifacts:
             file.close()
 
     async def sizes(self, digests: list[str]) -> dict[str, int | None]:
-        """The size of each artifact in bytes; None for those that are not here."""
+        """The size of each artifact in bytes; None for absent artifacts."""
         return await self._run(lambda: {digest: self._size(digest) for digest in digests})
 
     async def _run(self, work: Callable[..., T], *arguments: Any) -> T:
@@ -111,12 +111,12 @@ class Artifacts:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
     def _path(self, sha256: str) -> Path:
-        return self._kept / sha256[:2] / sha256[2:]
+        return self._stored / sha256[:2] / sha256[2:]
 
     def _open(self, sha256: str) -> IO[bytes]:
-        problems = Problems("no such artifact can exist")
-        problems.digest("sha256", sha256)
-        problems.raise_if_any()
+        violations = ViolationCollector("no such artifact can exist")
+        violations.check_digest("sha256", sha256)
+        violations.raise_if_any()
         try:
             return self._path(sha256).open("rb")
         except FileNotFoundError:
@@ -128,8 +128,8 @@ class Artifacts:
         except FileNotFoundError:
             return None
 
-    def _holds(self, sha256: str, size_bytes: int) -> bool:
-        """Whether these bytes are here, unharmed. A harmed artifact is mended by uploading it again."""
+    def _has_intact(self, sha256: str, size_bytes: int) -> bool:
+        """Whether the artifact is stored intact (a corrupt file is replaced). DataLoss if the stated size is wrong."""
         found = self._size(sha256)
         if found is None:
             return False
@@ -140,7 +140,7 @@ class Artifacts:
             raise DataLoss(f"the bytes of {sha256} are {found}, the header states {size_bytes}")
         return True
 
-    def _make_room(self, size_bytes: int) -> None:
+    def _check_space(self, size_bytes: int) -> None:
         if size_bytes > self._limit_bytes:
             raise StorageFull(f"the artifact has {size_bytes} bytes, this registry takes up to {self._limit_bytes}")
         free = shutil.disk_usage(self._incoming).free - self._reserve_bytes
@@ -150,10 +150,10 @@ class Artifacts:
             )
 
 
-class _Part:
-    """An upload on its way in: a locked file in `incoming`, and the digest of what it holds.
+class _PartialUpload:
+    """An upload in progress: a locked file in `incoming`, and the running digest of its bytes.
 
-    Its methods run in threads. A cancelled call may discard it while a write is still running: hence the lock.
+    Its methods run in threads. The lock is needed because a cancelled call may discard it during a write.
     """
 
     def __init__(self, path: Path) -> None:
@@ -167,24 +167,24 @@ class _Part:
     def open(self) -> None:
         with self._lock:
             while not self._discarded and self._file is None:
-                file = self._path.open("xb", buffering=0)  # closing has nothing left to write to a full disk
-                fcntl.flock(file, fcntl.LOCK_EX)  # says to other processes: this is no leftover
+                file = self._path.open("xb", buffering=0)  # unbuffered: close() cannot fail on a full disk
+                fcntl.flock(file, fcntl.LOCK_EX)  # tells other processes that the upload is in progress
                 if os.fstat(file.fileno()).st_nlink:
                     self._file = file
-                else:  # another process, at its start, was faster than the lock
+                else:  # another process deleted the file at its start, before it was locked
                     file.close()
 
     def write(self, chunk: bytes) -> None:
         with self._lock:
             if self._file is not None:
                 view = memoryview(chunk)
-                while view:  # a raw file may take only a part
+                while view:  # a raw file may write only a part of the buffer
                     view = view[self._file.write(view) :]
                 self._digest.update(chunk)
                 self.size += len(chunk)
 
     def keep(self, path: Path, sha256: str, size_bytes: int) -> None:
-        """Moves the bytes into place, if they are what they should be, so that they outlive a power cut."""
+        """Verifies the file and moves it durably into place. DataLoss if size or digest differ."""
         with self._lock:
             if self._file is None:
                 return
@@ -199,7 +199,7 @@ class _Part:
                 sync_folder(folder)
 
     def discard(self) -> None:
-        """Closes the file, and removes what was not kept."""
+        """Closes the file, and deletes it unless `keep` has moved it."""
         with self._lock:
             self._discarded = True
             file, self._file = self._file, None

@@ -1,4 +1,4 @@
-"""Between the contract's messages and the core's plain objects."""
+"""Conversion between `treadle.v1` messages and the plain objects of the core."""
 
 from collections.abc import Iterable
 
@@ -12,12 +12,12 @@ from treadle.v1 import evaluation_pb2, registry_pb2, types_pb2
 
 
 def decode_ref(pb: types_pb2.ModelRef) -> ModelRef:
-    """A model version."""
+    """The reference of a message, not validated."""
     return ModelRef(pb.model, pb.version)
 
 
 def decode_manifest(pb: registry_pb2.Manifest) -> manifest.Manifest:
-    """InvalidInput if a sample column cannot be decoded."""
+    """The manifest of a message. InvalidInput if a sample column cannot be decoded."""
     return manifest.Manifest(
         backend=pb.backend,
         body=pb.SerializeToString(deterministic=True),
@@ -27,37 +27,37 @@ def decode_manifest(pb: registry_pb2.Manifest) -> manifest.Manifest:
         outputs=tuple(map(TensorSpec.from_proto, pb.signature.outputs)),
         sample_inputs=_decode_samples(pb.sample_inputs, "manifest.sample_inputs"),
         sample_outputs=_decode_samples(pb.sample_outputs, "manifest.sample_outputs"),
-        files=tuple(manifest.File(file.path, file.sha256, file.size_bytes) for file in pb.files),
+        files=tuple(manifest.ManifestFile(file.path, file.sha256, file.size_bytes) for file in pb.files),
         parent=decode_ref(pb.lineage.parent) if pb.lineage.HasField("parent") else None,
         compiled=_decode_compiled(pb.compiled) if pb.HasField("compiled") and not pb.compiled.reason else None,
     )
 
 
-def _decode_compiled(pb: registry_pb2.Compiled) -> manifest.Compiled:
-    return manifest.Compiled(pb.backend, pb.folder, pb.relative_tolerance, pb.absolute_tolerance)
+def _decode_compiled(pb: registry_pb2.Compiled) -> manifest.CompiledSpec:
+    return manifest.CompiledSpec(pb.backend, pb.folder, pb.relative_tolerance, pb.absolute_tolerance)
 
 
-def _decode_samples(pbs: Iterable[types_pb2.Column], where: str) -> tuple[manifest.Sample, ...]:
+def _decode_samples(pbs: Iterable[types_pb2.Column], where: str) -> tuple[manifest.SampleColumn, ...]:
     from treadle.rpc.codec import columns
 
     table = columns.decode_all(pbs, where)
-    return tuple(manifest.Sample(column.name, column.dtype, column.values.shape) for column in table.values())
+    return tuple(manifest.SampleColumn(column.name, column.dtype, column.values.shape) for column in table.values())
 
 
-def decode_policy(pb: registry_pb2.Deployment) -> policy.Policy:
-    """InvalidInput if a constant answer cannot be decoded or has not exactly one row."""
+def decode_policy(pb: registry_pb2.Deployment) -> policy.DeploymentPolicy:
+    """The policy of a deployment message. InvalidInput if a constant answer cannot be decoded or has not one row."""
     body = registry_pb2.Deployment()
     body.CopyFrom(pb)
-    # Set by the registry: what a caller sends in them is ignored, so that read, change, apply works.
+    # The registry sets these fields. A caller's values are ignored, so that a deployment can be read, changed, applied.
     body.ClearField("revision")
     body.ClearField("updated_micros")
     body.ClearField("updated_by")
     feature_policy = pb.feature_policy or registry_pb2.FEATURE_POLICY_SERVE
     known = feature_policy in registry_pb2.FeaturePolicy.values()
-    return policy.Policy(
+    return policy.DeploymentPolicy(
         name=pb.name,
         body=body.SerializeToString(deterministic=True),
-        traffic=tuple(policy.Share(decode_ref(share.ref), share.weight) for share in pb.traffic),
+        traffic=tuple(policy.TrafficShare(decode_ref(share.ref), share.weight) for share in pb.traffic),
         shadows=tuple(decode_ref(ref) for ref in pb.shadows),
         fallbacks=tuple(_decode_step(step, f"deployment.fallbacks[{i}]") for i, step in enumerate(pb.fallbacks)),
         sticky_entity=pb.sticky_entity,
@@ -69,14 +69,14 @@ def decode_policy(pb: registry_pb2.Deployment) -> policy.Policy:
     )
 
 
-def _decode_step(pb: registry_pb2.FallbackStep, where: str) -> policy.Step:
+def _decode_step(pb: registry_pb2.FallbackStep, where: str) -> policy.FallbackStep:
     if pb.WhichOneof("answer") == "constant":
         from treadle.rpc.codec import columns
 
         constant = tuple(columns.decode_all(pb.constant.outputs, f"{where}.constant.outputs", rows=1))
-        return policy.Step(pb.name, pb.timeout_seconds, constant=constant)
+        return policy.FallbackStep(pb.name, pb.timeout_seconds, constant=constant)
     ref = decode_ref(pb.ref) if pb.HasField("ref") else None
-    return policy.Step(pb.name, pb.timeout_seconds, ref)
+    return policy.FallbackStep(pb.name, pb.timeout_seconds, ref)
 
 
 def check_report(report: bytes) -> None:
@@ -90,7 +90,7 @@ def check_report(report: bytes) -> None:
 
 
 def encode_model(model: models.Model) -> registry_pb2.Model:
-    """A model."""
+    """The message of a model."""
     return registry_pb2.Model(
         name=model.name,
         description=model.description,
@@ -101,8 +101,8 @@ def encode_model(model: models.Model) -> registry_pb2.Model:
     )
 
 
-def encode_version(version: models.Version) -> registry_pb2.ModelVersion:
-    """A version with its whole manifest."""
+def encode_version(version: models.ModelVersion) -> registry_pb2.ModelVersion:
+    """The message of a version with its complete manifest."""
     return registry_pb2.ModelVersion(
         ref=_encode_ref(version.ref),
         manifest=registry_pb2.Manifest.FromString(version.manifest),
@@ -112,8 +112,8 @@ def encode_version(version: models.Version) -> registry_pb2.ModelVersion:
     )
 
 
-def encode_report(report: models.Report) -> registry_pb2.StoredReport:
-    """A report under its id."""
+def encode_report(report: models.StoredReport) -> registry_pb2.StoredReport:
+    """The message of a stored evaluation report, with its id."""
     return registry_pb2.StoredReport(
         report_id=f"report-{report.sequence}",
         ref=_encode_ref(report.ref),
@@ -122,8 +122,8 @@ def encode_report(report: models.Report) -> registry_pb2.StoredReport:
     )
 
 
-def encode_deployment(deployment: deployments.Deployment) -> registry_pb2.Deployment:
-    """A deployment with what the registry sets."""
+def encode_deployment(deployment: deployments.DeploymentRevision) -> registry_pb2.Deployment:
+    """The message of a deployment revision, with the fields that the registry sets."""
     pb = registry_pb2.Deployment.FromString(deployment.body)
     pb.revision = deployment.revision
     pb.updated_micros = deployment.updated_micros
@@ -132,7 +132,7 @@ def encode_deployment(deployment: deployments.Deployment) -> registry_pb2.Deploy
 
 
 def encode_watch_event(event: watch.Event) -> registry_pb2.DeploymentEvent:
-    """One event of a watch."""
+    """The message of a watch event."""
     match event:
         case watch.Applied(cursor, deployment):
             return registry_pb2.DeploymentEvent(cursor=cursor, applied=encode_deployment(deployment))
@@ -142,8 +142,8 @@ def encode_watch_event(event: watch.Event) -> registry_pb2.DeploymentEvent:
             return registry_pb2.DeploymentEvent(cursor=cursor, caught_up=True)
 
 
-def encode_history_event(event: history.Event) -> registry_pb2.HistoryEvent:
-    """One event of the history."""
+def encode_history_event(event: history.HistoryEvent) -> registry_pb2.HistoryEvent:
+    """The message of a history event."""
     return registry_pb2.HistoryEvent(
         sequence=event.sequence,
         at_micros=event.at_micros,

@@ -1,4 +1,4 @@
-"""Deployments and their revisions, as they are kept; and what changed, in order."""
+"""Stored deployments, their revisions, and the ordered list of their changes."""
 
 import json
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 
 from treadle.core.errors import AlreadyExists, Conflict, NotFound
 from treadle.registry import models, schema
-from treadle.registry.policy import Policy
+from treadle.registry.policy import DeploymentPolicy
 from treadle.registry.store import Transaction, newest_sequence
 
 ANY_REVISION = 0
@@ -16,8 +16,8 @@ MUST_NOT_EXIST = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Deployment:
-    """One revision. `body` is the serialized contract without what the registry sets."""
+class DeploymentRevision:
+    """One revision of a deployment. `body` is a serialized `treadle.v1.Deployment` without registry fields."""
 
     body: bytes
     revision: int
@@ -26,35 +26,37 @@ class Deployment:
 
 
 _COLUMNS = [schema.deployment_revisions.c[name] for name in ("body", "revision", "updated_micros", "updated_by")]
-"""What makes a Deployment, in the order of its fields."""
+"""The columns of a DeploymentRevision, in the order of its fields."""
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """What a deployment became at one point of the history; revision None: it was deleted."""
+class DeploymentChange:
+    """A deployment's new revision at one sequence number of the history; None: it was deleted."""
 
     sequence: int
     name: str
     revision: int | None
 
 
-def apply(tx: Transaction, policy: Policy, expected_revision: int = ANY_REVISION, reason: str = "") -> Deployment:
-    """The next revision. Revisions of a deployment that was deleted and made anew go on counting.
+def apply(
+    tx: Transaction, policy: DeploymentPolicy, expected_revision: int = ANY_REVISION, reason: str = ""
+) -> DeploymentRevision:
+    """Stores the next revision. A deleted deployment that is created again continues its revision numbers.
 
     AlreadyExists       expected_revision is -1 and the deployment exists
     Conflict            expected_revision is over 0 and not the present one
-    FailedPrecondition  a version that it names is not registered
+    FailedPrecondition  a model version in the policy is not registered
     """
     row = tx.connection.execute(
         sa.select(schema.deployments).where(schema.deployments.c.name == policy.name)
     ).one_or_none()
     present = 0 if row is None or row.deleted else row.revision
     _check_expected(policy.name, expected_revision, present)
-    models.require(tx.connection, policy.refs(), f"deployment {policy.name!r}")
+    models.require_registered(tx.connection, policy.refs(), f"deployment {policy.name!r}")
     revision = 1 if row is None else row.revision + 1
     summary = policy.summary()
     before = _summary(tx.connection, policy.name, present) if present else {}
-    details = {"revision": revision, "changed": _changed(before, summary)}
+    details = {"revision": revision, "changed": _diff_summaries(before, summary)}
     sequence = tx.record("deployment.apply", f"deployment:{policy.name}", reason, details)
     tx.connection.execute(
         schema.deployment_revisions.insert(),
@@ -75,7 +77,7 @@ def apply(tx: Transaction, policy: Policy, expected_revision: int = ANY_REVISION
         tx.connection.execute(table.update().where(table.c.name == policy.name).values(**state))
     change = {"sequence": sequence, "name": policy.name, "revision": revision}
     tx.connection.execute(schema.deployment_changes.insert(), change)
-    return Deployment(policy.body, revision, tx.at_micros, tx.actor)
+    return DeploymentRevision(policy.body, revision, tx.at_micros, tx.actor)
 
 
 def _check_expected(name: str, expected: int, present: int) -> None:
@@ -94,8 +96,8 @@ def _summary(connection: Connection, name: str, revision: int) -> dict[str, obje
     return dict(json.loads(found))
 
 
-def _changed(before: dict[str, object], after: dict[str, object]) -> dict[str, object]:
-    """Each field that differs, as "from" and "to". Empty and absent are the same."""
+def _diff_summaries(before: dict[str, object], after: dict[str, object]) -> dict[str, object]:
+    """Each field that differs, with "from" and "to". Empty and absent values are equal."""
     return {
         field: {"from": before.get(field), "to": value}
         for field, value in after.items()
@@ -104,7 +106,7 @@ def _changed(before: dict[str, object], after: dict[str, object]) -> dict[str, o
 
 
 def delete(tx: Transaction, name: str, reason: str = "") -> None:
-    """NotFound if there is none. Its revisions stay readable by number."""
+    """Deletes a deployment; its revisions stay readable by number. NotFound if it does not exist."""
     table = schema.deployments
     here = sa.and_(table.c.name == name, table.c.deleted.is_(False))
     row = tx.connection.execute(sa.select(table).where(here)).one_or_none()
@@ -116,8 +118,8 @@ def delete(tx: Transaction, name: str, reason: str = "") -> None:
     tx.connection.execute(schema.deployment_changes.insert(), change)
 
 
-def get(connection: Connection, name: str, revision: int = 0) -> Deployment:
-    """As it is (revision 0), or as it was. NotFound for a deployment or a revision that is none."""
+def get(connection: Connection, name: str, revision: int = 0) -> DeploymentRevision:
+    """The current revision (0) or a given one. NotFound if the deployment or the revision does not exist."""
     table = schema.deployments
     row = connection.execute(sa.select(table).where(table.c.name == name)).one_or_none()
     if row is None or (row.deleted and not revision):
@@ -128,40 +130,40 @@ def get(connection: Connection, name: str, revision: int = 0) -> Deployment:
     return found[0]
 
 
-def listed(connection: Connection) -> list[Deployment]:
-    """All that exist now, by name."""
+def list_deployments(connection: Connection) -> list[DeploymentRevision]:
+    """The current revision of every deployment, sorted by name."""
     table, kept = schema.deployments, schema.deployment_revisions
     present = sa.and_(kept.c.name == table.c.name, kept.c.revision == table.c.revision)
     query = sa.select(*_COLUMNS).join(table, present).where(table.c.deleted.is_(False)).order_by(table.c.name)
-    return [Deployment(*row) for row in connection.execute(query)]
+    return [DeploymentRevision(*row) for row in connection.execute(query)]
 
 
-def revisions(connection: Connection, wanted: list[tuple[str, int]]) -> list[Deployment]:
-    """These revisions, in this order; absent ones are left out."""
+def revisions(connection: Connection, wanted: list[tuple[str, int]]) -> list[DeploymentRevision]:
+    """The revisions of (name, revision) pairs, in their order; absent ones are left out."""
     table = schema.deployment_revisions
-    found: list[Deployment] = []
+    found: list[DeploymentRevision] = []
     for name, revision in wanted:
         row = connection.execute(
             sa.select(*_COLUMNS).where(table.c.name == name, table.c.revision == revision)
         ).one_or_none()
         if row is not None:
-            found.append(Deployment(*row))
+            found.append(DeploymentRevision(*row))
     return found
 
 
-def snapshot(connection: Connection) -> tuple[list[Change], int]:
-    """The last change of each deployment that exists, oldest first, and the history's end."""
+def snapshot(connection: Connection) -> tuple[list[DeploymentChange], int]:
+    """The last change of each existing deployment, oldest first, and the newest sequence number of the history."""
     table = schema.deployments
     query = (
         sa.select(table.c.sequence, table.c.name, table.c.revision)
         .where(table.c.deleted.is_(False))
         .order_by(table.c.sequence)
     )
-    return [Change(*row) for row in connection.execute(query)], newest_sequence(connection)
+    return [DeploymentChange(*row) for row in connection.execute(query)], newest_sequence(connection)
 
 
-def changes_between(connection: Connection, after: int, until: int, limit: int) -> list[Change]:
-    """The next changes after one sequence number, up to another, oldest first."""
+def changes_between(connection: Connection, after: int, until: int, limit: int) -> list[DeploymentChange]:
+    """Up to `limit` changes with sequence numbers in (after, until], oldest first."""
     table = schema.deployment_changes
     query = (
         sa.select(table)
@@ -169,4 +171,4 @@ def changes_between(connection: Connection, after: int, until: int, limit: int) 
         .order_by(table.c.sequence)
         .limit(limit)
     )
-    return [Change(*row) for row in connection.execute(query)]
+    return [DeploymentChange(*row) for row in connection.execute(query)]

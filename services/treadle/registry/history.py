@@ -1,4 +1,4 @@
-"""What happened, newest first. `Transaction.record` adds to it; nothing changes it."""
+"""The append-only history of changes. `Transaction.record` adds events."""
 
 from dataclasses import dataclass
 
@@ -10,8 +10,8 @@ from treadle.registry.paging import Page
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
-    """One thing that happened."""
+class HistoryEvent:
+    """One recorded change."""
 
     sequence: int
     at_micros: int
@@ -22,19 +22,19 @@ class Event:
     details_json: str
 
 
-def events(connection: Connection, subject_prefix: str, page_size: int, page_token: str) -> Page[Event]:
-    """Events whose subject begins with the prefix, newest first. A page ends early where their texts grow large."""
+def list_events(connection: Connection, subject_prefix: str, page_size: int, page_token: str) -> Page[HistoryEvent]:
+    """Events whose subject begins with the prefix, newest first. A page may end early to bound its size in bytes."""
     scope = f"history:{subject_prefix}"
-    size, before = paging.page_size(page_size), paging.after(scope, page_token, int)
+    size, before = paging.page_size(page_size), paging.decode_token(scope, page_token, int)
     table = schema.history
     query = sa.select(table).order_by(table.c.sequence.desc()).limit(size + 1)
     if subject_prefix:  # not LIKE: it ignores case on SQLite
         query = query.where(sa.func.substr(table.c.subject, 1, len(subject_prefix)) == subject_prefix)
     if before is not None:
         query = query.where(table.c.sequence < before)
-    found = (Event(*row) for row in connection.execute(query))
-    return Page(*paging.cut(scope, found, size, lambda event: event.sequence, _weight))
+    found = (HistoryEvent(*row) for row in connection.execute(query))
+    return Page(*paging.take_page(scope, found, size, lambda event: event.sequence, _text_bytes))
 
 
-def _weight(event: Event) -> int:
-    return paging.weigh(event.actor, event.subject, event.reason, event.details_json)
+def _text_bytes(event: HistoryEvent) -> int:
+    return paging.text_bytes(event.actor, event.subject, event.reason, event.details_json)

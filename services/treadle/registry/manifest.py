@@ -1,6 +1,6 @@
-"""What a manifest must fulfil before a version is made of it.
+"""Validation of manifests before a model version is registered.
 
-Plain objects: `codec` makes them from the contract. Shapes include the row axis, as in the signature.
+`codec` decodes these plain objects from messages. Shapes include the row axis, as in the signature.
 """
 
 import math
@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from treadle.core.model_ref import ModelRef
-from treadle.plugins.tensor_spec import TensorSpec, faults, fits
-from treadle.registry.checks import Problems
+from treadle.plugins.tensor_spec import TensorSpec, fits, validate_specs
+from treadle.registry.checks import ViolationCollector
 
-_LONGEST_PATH = 512
-_LONGEST_PART_BYTES = 255  # as most file systems have it
+_MAX_PATH_CHARACTERS = 512
+_MAX_PATH_PART_BYTES = 255  # the limit of most file systems
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """The type and shape (rows first) of a sample column; never its values."""
+class SampleColumn:
+    """Type and shape (rows first) of a sample column, without its values."""
 
     name: str
     dtype: str
@@ -26,8 +26,8 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class File:
-    """One file of a version: where it lies in the version's folder, and which artifact it is."""
+class ManifestFile:
+    """One file of a version: its path in the version's folder, and the SHA-256 of its artifact."""
 
     path: str
     sha256: str
@@ -35,8 +35,8 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
-class Compiled:
-    """The faster form of a model that is kept with it."""
+class CompiledSpec:
+    """The compiled form that is stored with a model."""
 
     backend: str
     folder: str
@@ -46,7 +46,7 @@ class Compiled:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What the registry looks at. `body` is the whole manifest, serialized."""
+    """The fields of a manifest that the registry validates. `body` is the complete serialized `treadle.v1.Manifest`."""
 
     backend: str
     body: bytes
@@ -54,111 +54,113 @@ class Manifest:
     description: str = ""
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
-    sample_inputs: tuple[Sample, ...] = ()
-    sample_outputs: tuple[Sample, ...] = ()
-    files: tuple[File, ...] = ()
+    sample_inputs: tuple[SampleColumn, ...] = ()
+    sample_outputs: tuple[SampleColumn, ...] = ()
+    files: tuple[ManifestFile, ...] = ()
     parent: ModelRef | None = None
-    compiled: Compiled | None = None
+    compiled: CompiledSpec | None = None
 
 
 def check(manifest: Manifest) -> None:
-    """InvalidInput with everything that is wrong, whatever the state of the registry."""
-    problems = Problems("the manifest cannot be registered")
-    problems.name("manifest.backend", manifest.backend)
-    problems.text("manifest.feature_service", manifest.feature_service, 256)
-    problems.text("manifest.description", manifest.description)
-    _check_tensors(problems, "manifest.signature.inputs", manifest.inputs)
-    _check_tensors(problems, "manifest.signature.outputs", manifest.outputs)
-    _check_samples(problems, manifest)
-    _check_files(problems, manifest.files)
+    """Checks that do not depend on stored data. InvalidInput lists all violations."""
+    violations = ViolationCollector("the manifest cannot be registered")
+    violations.check_name("manifest.backend", manifest.backend)
+    violations.check_text("manifest.feature_service", manifest.feature_service, 256)
+    violations.check_text("manifest.description", manifest.description)
+    _check_tensors(violations, "manifest.signature.inputs", manifest.inputs)
+    _check_tensors(violations, "manifest.signature.outputs", manifest.outputs)
+    _check_samples(violations, manifest)
+    _check_files(violations, manifest.files)
     if manifest.compiled is not None:
-        _check_compiled(problems, manifest.compiled, manifest.files)
+        _check_compiled(violations, manifest.compiled, manifest.files)
     if manifest.parent is not None:
-        check_ref(problems, "manifest.lineage.parent", manifest.parent)
-    problems.raise_if_any()
+        check_ref(violations, "manifest.lineage.parent", manifest.parent)
+    violations.raise_if_any()
 
 
-def check_ref(problems: Problems, field: str, ref: ModelRef) -> None:
-    """A reference that could name a registered version."""
-    problems.name(f"{field}.model", ref.model)
+def check_ref(violations: ViolationCollector, field: str, ref: ModelRef) -> None:
+    """Checks the syntax of a model reference."""
+    violations.check_name(f"{field}.model", ref.model)
     if ref.version < 1:
-        problems.add(f"{field}.version", "must be 1 or more")
+        violations.add(f"{field}.version", "must be 1 or more")
 
 
-def _check_tensors(problems: Problems, field: str, tensors: Sequence[TensorSpec]) -> None:
+def _check_tensors(violations: ViolationCollector, field: str, tensors: Sequence[TensorSpec]) -> None:
     if not tensors:
-        problems.add(field, "must not be empty")
+        violations.add(field, "must not be empty")
     for i, tensor in enumerate(tensors):
-        problems.text(f"{field}[{i}].name", tensor.name, 256)
-    for fault in faults(field, tensors):
-        problems.add(fault.field, fault.description)
+        violations.check_text(f"{field}[{i}].name", tensor.name, 256)
+    for fault in validate_specs(field, tensors):
+        violations.add(fault.field, fault.description)
 
 
-def _check_samples(problems: Problems, manifest: Manifest) -> None:
+def _check_samples(violations: ViolationCollector, manifest: Manifest) -> None:
     inputs, outputs = manifest.sample_inputs, manifest.sample_outputs
     if inputs:
         given = {sample.name for sample in inputs}
         for tensor in manifest.inputs:
             if tensor.name not in given:
-                problems.add("manifest.sample_inputs", f"lacks a column for input {tensor.name!r}")
+                violations.add("manifest.sample_inputs", f"lacks a column for input {tensor.name!r}")
     elif outputs:
-        problems.add("manifest.sample_outputs", "need the sample_inputs that they answer")
-    _check_fit(problems, "manifest.sample_inputs", inputs, manifest.inputs)
-    _check_fit(problems, "manifest.sample_outputs", outputs, manifest.outputs)
+        violations.add("manifest.sample_outputs", "need the sample_inputs that they answer")
+    _check_against_signature(violations, "manifest.sample_inputs", inputs, manifest.inputs)
+    _check_against_signature(violations, "manifest.sample_outputs", outputs, manifest.outputs)
     rows = {sample.shape[0] for sample in (*inputs, *outputs)}
     if len(rows) > 1 or 0 in rows:
-        problems.add("manifest.sample_inputs", "and sample_outputs must all have the same number of rows, 1 or more")
+        violations.add("manifest.sample_inputs", "and sample_outputs must all have the same number of rows, 1 or more")
 
 
-def _check_fit(problems: Problems, field: str, samples: Sequence[Sample], tensors: Sequence[TensorSpec]) -> None:
+def _check_against_signature(
+    violations: ViolationCollector, field: str, samples: Sequence[SampleColumn], tensors: Sequence[TensorSpec]
+) -> None:
     known = {tensor.name: tensor for tensor in tensors}
     for sample in samples:
         where = f"{field}[{sample.name}]"
         tensor = known.get(sample.name)
         if tensor is None:
-            problems.add(where, "is not in the signature")
+            violations.add(where, "is not in the signature")
         elif sample.dtype != tensor.dtype:
-            problems.add(where, f"is {sample.dtype}, the signature says {tensor.dtype or 'nothing'}")
+            violations.add(where, f"is {sample.dtype}, the signature says {tensor.dtype or 'nothing'}")
         elif not fits(tensor.shape[1:], sample.shape[1:]):
-            problems.add(where, f"has rows of shape {list(sample.shape[1:])}, wanted {list(tensor.shape[1:])}")
+            violations.add(where, f"has rows of shape {list(sample.shape[1:])}, wanted {list(tensor.shape[1:])}")
 
 
-def _check_files(problems: Problems, files: Sequence[File]) -> None:
+def _check_files(violations: ViolationCollector, files: Sequence[ManifestFile]) -> None:
     paths = {file.path for file in files}
-    problems.once("manifest.files", (f"the path {file.path!r}" for file in files))
+    violations.check_unique("manifest.files", (f"the path {file.path!r}" for file in files))
     for i, file in enumerate(files):
         where = f"manifest.files[{i}]"
-        wrong = wrong_path(file.path)
+        wrong = path_error(file.path)
         if wrong:
-            problems.add(f"{where}.path", wrong)
+            violations.add(f"{where}.path", wrong)
         elif any(str(parent) in paths for parent in PurePosixPath(file.path).parents):
-            problems.add(f"{where}.path", "lies below another file")
-        problems.digest(f"{where}.sha256", file.sha256)
+            violations.add(f"{where}.path", "lies below another file")
+        violations.check_digest(f"{where}.sha256", file.sha256)
         if file.size_bytes < 0:
-            problems.add(f"{where}.size_bytes", "must not be negative")
+            violations.add(f"{where}.size_bytes", "must not be negative")
 
 
-def _check_compiled(problems: Problems, compiled: Compiled, files: Sequence[File]) -> None:
-    problems.name("manifest.compiled.backend", compiled.backend)
-    wrong = wrong_path(compiled.folder)
+def _check_compiled(violations: ViolationCollector, compiled: CompiledSpec, files: Sequence[ManifestFile]) -> None:
+    violations.check_name("manifest.compiled.backend", compiled.backend)
+    wrong = path_error(compiled.folder)
     if wrong:
-        problems.add("manifest.compiled.folder", wrong)
+        violations.add("manifest.compiled.folder", wrong)
     elif not any(file.path.startswith(f"{compiled.folder}/") for file in files):
-        problems.add("manifest.compiled.folder", "holds none of the manifest's files")
+        violations.add("manifest.compiled.folder", "holds none of the manifest's files")
     for name in ("relative_tolerance", "absolute_tolerance"):
-        if not 0 <= getattr(compiled, name) < math.inf:  # so written because NaN is neither
-            problems.add(f"manifest.compiled.{name}", "must be 0 or more, and finite")
+        if not 0 <= getattr(compiled, name) < math.inf:  # False for NaN
+            violations.add(f"manifest.compiled.{name}", "must be 0 or more, and finite")
 
 
-def wrong_path(path: str) -> str:
-    """Why a loader could not safely write this path below a folder of its own; "" if it can."""
-    if not 0 < len(path) <= _LONGEST_PATH:
-        return f"must have 1 to {_LONGEST_PATH} characters"
+def path_error(path: str) -> str:
+    """Why a loader could not safely write this relative path below its folder; "" if it can."""
+    if not 0 < len(path) <= _MAX_PATH_CHARACTERS:
+        return f"must have 1 to {_MAX_PATH_CHARACTERS} characters"
     if not path.isprintable() or "\\" in path or ":" in path:
         return "must hold printable characters, without backslash and colon"
     parts = path.split("/")
     if any(part in {"", ".", ".."} for part in parts):
         return 'must be relative, with forward slashes, without "." and ".."'
-    if any(len(part.encode()) > _LONGEST_PART_BYTES for part in parts):
-        return f"must have no part of more than {_LONGEST_PART_BYTES} bytes"
+    if any(len(part.encode()) > _MAX_PATH_PART_BYTES for part in parts):
+        return f"must have no part of more than {_MAX_PATH_PART_BYTES} bytes"
     return ""

@@ -1,4 +1,4 @@
-"""Models, their versions, aliases and reports, as they are kept."""
+"""Stored models, their versions, aliases and evaluation reports."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ _LISTED_FILES = 100
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A name under which versions are counted."""
+    """A model: a name with numbered versions."""
 
     name: str
     description: str
@@ -31,8 +31,8 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
-class Version:
-    """A version as it was made; only the aliases that point at it change."""
+class ModelVersion:
+    """An immutable version; only the aliases that point to it change."""
 
     ref: ModelRef
     manifest: bytes
@@ -42,7 +42,7 @@ class Version:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class StoredReport:
     """An evaluation report of a version."""
 
     sequence: int
@@ -52,7 +52,7 @@ class Report:
 
 
 def create(tx: Transaction, name: str, description: str = "", owner: str = "") -> Model:
-    """AlreadyExists if the name is taken."""
+    """Creates a model. AlreadyExists if the name is taken."""
     if _model_row(tx.connection, name) is not None:
         raise AlreadyExists(f"model {name!r} exists already")
     row = {"name": name, "description": description, "owner": owner}
@@ -62,27 +62,29 @@ def create(tx: Transaction, name: str, description: str = "", owner: str = "") -
 
 
 def get(connection: Connection, name: str) -> Model:
-    """NotFound if there is none."""
+    """A model by name. NotFound if it does not exist."""
     row = _model_row(connection, name)
     if row is None:
         raise NotFound(f"no model {name!r} is registered")
     return _model(row, _aliases(connection, [name])[name])
 
 
-def listed(connection: Connection, page_size: int, page_token: str) -> Page[Model]:
-    """Models by name. A page ends early where their texts grow large."""
-    size, after = paging.page_size(page_size), paging.after("models", page_token, str)
+def list_models(connection: Connection, page_size: int, page_token: str) -> Page[Model]:
+    """A page of models sorted by name. A page may end early to bound its size in bytes."""
+    size, after = paging.page_size(page_size), paging.decode_token("models", page_token, str)
     query = sa.select(schema.models).order_by(schema.models.c.name).limit(size + 1)
     if after is not None:
         query = query.where(schema.models.c.name > after)
     rows = connection.execute(query)
-    shown, more = paging.cut("models", rows, size, lambda r: r.name, lambda r: paging.weigh(r.description, r.owner))
+    shown, more = paging.take_page(
+        "models", rows, size, lambda r: r.name, lambda r: paging.text_bytes(r.description, r.owner)
+    )
     aliases = _aliases(connection, [row.name for row in shown])
     return Page([_model(row, aliases[row.name]) for row in shown], more)
 
 
-def find_by_key(connection: Connection, model: str, key: str) -> Version | None:
-    """The version that an earlier request with this idempotency key made."""
+def find_by_idempotency_key(connection: Connection, model: str, key: str) -> ModelVersion | None:
+    """The version that an earlier request with this idempotency key created, if any."""
     table = schema.versions
     found = connection.execute(
         sa.select(table.c.version).where(table.c.model == model, table.c.idempotency_key == key)
@@ -90,13 +92,16 @@ def find_by_key(connection: Connection, model: str, key: str) -> Version | None:
     return None if found is None else get_version(connection, ModelRef(model, found))
 
 
-def create_version(tx: Transaction, model: str, manifest: Manifest, key: str = "") -> Version:
-    """The next number. Makes the model if it is new; with a key seen before, the version made then."""
-    seen = find_by_key(tx.connection, model, key) if key else None
+def create_version(tx: Transaction, model: str, manifest: Manifest, key: str = "") -> ModelVersion:
+    """Registers the next version, and creates the model if it is new.
+
+    With an idempotency key that was used before, returns the version created then.
+    """
+    seen = find_by_idempotency_key(tx.connection, model, key) if key else None
     if seen is not None:
         return seen
     if manifest.parent is not None:
-        require(tx.connection, [manifest.parent], "the manifest's lineage.parent")
+        require_registered(tx.connection, [manifest.parent], "the manifest's lineage.parent")
     row = _model_row(tx.connection, model)
     latest = create(tx, model).latest_version if row is None else row.latest_version
     ref = ModelRef(model, latest + 1)
@@ -116,7 +121,7 @@ def create_version(tx: Transaction, model: str, manifest: Manifest, key: str = "
     table = schema.models
     tx.connection.execute(table.update().where(table.c.name == model).values(latest_version=ref.version))
     tx.record("version.create", str(ref), details=_version_details(manifest))
-    return Version(ref, manifest.body, tx.at_micros, tx.actor)
+    return ModelVersion(ref, manifest.body, tx.at_micros, tx.actor)
 
 
 def _version_details(manifest: Manifest) -> dict[str, object]:
@@ -129,8 +134,8 @@ def _version_details(manifest: Manifest) -> dict[str, object]:
     return details
 
 
-def get_version(connection: Connection, ref: ModelRef) -> Version:
-    """NotFound if there is none; says which there are."""
+def get_version(connection: Connection, ref: ModelRef) -> ModelVersion:
+    """A version by number. NotFound, with the latest version in its message."""
     table = schema.versions
     row = connection.execute(
         sa.select(table.c.manifest, table.c.created_micros, table.c.created_by).where(
@@ -140,11 +145,11 @@ def get_version(connection: Connection, ref: ModelRef) -> Version:
     if row is None:
         latest = get(connection, ref.model).latest_version
         raise NotFound(f"model {ref.model!r} has no version {ref.version}; its latest is {latest}")
-    return Version(ref, *row, aliases=_pointing_at(connection, ref.model)[ref.version])
+    return ModelVersion(ref, *row, aliases=_aliases_by_version(connection, ref.model)[ref.version])
 
 
-def get_by_alias(connection: Connection, model: str, alias: str) -> Version:
-    """NotFound if there is no such model or alias; says which there are."""
+def get_by_alias(connection: Connection, model: str, alias: str) -> ModelVersion:
+    """A version by alias. NotFound, with the existing aliases in its message."""
     aliases = get(connection, model).aliases
     if alias not in aliases:
         known = ", ".join(sorted(aliases)) or "none"
@@ -152,10 +157,10 @@ def get_by_alias(connection: Connection, model: str, alias: str) -> Version:
     return get_version(connection, ModelRef(model, aliases[alias]))
 
 
-def list_versions(connection: Connection, model: str, page_size: int, page_token: str) -> Page[Version]:
-    """Versions of a model, newest first. A page ends early where its manifests grow large."""
+def list_versions(connection: Connection, model: str, page_size: int, page_token: str) -> Page[ModelVersion]:
+    """A page of a model's versions, newest first. A page may end early to bound its size in bytes."""
     scope = f"versions:{model}"
-    size, before = paging.page_size(page_size), paging.after(scope, page_token, int)
+    size, before = paging.page_size(page_size), paging.decode_token(scope, page_token, int)
     latest = get(connection, model).latest_version
     table = schema.versions
     query = (
@@ -164,19 +169,19 @@ def list_versions(connection: Connection, model: str, page_size: int, page_token
         .order_by(table.c.version.desc())
         .limit(size + 1)
     )
-    rows, more = paging.cut(
+    rows, more = paging.take_page(
         scope, connection.execute(query), size, lambda row: row.version, lambda row: len(row.manifest)
     )
-    aliases = _pointing_at(connection, model)
+    aliases = _aliases_by_version(connection, model)
     found = [
-        Version(ModelRef(model, r.version), r.manifest, r.created_micros, r.created_by, aliases[r.version])
+        ModelVersion(ModelRef(model, r.version), r.manifest, r.created_micros, r.created_by, aliases[r.version])
         for r in rows
     ]
     return Page(found, more)
 
 
 def set_alias(tx: Transaction, model: str, alias: str, version: int) -> Model:
-    """Points the alias at a version; 0 removes it. NotFound for a version or, when removing, an alias that is none."""
+    """Points the alias to a version; 0 removes it. NotFound for an absent version, or alias to remove."""
     before = get(tx.connection, model).aliases.get(alias)
     table = schema.aliases
     here = sa.and_(table.c.model == model, table.c.alias == alias)
@@ -196,19 +201,19 @@ def set_alias(tx: Transaction, model: str, alias: str, version: int) -> Model:
     return get(tx.connection, model)
 
 
-def add_report(tx: Transaction, ref: ModelRef, report: bytes) -> Report:
-    """NotFound if there is no such version."""
+def add_report(tx: Transaction, ref: ModelRef, report: bytes) -> StoredReport:
+    """Stores an evaluation report of a version. NotFound if the version does not exist."""
     get_version(tx.connection, ref)
     sequence = tx.record("report.add", str(ref), details={"size_bytes": len(report)})
     row = {"sequence": sequence, "model": ref.model, "version": ref.version, "report": report}
     tx.connection.execute(schema.reports.insert(), row | {"created_micros": tx.at_micros})
-    return Report(sequence, ref, report, tx.at_micros)
+    return StoredReport(sequence, ref, report, tx.at_micros)
 
 
-def list_reports(connection: Connection, ref: ModelRef, page_size: int, page_token: str) -> Page[Report]:
-    """Reports of a version, newest first. A page ends early where its reports grow large."""
+def list_reports(connection: Connection, ref: ModelRef, page_size: int, page_token: str) -> Page[StoredReport]:
+    """A page of a version's reports, newest first. A page may end early to bound its size in bytes."""
     scope = f"reports:{ref}"
-    size, before = paging.page_size(page_size), paging.after(scope, page_token, int)
+    size, before = paging.page_size(page_size), paging.decode_token(scope, page_token, int)
     get_version(connection, ref)
     table = schema.reports
     query = (
@@ -219,14 +224,14 @@ def list_reports(connection: Connection, ref: ModelRef, page_size: int, page_tok
     )
     if before is not None:
         query = query.where(table.c.sequence < before)
-    rows, more = paging.cut(
+    rows, more = paging.take_page(
         scope, connection.execute(query), size, lambda row: row.sequence, lambda row: len(row.report)
     )
-    return Page([Report(row.sequence, ref, row.report, row.created_micros) for row in rows], more)
+    return Page([StoredReport(row.sequence, ref, row.report, row.created_micros) for row in rows], more)
 
 
-def require(connection: Connection, refs: Iterable[ModelRef], where: str) -> None:
-    """FailedPrecondition that names every version of these that does not exist."""
+def require_registered(connection: Connection, refs: Iterable[ModelRef], where: str) -> None:
+    """Raises FailedPrecondition that names every version of `refs` that is not registered; `where` names the source."""
     table = schema.versions
     missing = [
         str(ref)
@@ -257,7 +262,7 @@ def _aliases(connection: Connection, models: list[str]) -> defaultdict[str, dict
     return found
 
 
-def _pointing_at(connection: Connection, model: str) -> defaultdict[int, tuple[str, ...]]:
+def _aliases_by_version(connection: Connection, model: str) -> defaultdict[int, tuple[str, ...]]:
     found: defaultdict[int, tuple[str, ...]] = defaultdict(tuple)
     for alias, version in _aliases(connection, [model])[model].items():
         found[version] += (alias,)

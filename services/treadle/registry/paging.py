@@ -1,4 +1,4 @@
-"""Page tokens: opaque to callers, bound to the list and the filter that they came from."""
+"""Pages and page tokens. A token is opaque to callers and valid only for the list and filter that issued it."""
 
 import base64
 import json
@@ -10,37 +10,37 @@ from treadle.core.errors import InvalidInput, Violation
 
 T = TypeVar("T")
 KeyT = TypeVar("KeyT", int, str)
-_DEFAULT = 100
-_LARGEST = 1000
-_INT64 = 2**63
-# A page ends early rather than grow beyond this: a message of gRPC is 4 MiB by default.
+_DEFAULT_SIZE = 100
+_MAX_SIZE = 1000
+_INT64_LIMIT = 2**63
+# A page ends early before it exceeds this size: the default limit of a gRPC message is 4 MiB.
 PAGE_BYTES = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """Some items, and the token for more (empty: there are no more)."""
+    """Items, and the token of the next page (empty on the last page)."""
 
     items: list[T]
     next_token: str
 
 
 def page_size(asked: int) -> int:
-    """1 to 1000; 0 means 100."""
-    if not 0 <= asked <= _LARGEST:
+    """The page size asked for, 1 to 1000; 0 means 100. InvalidInput otherwise."""
+    if not 0 <= asked <= _MAX_SIZE:
         raise InvalidInput(
-            f"page_size is {asked}, wanted 0 to {_LARGEST}", [Violation("page_size", f"must be 0 to {_LARGEST}")]
+            f"page_size is {asked}, wanted 0 to {_MAX_SIZE}", [Violation("page_size", f"must be 0 to {_MAX_SIZE}")]
         )
-    return asked or _DEFAULT
+    return asked or _DEFAULT_SIZE
 
 
-def token(scope: str, last: str | int) -> str:
-    """The token for what follows `last` in the list named `scope`."""
+def encode_token(scope: str, last: str | int) -> str:
+    """The token of the page that follows the key `last` in the list named `scope`."""
     return base64.urlsafe_b64encode(json.dumps([scope, last]).encode()).decode().rstrip("=")
 
 
-def after(scope: str, page_token: str, kind: type[KeyT]) -> KeyT | None:
-    """Where a page begins: after this key, or None for the first page. InvalidInput for another list's token."""
+def decode_token(scope: str, page_token: str, kind: type[KeyT]) -> KeyT | None:
+    """The key after which the page begins; None for the first page. InvalidInput for a token of another list."""
     if not page_token:
         return None
     try:
@@ -48,7 +48,7 @@ def after(scope: str, page_token: str, kind: type[KeyT]) -> KeyT | None:
     except ValueError:
         found = None
     match found:
-        case [str(named), last] if named == scope and type(last) is kind and _fits(last):
+        case [str(named), last] if named == scope and type(last) is kind and _fits_int64(last):
             return last
     raise InvalidInput(
         "page_token is not one that this list gave out: begin again without",
@@ -56,28 +56,28 @@ def after(scope: str, page_token: str, kind: type[KeyT]) -> KeyT | None:
     )
 
 
-def cut(
-    scope: str, rows: Iterable[T], size: int, key: Callable[[T], str | int], weight: Callable[[T], int]
+def take_page(
+    scope: str, rows: Iterable[T], size: int, key: Callable[[T], str | int], row_bytes: Callable[[T], int]
 ) -> tuple[list[T], str]:
-    """The rows of one page, and the token for more (empty: there are no more).
+    """The rows of one page, and the token of the next page (empty on the last page).
 
-    At most `size` rows and about `PAGE_BYTES`, but at least one. `key` is what the list is sorted by, `weight` the
-    bytes of all that may grow large in a row.
+    A page has at least one row, at most `size` rows and about `PAGE_BYTES`. `key` is the sort key of a row, `row_bytes`
+    the size of its variable-length fields.
     """
     shown: list[T] = []
     total = 0
     for row in rows:
-        total += weight(row)
+        total += row_bytes(row)
         if len(shown) == size or (shown and total > PAGE_BYTES):
-            return shown, token(scope, key(shown[-1]))
+            return shown, encode_token(scope, key(shown[-1]))
         shown.append(row)
     return shown, ""
 
 
-def weigh(*texts: str) -> int:
-    """The bytes of texts on the wire."""
+def text_bytes(*texts: str) -> int:
+    """The total size of texts in UTF-8 bytes."""
     return sum(len(text.encode()) for text in texts)
 
 
-def _fits(last: str | int) -> bool:
-    return isinstance(last, str) or -_INT64 <= last < _INT64
+def _fits_int64(last: str | int) -> bool:
+    return isinstance(last, str) or -_INT64_LIMIT <= last < _INT64_LIMIT

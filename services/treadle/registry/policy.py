@@ -1,6 +1,6 @@
-"""What a deployment must fulfil before it is applied: how traffic is shared, shadowed, and answered in need.
+"""Validation of deployments before they are applied: traffic shares, shadows, fallback chain, timeouts.
 
-Plain objects: `codec` makes them from the contract.
+`codec` decodes these plain objects from messages.
 """
 
 import math
@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from treadle.core.model_ref import ModelRef
-from treadle.registry.checks import Problems
+from treadle.registry.checks import ViolationCollector
 from treadle.registry.manifest import check_ref
 
-_WHOLE = 100.0
-# Thirds written with a few decimals still count as a whole.
-_TOLERANCE = 1e-6
+_TOTAL_PERCENT = 100.0
+# Thirds written with a few decimals still sum to 100.
+_PERCENT_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class TrafficShare:
     """A version's share of the traffic, percent."""
 
     ref: ModelRef
@@ -25,8 +25,8 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One step of the fallback chain: another version, or a constant answer (the names of its columns)."""
+class FallbackStep:
+    """One step of the fallback chain: another version, or a constant answer (its output names)."""
 
     name: str
     timeout_seconds: float
@@ -35,14 +35,17 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
-    """What the registry looks at. `body` is the whole deployment, serialized, without what the registry sets."""
+class DeploymentPolicy:
+    """The fields of a deployment that the registry validates.
+
+    `body` is the serialized `treadle.v1.Deployment` without the fields that the registry sets.
+    """
 
     name: str
     body: bytes
-    traffic: tuple[Share, ...] = ()
+    traffic: tuple[TrafficShare, ...] = ()
     shadows: tuple[ModelRef, ...] = ()
-    fallbacks: tuple[Step, ...] = ()
+    fallbacks: tuple[FallbackStep, ...] = ()
     sticky_entity: str = ""
     timeout_seconds: float = 0.0
     feature_timeout_seconds: float = 0.0
@@ -51,14 +54,14 @@ class Policy:
     restored_revision: int = 0
 
     def refs(self) -> list[ModelRef]:
-        """Every version that it names, each once, in order."""
+        """Every model version in traffic, shadows and fallbacks, each once, in order."""
         named = [share.ref for share in self.traffic]
         named += self.shadows
         named += [step.ref for step in self.fallbacks if step.ref is not None]
         return list(dict.fromkeys(named))
 
     def summary(self) -> dict[str, object]:
-        """For the history: what decides who answers. No values of constant answers."""
+        """The policy as JSON object for the history, without the values of constant answers."""
         return {
             "traffic": {str(share.ref): share.weight for share in self.traffic},
             "shadows": [str(ref) for ref in self.shadows],
@@ -76,63 +79,63 @@ class Policy:
         }
 
 
-def check(policy: Policy) -> None:
-    """InvalidInput with everything that is wrong, whatever the state of the registry."""
-    problems = Problems("the deployment cannot be applied")
-    problems.name("deployment.name", policy.name)
-    problems.text("deployment.sticky_entity", policy.sticky_entity, 256)
-    problems.text("deployment.description", policy.description)
-    _check_traffic(problems, policy.traffic)
-    _check_shadows(problems, policy)
-    _check_fallbacks(problems, policy.fallbacks)
-    _check_timeout(problems, "deployment.timeout_seconds", policy.timeout_seconds)
-    _check_timeout(problems, "deployment.feature_timeout_seconds", policy.feature_timeout_seconds)
+def check(policy: DeploymentPolicy) -> None:
+    """Checks that do not depend on stored data. InvalidInput lists all violations."""
+    violations = ViolationCollector("the deployment cannot be applied")
+    violations.check_name("deployment.name", policy.name)
+    violations.check_text("deployment.sticky_entity", policy.sticky_entity, 256)
+    violations.check_text("deployment.description", policy.description)
+    _check_traffic(violations, policy.traffic)
+    _check_shadows(violations, policy)
+    _check_fallbacks(violations, policy.fallbacks)
+    _check_timeout(violations, "deployment.timeout_seconds", policy.timeout_seconds)
+    _check_timeout(violations, "deployment.feature_timeout_seconds", policy.feature_timeout_seconds)
     if 0 < policy.timeout_seconds < policy.feature_timeout_seconds:
-        problems.add("deployment.feature_timeout_seconds", "must not be longer than timeout_seconds")
+        violations.add("deployment.feature_timeout_seconds", "must not be longer than timeout_seconds")
     if not policy.feature_policy:
-        problems.add("deployment.feature_policy", "is not one that this registry knows")
+        violations.add("deployment.feature_policy", "is not one that this registry knows")
     if policy.restored_revision < 0:
-        problems.add("deployment.restored_revision", "must be a revision, or 0 for none")
-    problems.raise_if_any()
+        violations.add("deployment.restored_revision", "must be a revision, or 0 for none")
+    violations.raise_if_any()
 
 
-def _check_traffic(problems: Problems, traffic: Sequence[Share]) -> None:
+def _check_traffic(violations: ViolationCollector, traffic: Sequence[TrafficShare]) -> None:
     field = "deployment.traffic"
     if not traffic:
-        problems.add(field, "must not be empty")
+        violations.add(field, "must not be empty")
         return
     for i, share in enumerate(traffic):
-        check_ref(problems, f"{field}[{i}].ref", share.ref)
-        if not 0 <= share.weight <= _WHOLE:  # false for NaN as well
-            problems.add(f"{field}[{i}].weight", "must be 0 to 100")
-    problems.once(field, (share.ref for share in traffic))
+        check_ref(violations, f"{field}[{i}].ref", share.ref)
+        if not 0 <= share.weight <= _TOTAL_PERCENT:  # false for NaN as well
+            violations.add(f"{field}[{i}].weight", "must be 0 to 100")
+    violations.check_unique(field, (share.ref for share in traffic))
     total = math.fsum(share.weight for share in traffic)
-    if not abs(total - _WHOLE) <= _TOLERANCE:
-        problems.add(field, f"has weights that sum to {total:g}, wanted 100")
+    if not abs(total - _TOTAL_PERCENT) <= _PERCENT_TOLERANCE:
+        violations.add(field, f"has weights that sum to {total:g}, wanted 100")
 
 
-def _check_shadows(problems: Problems, policy: Policy) -> None:
+def _check_shadows(violations: ViolationCollector, policy: DeploymentPolicy) -> None:
     field = "deployment.shadows"
     serving = {share.ref for share in policy.traffic}
     for i, ref in enumerate(policy.shadows):
-        check_ref(problems, f"{field}[{i}]", ref)
+        check_ref(violations, f"{field}[{i}]", ref)
         if ref in serving:
-            problems.add(f"{field}[{i}]", f"{ref} has a share of the traffic already")
-    problems.once(field, policy.shadows)
+            violations.add(f"{field}[{i}]", f"{ref} has a share of the traffic already")
+    violations.check_unique(field, policy.shadows)
 
 
-def _check_fallbacks(problems: Problems, steps: Sequence[Step]) -> None:
+def _check_fallbacks(violations: ViolationCollector, steps: Sequence[FallbackStep]) -> None:
     field = "deployment.fallbacks"
     for i, step in enumerate(steps):
-        problems.name(f"{field}[{i}].name", step.name)
-        _check_timeout(problems, f"{field}[{i}].timeout_seconds", step.timeout_seconds)
+        violations.check_name(f"{field}[{i}].name", step.name)
+        _check_timeout(violations, f"{field}[{i}].timeout_seconds", step.timeout_seconds)
         if step.ref is not None:
-            check_ref(problems, f"{field}[{i}].ref", step.ref)
+            check_ref(violations, f"{field}[{i}].ref", step.ref)
         elif not step.constant:
-            problems.add(f"{field}[{i}]", "needs an answer: a ref, or a constant with outputs")
-    problems.once(field, (step.name for step in steps))
+            violations.add(f"{field}[{i}]", "needs an answer: a ref, or a constant with outputs")
+    violations.check_unique(field, (step.name for step in steps))
 
 
-def _check_timeout(problems: Problems, field: str, seconds: float) -> None:
+def _check_timeout(violations: ViolationCollector, field: str, seconds: float) -> None:
     if not 0 <= seconds < math.inf:
-        problems.add(field, "must be a number of seconds, 0 or more")
+        violations.add(field, "must be a number of seconds, 0 or more")

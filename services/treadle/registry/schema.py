@@ -1,7 +1,7 @@
-"""The tables, as SQLAlchemy Core describes them. `migrations` makes them; a test holds the two together.
+"""The tables in SQLAlchemy Core. `migrations` creates them; a test compares the two.
 
-Rows of `versions`, `reports`, `deployment_revisions`, `deployment_changes` and `history` are only ever added:
-the migration puts triggers on them that refuse anything else.
+`versions`, `reports`, `deployment_revisions`, `deployment_changes` and `history` are append-only: the migration adds
+triggers that refuse updates and deletions.
 """
 
 from sqlalchemy import (
@@ -20,7 +20,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-# The newest migration. Known here, so that a start with nothing to migrate need not load Alembic.
+# The newest migration. A constant, so that a start with nothing to migrate need not import Alembic.
 HEAD = "0001"
 APPEND_ONLY = ("versions", "reports", "deployment_revisions", "deployment_changes", "history")
 
@@ -34,7 +34,7 @@ metadata = MetaData(
     }
 )
 
-# One row: whose history this is, and the sequence number of its last event. Every writer locks it first.
+# One row: the id of this registry, and the sequence number of its last event. Every writer locks it first.
 head = Table(
     "head",
     metadata,
@@ -81,7 +81,7 @@ aliases = Table(
 reports = Table(
     "reports",
     metadata,
-    # That of the history event which added it.
+    # Sequence number of the history event that added the report.
     Column("sequence", BigInteger, primary_key=True, autoincrement=False),
     Column("model", String(128), nullable=False),
     Column("version", BigInteger, nullable=False),
@@ -95,10 +95,10 @@ deployments = Table(
     "deployments",
     metadata,
     Column("name", String(128), primary_key=True),
-    # Goes on counting when a deleted deployment is made anew, so that a revision never means two things.
+    # Continues when a deleted deployment is created again, so that a revision number is never reused.
     Column("revision", BigInteger, nullable=False),
     Column("deleted", Boolean, nullable=False),
-    # Of its last change.
+    # Sequence number of its last change.
     Column("sequence", BigInteger, nullable=False),
 )
 
@@ -109,7 +109,7 @@ deployment_revisions = Table(
     Column("revision", BigInteger, primary_key=True, autoincrement=False),
     # A serialized treadle.v1.Deployment without the fields that the registry sets.
     Column("body", LargeBinary, nullable=False),
-    # What decides who answers, for the history's "from … to …".
+    # DeploymentPolicy.summary, from which the history computes its "from … to …".
     Column("summary_json", Text, nullable=False),
     Column("updated_micros", BigInteger, nullable=False),
     Column("updated_by", Text, nullable=False),
@@ -120,7 +120,7 @@ deployment_changes = Table(
     metadata,
     Column("sequence", BigInteger, primary_key=True, autoincrement=False),
     Column("name", String(128), nullable=False),
-    # Null: deleted.
+    # Null: the deployment was deleted.
     Column("revision", BigInteger, nullable=True),
 )
 

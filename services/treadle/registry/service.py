@@ -6,16 +6,16 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from treadle.registry.artifacts import Artifacts
-from treadle.registry.servicer import Servicer
-from treadle.registry.store import Store
+from treadle.registry.artifacts import ArtifactStore
+from treadle.registry.servicer import RegistryServicer
+from treadle.registry.store import RegistryStore
 from treadle.registry.watch import Watches
 from treadle.rpc.app.runtime import Runtime
 from treadle.v1 import registry_pb2_grpc
 
 
 @dataclass(frozen=True)
-class Settings:
+class RegistrySettings:
     """TREADLE_REGISTRY_…"""
 
     database_url: str = ""
@@ -33,7 +33,7 @@ class Settings:
 
 
 @asynccontextmanager
-async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[None]:
+async def open_service(settings: RegistrySettings, runtime: Runtime) -> AsyncIterator[None]:
     """Makes or migrates the database, then serves.
 
     FailedPrecondition  the database URL is of no use, or a newer release made the database
@@ -42,16 +42,19 @@ async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[No
     """
     url = settings.database_url or f"sqlite:///{(runtime.home / 'registry.db').absolute()}"
     async with AsyncExitStack() as stack:
-        store = await asyncio.to_thread(Store.open, url, busy_timeout_seconds=settings.busy_timeout_seconds)
+        store = await asyncio.to_thread(RegistryStore.open, url, busy_timeout_seconds=settings.busy_timeout_seconds)
         stack.push_async_callback(store.close)
-        artifacts = Artifacts(
+        artifacts = ArtifactStore(
             settings.artifacts or runtime.home / "artifacts",
             limit_bytes=settings.artifact_limit_mib << 20,
             reserve_bytes=settings.disk_reserve_mib << 20,
         )
         stack.push_async_callback(artifacts.close)
-        watches = Watches(store, runtime.telemetry.log)
-        await stack.enter_async_context(watches.open(settings.watch_poll_seconds))
+        watches = Watches(store)
+        stack.enter_context(watches.open())
+        background = await stack.enter_async_context(runtime.background())
+        background.every("poll_history", settings.watch_poll_seconds, watches.poll)
         runtime.health.on_drain(watches.close)
-        registry_pb2_grpc.add_RegistryServiceServicer_to_server(Servicer(store, artifacts, watches), runtime.server)
+        servicer = RegistryServicer(store, artifacts, watches)
+        registry_pb2_grpc.add_RegistryServiceServicer_to_server(servicer, runtime.server)
         yield

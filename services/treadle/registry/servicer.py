@@ -1,4 +1,4 @@
-"""`RegistryService` on the wire: decodes, calls the core, encodes."""
+"""The gRPC servicer of `treadle.v1.RegistryService`: decodes requests, calls the core, encodes responses."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -6,33 +6,33 @@ from typing import Any
 from treadle.core.errors import FailedPrecondition, InvalidInput, Violation
 from treadle.core.model_ref import ModelRef
 from treadle.registry import codec, deployments, history, manifest, models, policy
-from treadle.registry.artifacts import Artifacts
-from treadle.registry.checks import Problems
+from treadle.registry.artifacts import ArtifactStore
+from treadle.registry.checks import ViolationCollector
 from treadle.registry.manifest import check_ref
-from treadle.registry.store import UNKNOWN_ACTOR, Store
+from treadle.registry.store import UNKNOWN_ACTOR, RegistryStore
 from treadle.registry.watch import Watches
 from treadle.rpc import context as call_context
 from treadle.v1 import registry_pb2 as pb
 from treadle.v1 import registry_pb2_grpc
 
-_LONGEST_KEY = 256
-_LONGEST_ACTOR = 256
+_MAX_KEY_CHARACTERS = 256
+_MAX_ACTOR_CHARACTERS = 256
 
 
-class Servicer(registry_pb2_grpc.RegistryServiceServicer):
-    """The contract is documented in `registry.proto`."""
+class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
+    """The methods are documented in `registry.proto`."""
 
-    def __init__(self, store: Store, artifacts: Artifacts, watches: Watches) -> None:
+    def __init__(self, store: RegistryStore, artifacts: ArtifactStore, watches: Watches) -> None:
         self._store = store
         self._artifacts = artifacts
         self._watches = watches
 
     async def CreateModel(self, request: pb.CreateModelRequest, context: Any) -> pb.Model:
-        problems = Problems("the model cannot be created")
-        problems.name("name", request.name)
-        problems.text("description", request.description)
-        problems.text("owner", request.owner)
-        problems.raise_if_any()
+        violations = ViolationCollector("the model cannot be created")
+        violations.check_name("name", request.name)
+        violations.check_text("description", request.description)
+        violations.check_text("owner", request.owner)
+        violations.raise_if_any()
         create = request.name, request.description, request.owner
         return codec.encode_model(await self._store.write(lambda tx: models.create(tx, *create), _actor()))
 
@@ -41,7 +41,7 @@ class Servicer(registry_pb2_grpc.RegistryServiceServicer):
         return codec.encode_model(await self._store.read(lambda c: models.get(c, request.name)))
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
-        page = await self._store.read(lambda c: models.listed(c, request.page_size, request.page_token))
+        page = await self._store.read(lambda c: models.list_models(c, request.page_size, request.page_token))
         return pb.ListModelsResponse(models=map(codec.encode_model, page.items), next_page_token=page.next_token)
 
     async def UploadArtifact(
@@ -61,12 +61,12 @@ class Servicer(registry_pb2_grpc.RegistryServiceServicer):
             yield pb.DownloadArtifactResponse(chunk=chunk)
 
     async def CreateModelVersion(self, request: pb.CreateModelVersionRequest, context: Any) -> pb.ModelVersion:
-        problems = Problems("the version cannot be registered")
-        problems.name("model", request.model)
-        problems.text("idempotency_key", request.idempotency_key, _LONGEST_KEY)
-        problems.raise_if_any()
+        violations = ViolationCollector("the version cannot be registered")
+        violations.check_name("model", request.model)
+        violations.check_text("idempotency_key", request.idempotency_key, _MAX_KEY_CHARACTERS)
+        violations.raise_if_any()
         model, key = request.model, request.idempotency_key
-        seen = await self._store.read(lambda c: models.find_by_key(c, model, key)) if key else None
+        seen = await self._store.read(lambda c: models.find_by_idempotency_key(c, model, key)) if key else None
         if seen is not None:
             return codec.encode_version(seen)
         wanted = codec.decode_manifest(request.manifest)
@@ -76,7 +76,7 @@ class Servicer(registry_pb2_grpc.RegistryServiceServicer):
         return codec.encode_version(made)
 
     async def _check_stored(self, wanted: manifest.Manifest) -> None:
-        """FailedPrecondition for files whose artifact is absent or of another size."""
+        """FailedPrecondition for files whose artifact is absent or has another size."""
         sizes = await self._artifacts.sizes([file.sha256 for file in wanted.files])
         absent = [file.path for file in wanted.files if sizes[file.sha256] is None]
         if absent:
@@ -112,14 +112,14 @@ class Servicer(registry_pb2_grpc.RegistryServiceServicer):
         )
 
     async def SetAlias(self, request: pb.SetAliasRequest, context: Any) -> pb.Model:
-        problems = Problems("the alias cannot be set")
-        problems.name("model", request.model)
-        problems.name("alias", request.alias)
+        violations = ViolationCollector("the alias cannot be set")
+        violations.check_name("model", request.model)
+        violations.check_name("alias", request.alias)
         if request.alias.isdigit():
-            problems.add("alias", "must not be a number, which would read like a version")
+            violations.add("alias", "must not be a number, which would read like a version")
         if request.version < 0:
-            problems.add("version", "must be 1 or more, or 0 to remove the alias")
-        problems.raise_if_any()
+            violations.add("version", "must be 1 or more, or 0 to remove the alias")
+        violations.raise_if_any()
         wanted = request.model, request.alias, request.version
         return codec.encode_model(await self._store.write(lambda tx: models.set_alias(tx, *wanted), _actor()))
 
@@ -135,11 +135,11 @@ class Servicer(registry_pb2_grpc.RegistryServiceServicer):
         return pb.ListReportsResponse(reports=map(codec.encode_report, page.items), next_page_token=page.next_token)
 
     async def ApplyDeployment(self, request: pb.ApplyDeploymentRequest, context: Any) -> pb.Deployment:
-        problems = Problems("the deployment cannot be applied")
-        problems.text("reason", request.reason)
+        violations = ViolationCollector("the deployment cannot be applied")
+        violations.check_text("reason", request.reason)
         if request.expected_revision < deployments.MUST_NOT_EXIST:
-            problems.add("expected_revision", "must be a revision, 0 for any, or -1 for none")
-        problems.raise_if_any()
+            violations.add("expected_revision", "must be a revision, 0 for any, or -1 for none")
+        violations.raise_if_any()
         wanted = codec.decode_policy(request.deployment)
         policy.check(wanted)
         expected, reason = request.expected_revision, request.reason
@@ -147,23 +147,23 @@ class Servicer(registry_pb2_grpc.RegistryServiceServicer):
         return codec.encode_deployment(applied)
 
     async def GetDeployment(self, request: pb.GetDeploymentRequest, context: Any) -> pb.Deployment:
-        problems = Problems("no such deployment can exist")
-        problems.name("name", request.name)
+        violations = ViolationCollector("no such deployment can exist")
+        violations.check_name("name", request.name)
         if request.revision < 0:
-            problems.add("revision", "must be 1 or more, or 0 for the present one")
-        problems.raise_if_any()
+            violations.add("revision", "must be 1 or more, or 0 for the present one")
+        violations.raise_if_any()
         found = await self._store.read(lambda c: deployments.get(c, request.name, request.revision))
         return codec.encode_deployment(found)
 
     async def ListDeployments(self, request: pb.ListDeploymentsRequest, context: Any) -> pb.ListDeploymentsResponse:
-        found = await self._store.read(deployments.listed)
+        found = await self._store.read(deployments.list_deployments)
         return pb.ListDeploymentsResponse(deployments=map(codec.encode_deployment, found))
 
     async def DeleteDeployment(self, request: pb.DeleteDeploymentRequest, context: Any) -> pb.DeleteDeploymentResponse:
-        problems = Problems("the deployment cannot be deleted")
-        problems.name("name", request.name)
-        problems.text("reason", request.reason)
-        problems.raise_if_any()
+        violations = ViolationCollector("the deployment cannot be deleted")
+        violations.check_name("name", request.name)
+        violations.check_text("reason", request.reason)
+        violations.raise_if_any()
         await self._store.write(lambda tx: deployments.delete(tx, request.name, request.reason), _actor())
         return pb.DeleteDeploymentResponse()
 
@@ -174,11 +174,11 @@ class Servicer(registry_pb2_grpc.RegistryServiceServicer):
             yield codec.encode_watch_event(event)
 
     async def ListHistory(self, request: pb.ListHistoryRequest, context: Any) -> pb.ListHistoryResponse:
-        problems = Problems("the history cannot be listed")
-        problems.text("subject_prefix", request.subject_prefix, 512)
-        problems.raise_if_any()
+        violations = ViolationCollector("the history cannot be listed")
+        violations.check_text("subject_prefix", request.subject_prefix, 512)
+        violations.raise_if_any()
         page = await self._store.read(
-            lambda c: history.events(c, request.subject_prefix, request.page_size, request.page_token)
+            lambda c: history.list_events(c, request.subject_prefix, request.page_size, request.page_token)
         )
         return pb.ListHistoryResponse(
             events=map(codec.encode_history_event, page.items), next_page_token=page.next_token
@@ -193,23 +193,23 @@ async def _chunks(requests: AsyncIterator[pb.UploadArtifactRequest]) -> AsyncIte
 
 
 def _actor() -> str:
-    """Who calls, for the history."""
+    """The caller's name for the history, from metadata."""
     actor = call_context.current().metadata.get(call_context.ACTOR) or UNKNOWN_ACTOR
-    problems = Problems("the call cannot be recorded")
-    problems.text(f"metadata {call_context.ACTOR}", actor, _LONGEST_ACTOR)
-    problems.raise_if_any()
+    violations = ViolationCollector("the call cannot be recorded")
+    violations.check_text(f"metadata {call_context.ACTOR}", actor, _MAX_ACTOR_CHARACTERS)
+    violations.raise_if_any()
     return actor
 
 
 def _check_name(field: str, value: str) -> None:
-    problems = Problems("no such thing can exist")
-    problems.name(field, value)
-    problems.raise_if_any()
+    violations = ViolationCollector("no such thing can exist")
+    violations.check_name(field, value)
+    violations.raise_if_any()
 
 
 def _checked_ref(message: Any) -> ModelRef:
     ref = codec.decode_ref(message)
-    problems = Problems("no such version can exist")
-    check_ref(problems, "ref", ref)
-    problems.raise_if_any()
+    violations = ViolationCollector("no such version can exist")
+    check_ref(violations, "ref", ref)
+    violations.raise_if_any()
     return ref

@@ -1,10 +1,10 @@
 """Transactions on the registry's database: SQLite by default, PostgreSQL by URL.
 
-Writers run one after another: each begins by locking the one row of `head` (SQLite: the whole file, by
-`BEGIN IMMEDIATE`). That makes version numbers and history sequences gap-free and in the order of commits, which
-is what lets `WatchDeployments` resume from a number. Readers see one snapshot and wait for nobody.
+Writes are serialized: each first locks the one row of `head` (SQLite: the whole file, by `BEGIN IMMEDIATE`). Version
+numbers and history sequences are therefore gap-free and in commit order, so that `WatchDeployments` can resume from a
+sequence number. Readers see one snapshot and never wait for a lock.
 
-The database is called from a few threads of its own, never from the event loop.
+Database calls run on a few dedicated threads, never on the event loop.
 """
 
 import asyncio
@@ -28,14 +28,14 @@ from treadle.registry import schema
 
 T = TypeVar("T")
 UNKNOWN_ACTOR = "unknown"
-_READERS = 3
-_WRITING = "treadle_writing"
+_READER_THREADS = 3
+_WRITING_OPTION = "treadle_writing"
 _MIGRATIONS = Path(__file__).parent / "migrations"
-_MIGRATION_LOCK = 0x7265_6164_6C65  # any number that no other user of the PostgreSQL server locks
+_MIGRATION_LOCK = 0x7265_6164_6C65  # arbitrary; must differ from other advisory locks of the server
 
 
 class Transaction:
-    """An open write. What is done in it, history included, is there at once or not at all."""
+    """An open write transaction, which commits all of its changes and history events or none."""
 
     def __init__(self, connection: Connection, sequence: int, at_micros: int, actor: str) -> None:
         self.connection = connection
@@ -44,7 +44,7 @@ class Transaction:
         self.actor = actor
 
     def record(self, action: str, subject: str, reason: str = "", details: Mapping[str, object] | None = None) -> int:
-        """Adds to the history; returns the event's sequence number."""
+        """Adds an event to the history; returns its sequence number."""
         self.sequence += 1
         event_row = {
             "sequence": self.sequence,
@@ -59,7 +59,7 @@ class Transaction:
         return self.sequence
 
 
-class Store:
+class RegistryStore:
     """The database. `open` makes or migrates it; `close` ends its threads."""
 
     def __init__(self, engine: Engine, registry_id: str, clock: Callable[[], float]) -> None:
@@ -67,30 +67,30 @@ class Store:
         self._engine = engine
         self._clock = clock
         self._listeners: list[Callable[[int], None]] = []
-        # One writer: more would only wait for each other.
+        # One thread: writes are serialized anyway.
         self._writer = ThreadPoolExecutor(1, "registry-write")
-        self._readers = ThreadPoolExecutor(_READERS, "registry-read")
+        self._readers = ThreadPoolExecutor(_READER_THREADS, "registry-read")
 
     @classmethod
     def open(cls, url: str, *, busy_timeout_seconds: float = 30.0, clock: Callable[[], float] = time.time) -> Self:
-        """Blocks while it migrates.
+        """Opens the database, and creates or migrates its schema; blocks.
 
-        FailedPrecondition  the URL is of no database that this can use, or a newer release made it
-        DataLoss            it is damaged
-        Unavailable         it cannot be reached
+        FailedPrecondition  the URL cannot be used, or a newer release created the database
+        DataLoss            the database is damaged
+        Unavailable         the database cannot be reached
         """
         engine = _engine(url, busy_timeout_seconds)
         try:
-            with _translated(), _alone(engine), _begin(engine, writing=True) as connection:
+            with _map_database_errors(), _exclusive_open(engine), _begin(engine, writing=True) as connection:
                 migrate(connection)
-                registry_id = _identify(connection)
+                registry_id = _ensure_registry_id(connection)
         except BaseException:
             engine.dispose()
             raise
         return cls(engine, registry_id, clock)
 
     async def close(self) -> None:
-        """Waits for what runs; drops what has not begun."""
+        """Waits for running transactions; cancels queued ones."""
 
         def shut() -> None:
             for pool in (self._writer, self._readers):
@@ -104,19 +104,19 @@ class Store:
         self._listeners.append(listener)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
-        """Runs `work` on one snapshot."""
+        """Runs `work` in a read transaction, on one snapshot."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read_now, work)
 
     async def write(self, work: Callable[[Transaction], T], actor: str = UNKNOWN_ACTOR) -> T:
-        """Runs `work` alone; an error undoes all of it. A write that has begun ends even if its caller leaves."""
+        """Runs `work` in a write transaction, which an error rolls back. Cancelling the caller does not stop it."""
         return await asyncio.get_running_loop().run_in_executor(self._writer, self._write_now, work, actor)
 
     def _read_now(self, work: Callable[[Connection], T]) -> T:
-        with _translated(), _begin(self._engine, writing=False) as connection:
+        with _map_database_errors(), _begin(self._engine, writing=False) as connection:
             return work(connection)
 
     def _write_now(self, work: Callable[[Transaction], T], actor: str) -> T:
-        with _translated(), _begin(self._engine, writing=True) as connection:
+        with _map_database_errors(), _begin(self._engine, writing=True) as connection:
             before = connection.execute(sa.select(schema.head.c.sequence).with_for_update()).scalar_one()
             transaction = Transaction(connection, before, int(self._clock() * 1e6), actor)
             result = work(transaction)
@@ -128,15 +128,15 @@ class Store:
 
 
 def newest_sequence(connection: Connection) -> int:
-    """The sequence number of the last history event; 0 when nothing has happened yet."""
+    """The sequence number of the last history event; 0 without events."""
     return int(connection.execute(sa.select(schema.head.c.sequence)).scalar_one())
 
 
 def migrate(connection: Connection) -> None:
-    """Brings the schema to `schema.HEAD`, inside the connection's transaction."""
+    """Migrates the schema to `schema.HEAD`, inside the connection's transaction. FailedPrecondition if it is newer."""
     if _revision(connection) == schema.HEAD:
         return
-    # Alembic takes 10 MB and is needed on a first start and after an upgrade only.
+    # Alembic takes 10 MB of memory and is needed only on a first start and after an upgrade.
     from alembic import command
     from alembic.config import Config
     from alembic.util.exc import CommandError
@@ -160,7 +160,7 @@ def _revision(connection: Connection) -> str | None:
     return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
 
 
-def _identify(connection: Connection) -> str:
+def _ensure_registry_id(connection: Connection) -> str:
     found = connection.execute(sa.select(schema.head.c.registry_id)).scalar_one_or_none()
     if found is None:
         found = uuid.uuid4().hex
@@ -169,9 +169,9 @@ def _identify(connection: Connection) -> str:
 
 
 def _engine(url: str, busy_timeout_seconds: float) -> Engine:
-    parsed = _parsed(url)
-    # Parameters stay out of errors, and so out of logs: a manifest holds sample rows.
-    options: dict[str, Any] = {"pool_size": _READERS + 1, "max_overflow": 0, "hide_parameters": True}
+    parsed = _parse_url(url)
+    # Parameters must not appear in errors and logs, because a manifest contains sample rows.
+    options: dict[str, Any] = {"pool_size": _READER_THREADS + 1, "max_overflow": 0, "hide_parameters": True}
     if parsed.get_backend_name() == "postgresql":
         try:
             return sa.create_engine(parsed, pool_pre_ping=True, **options)
@@ -189,8 +189,8 @@ def _engine(url: str, busy_timeout_seconds: float) -> Engine:
     return engine
 
 
-def _parsed(url: str) -> sa.URL:
-    """Errors say nothing of what the URL holds: a password may be in it."""
+def _parse_url(url: str) -> sa.URL:
+    """The parsed URL. Errors do not quote it, because it may contain a password."""
     try:
         parsed = sa.make_url(url)
     except ArgumentError:
@@ -201,29 +201,29 @@ def _parsed(url: str) -> sa.URL:
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
-    connection.isolation_level = None  # transactions begin where _begin_sqlite says, not where the driver guesses
+    connection.isolation_level = None  # disables implicit transactions; _begin_sqlite begins them
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")  # a version that was answered for survives a power cut
+    connection.execute("PRAGMA synchronous = FULL")  # commits survive a power cut
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    writing = connection.get_execution_options().get(_WRITING, False)
+    writing = connection.get_execution_options().get(_WRITING_OPTION, False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
 
 
 @contextmanager
 def _begin(engine: Engine, *, writing: bool) -> Iterator[Connection]:
-    options: dict[str, Any] = {_WRITING: writing}
+    options: dict[str, Any] = {_WRITING_OPTION: writing}
     if not writing and engine.dialect.name != "sqlite":
-        options["isolation_level"] = "REPEATABLE READ"  # as SQLite does: one snapshot for the whole transaction
+        options["isolation_level"] = "REPEATABLE READ"  # one snapshot for the whole transaction, as in SQLite
     with engine.connect().execution_options(**options) as connection, connection.begin():
         yield connection
 
 
 @contextmanager
-def _alone(engine: Engine) -> Iterator[None]:
-    """No other process opens the same database meanwhile: both would make its tables."""
+def _exclusive_open(engine: Engine) -> Iterator[None]:
+    """Keeps other processes from opening the same database meanwhile: both would create its tables."""
     if engine.dialect.name == "sqlite":
         database = engine.url.database or ""
         with Path(f"{database}.opening").open("w") as lock:
@@ -239,18 +239,18 @@ def _alone(engine: Engine) -> Iterator[None]:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
-    """Faults of the database that an operator can mend, as what they are; others stay themselves."""
+def _map_database_errors() -> Iterator[None]:
+    """Maps database errors that an operator can resolve to TreadleError; other errors pass through."""
     try:
         yield
     except DBAPIError as error:
-        meaning = _meaning(error)
+        meaning = _to_treadle_error(error)
         if meaning is None:
             raise
         raise meaning from error
 
 
-def _meaning(error: DBAPIError) -> TreadleError | None:
+def _to_treadle_error(error: DBAPIError) -> TreadleError | None:
     sqlite_name = getattr(error.orig, "sqlite_errorname", "") or ""
     sqlstate = getattr(error.orig, "sqlstate", "") or ""
     if sqlite_name == "SQLITE_FULL" or sqlstate == "53100":

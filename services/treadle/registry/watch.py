@@ -6,19 +6,17 @@ writers nothing. A cursor is the registry's id and a history sequence number, so
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
-from structlog.typing import FilteringBoundLogger
-
 from treadle.core.errors import OutOfRange, Unavailable
-from treadle.core.tasks import end, notify
+from treadle.core.tasks import notify
 from treadle.registry import deployments
-from treadle.registry.deployments import Change, Deployment
-from treadle.registry.store import Store, newest_sequence
+from treadle.registry.deployments import DeploymentChange, DeploymentRevision
+from treadle.registry.store import RegistryStore, newest_sequence
 
 _CURSOR = re.compile(r"([0-9a-f]{32})-([0-9]{1,18})")
 _BATCH = 100
@@ -29,7 +27,7 @@ class Applied:
     """A deployment is now this."""
 
     cursor: str
-    deployment: Deployment
+    deployment: DeploymentRevision
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,31 +49,28 @@ Event: TypeAlias = Applied | Deleted | CaughtUp
 
 
 class Watches:
-    """Wakes watchers when there is something new. Writes of other processes are noticed by looking now and then."""
+    """Wakes watchers when there is something new. `poll` notices the writes of other processes."""
 
-    def __init__(self, store: Store, log: FilteringBoundLogger) -> None:
+    def __init__(self, store: RegistryStore) -> None:
         self._store = store
-        self._log = log
         self._newest = 0
         self._moved = asyncio.Event()
         self._closed = False
         self._watchers = 0
 
-    @asynccontextmanager
-    async def open(self, poll_seconds: float) -> AsyncIterator[None]:
-        """While this is open, watchers hear of what is new; afterwards none is left waiting."""
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """While this is open, watchers hear of commits of this process; afterwards none is left waiting."""
         loop = asyncio.get_running_loop()
 
         def committed(sequence: int) -> None:
             notify(loop, lambda: self._advance(sequence))
 
         self._store.on_commit(committed)
-        looking = asyncio.create_task(self._look(poll_seconds))
         try:
             yield
         finally:
             self.close()
-            await end(looking)
 
     def close(self) -> None:
         """Ends every watch, with an error that tells its client to come back with its cursor."""
@@ -111,7 +106,7 @@ class Watches:
                 yield event
             position = changes[-1].sequence if len(changes) == _BATCH else end
 
-    async def _told(self, changes: list[Change]) -> AsyncIterator[Event]:
+    async def _told(self, changes: list[DeploymentChange]) -> AsyncIterator[Event]:
         """Events for these changes. Revisions never change, so they may be read piece by piece."""
         for start in range(0, len(changes), _BATCH):
             part = changes[start : start + _BATCH]
@@ -154,11 +149,7 @@ class Watches:
             self._moved.set()
             self._moved = asyncio.Event()
 
-    async def _look(self, poll_seconds: float) -> None:
-        while True:
-            await asyncio.sleep(poll_seconds)
-            if self._watchers:
-                try:
-                    self._advance(await self._store.read(newest_sequence))
-                except Exception as error:  # whatever it is, the next look may succeed
-                    self._log.warning("cannot look for changes of deployments", error=str(error))
+    async def poll(self) -> None:
+        """Notices what other registry processes wrote to the same database."""
+        if self._watchers:
+            self._advance(await self._store.read(newest_sequence))

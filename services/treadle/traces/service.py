@@ -3,16 +3,15 @@
 It must not export spans of its own, which would come back to it for ever: `telemetry.setup` sees to that.
 """
 
-import asyncio
-import sqlite3
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
 
-from treadle.core.tasks import end
+from treadle.observability.telemetry.metrics import Counter
 from treadle.observability.telemetry.redaction import SpanGuard
 from treadle.observability.tracestore.store import Retention, SpanStore
 from treadle.rpc.app.runtime import Runtime
@@ -21,7 +20,7 @@ from treadle.v1 import traces_pb2_grpc
 
 
 @dataclass(frozen=True)
-class Settings:
+class TraceSettings:
     """TREADLE_TRACES_…"""
 
     max_spans: int = 500_000
@@ -35,7 +34,7 @@ class Settings:
 
 
 @asynccontextmanager
-async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[None]:
+async def open_service(settings: TraceSettings, runtime: Runtime) -> AsyncIterator[None]:
     """Opens the database in the service's home, then serves. A damaged one is put aside."""
     retention = Retention(settings.max_spans, settings.max_mib << 20, settings.max_age_hours * 3600)
     async with AsyncExitStack() as stack:
@@ -47,16 +46,11 @@ async def open_service(settings: Settings, runtime: Runtime) -> AsyncIterator[No
         receiver = Receiver(store, SpanGuard(runtime.telemetry.redactor), on_disk)
         trace_service_pb2_grpc.add_TraceServiceServicer_to_server(receiver, runtime.server)  # type: ignore[no-untyped-call]  # as generated
         traces_pb2_grpc.add_TraceQueryServiceServicer_to_server(Queries(store, on_disk), runtime.server)
-        expiry = asyncio.create_task(_expire(store, on_disk, settings.expire_seconds, runtime))
-        stack.push_async_callback(end, expiry)
+        background = await stack.enter_async_context(runtime.background())
+        expired = runtime.telemetry.meters.counter("treadle_traces_expired_total", "Spans that retention let go.")
+        background.every("expire_traces", settings.expire_seconds, partial(_expire, store, on_disk, expired))
         yield
 
 
-async def _expire(store: SpanStore, on_disk: OnDisk, seconds: float, runtime: Runtime) -> None:
-    gone = runtime.telemetry.meters.counter("treadle_traces_expired_total", "Spans that retention let go.")
-    while True:
-        await asyncio.sleep(seconds)
-        try:
-            gone.add(await on_disk(store.expire))
-        except sqlite3.OperationalError as error:  # a full disk may get room again
-            runtime.telemetry.log.warning("old traces cannot be removed", error=error.sqlite_errorname)
+async def _expire(store: SpanStore, on_disk: OnDisk, expired: Counter) -> None:
+    expired.add(await on_disk(store.expire))

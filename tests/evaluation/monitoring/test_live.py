@@ -17,7 +17,7 @@ from treadle.core.errors import FailedPrecondition, InvalidInput
 from treadle.evaluation.ledger.ledger import Ledger
 from treadle.evaluation.ledger.recording import predictions_of
 from treadle.evaluation.offline.scores import default_output
-from treadle.evaluation.service import Settings, open_service
+from treadle.evaluation.service import EvaluationSettings, open_service
 from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.plugins.hookspecs import hookimpl
 from treadle.plugins.manager import Plugins
@@ -54,7 +54,7 @@ async def small(tmp_path: Path) -> AsyncIterator[Any]:
     plugins = Plugins.load(modules={"broken": SimpleNamespace(treadle_metrics=treadle_metrics)})
     opening = partial(open_service, plugins=plugins)
     async with (
-        running(opening, Settings(live_metrics_rows=20), home=tmp_path / "small", peers=NOWHERE) as address,
+        running(opening, EvaluationSettings(live_metrics_rows=20), home=tmp_path / "small", peers=NOWHERE) as address,
         Channel(address, service="evaluation", telemetry=Telemetry.off()) as channel,
     ):
         yield evaluation_pb2_grpc.EvaluationServiceStub(channel)
@@ -156,7 +156,7 @@ async def test_a_service_with_retention_purges_older_rows(tmp_path: Path, teleme
     await ledger.start()
     await ledger.record(predictions_of(batch(["old"]), "batch"))
     await ledger.close()
-    settings = Settings(retention_days=1)
+    settings = EvaluationSettings(retention_days=1)
     async with running(open_service, settings, home=tmp_path / "home", peers=NOWHERE, telemetry=telemetry):
         async with asyncio.timeout(30):
             while ledger.rows("d").table.num_rows:
@@ -166,18 +166,18 @@ async def test_a_service_with_retention_purges_older_rows(tmp_path: Path, teleme
 @pytest.mark.parametrize("wrong", [{"live_metrics_rows": 0}, {"retention_days": -1}, {"parallel_evaluations": 0}])
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(FailedPrecondition, match="TREADLE_EVALUATION_"):
-        Settings(**wrong)
+        EvaluationSettings(**wrong)
 
 
 IDLE = """
 import asyncio, sys
 from pathlib import Path
-from treadle.evaluation.service import Settings, open_service
+from treadle.evaluation.service import EvaluationSettings, open_service
 from treadle.rpc.app.serving import running
 
 async def main():
     peers = dict.fromkeys(("registry", "features", "inference"), "127.0.0.1:1")
-    async with running(open_service, Settings(retention_days=1), home=Path(sys.argv[1]), peers=peers):
+    async with running(open_service, EvaluationSettings(retention_days=1), home=Path(sys.argv[1]), peers=peers):
         heavy = {"sklearn", "duckdb", "pyarrow", "matplotlib", "scipy", "pandas", "jinja2", "torch"}
         print(sorted(heavy & {name.partition(".")[0] for name in sys.modules}))
 

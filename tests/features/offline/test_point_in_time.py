@@ -1,5 +1,5 @@
-"""The law that training and serving rest on: an offline join gives, for every row, bit for bit what an online lookup
-gave at that moment, when the history had been pushed in time order up to it. Both are held against a plain oracle.
+"""An offline join gives for every row, bit for bit, what an online lookup gave at that time, when the history had been
+pushed in time order up to then. Both are compared with a brute-force oracle.
 """
 
 import asyncio
@@ -21,13 +21,13 @@ from hypothesis import strategies as st
 from treadle.core.column import Column
 from treadle.core.errors import InvalidInput, NotFound
 from treadle.features import Definitions, Entity, FeatureService, FeatureView, Field, Source, Transform
-from treadle.features.definition_store import Catalog
-from treadle.features.lookup_plan import Plan, compile_plan
+from treadle.features.definition_store import DefinitionStore
+from treadle.features.lookup_plan import LookupPlan, compile_plan
 from treadle.features.offline.point_in_time import join_features, point_in_time_join
 from treadle.features.online.lmdb_store import LmdbStore
 from treadle.features.online.lookups import OnlineFeatures
 from treadle.features.online.transform_runner import TransformRunner
-from treadle.features.values import Feature, Status
+from treadle.features.values import FeatureResult, FeatureStatus
 
 AIRPORT, NUMBER = Entity("airport", "STRING"), Entity("number", "INT32")
 FIELDS = [
@@ -74,7 +74,7 @@ Question = tuple[tuple[str, int], int, float | None]
 
 
 def write_history(path: Path, history: Sequence[Row], files: int = 2) -> None:
-    """Parquet files whose rows stand in the order given; the last of a time counts."""
+    """Parquet files with the rows in the given order; the last row of an event time is used."""
     path.mkdir()
     cut = len(history) // files
     for at in range(files):
@@ -107,23 +107,23 @@ def entity_rows(asked: Sequence[Question]) -> pa.Table:
     })  # fmt: skip
 
 
-class ReadyCatalog(Catalog):
-    """Takes functions as they are: this test module is not imported by a name that a service could use."""
+class PreparedDefinitionStore(DefinitionStore):
+    """A store that keeps the given functions, because a service cannot import this test module by name."""
 
-    def __init__(self, file: Path, plan: Plan, given: Definitions) -> None:
+    def __init__(self, file: Path, plan: LookupPlan, given: Definitions) -> None:
         super().__init__(file)
         self.apply(Definitions(given.views))
-        object.__setattr__(self.state, "services", {plan.service.name: plan.service})
-        object.__setattr__(self.state, "plans", {plan.service.name: plan})
+        object.__setattr__(self.snapshot, "services", {plan.service.name: plan.service})
+        object.__setattr__(self.snapshot, "plans", {plan.service.name: plan})
 
 
 async def replay(
-    folder: Path, plan: Plan, given: Definitions, histories: dict[str, Sequence[Row]], asked: Sequence[Question]
-) -> list[list[Feature]]:
-    """Pushes both histories in time order and asks each question at its moment."""
+    folder: Path, plan: LookupPlan, given: Definitions, histories: dict[str, Sequence[Row]], asked: Sequence[Question]
+) -> list[list[FeatureResult]]:
+    """Pushes both histories in time order and looks up each question at its time."""
     store, runner = LmdbStore(folder / "online", map_mib=16), TransformRunner()
-    online = OnlineFeatures(ReadyCatalog(folder / "definitions.json", plan, given), store, runner)
-    answers: list[list[Feature]] = [[] for _ in asked]
+    online = OnlineFeatures(PreparedDefinitionStore(folder / "definitions.json", plan, given), store, runner)
+    answers: list[list[FeatureResult]] = [[] for _ in asked]
     for moment in range(-20, 21):
         for view, history in histories.items():
             for key, at, row in history:
@@ -152,8 +152,8 @@ def pushed_columns(key: tuple[str, int], row: tuple[Any, ...]) -> dict[str, Colu
     return columns
 
 
-def bits(feature: Feature, row: int) -> tuple[Any, ...]:
-    """Everything about one value, floats as their bits."""
+def bits(feature: FeatureResult, row: int) -> tuple[Any, ...]:
+    """Value, status and age of one row, with floats as their bits."""
     column = feature.column
     value = column.values[row]
     raw = value if isinstance(value, str) else value.tobytes()
@@ -163,13 +163,13 @@ def bits(feature: Feature, row: int) -> tuple[Any, ...]:
         column.dtype,
         raw,
         null,
-        Status(feature.statuses[row]).name,
+        FeatureStatus(feature.statuses[row]).name,
         struct.pack("<d", feature.ages[row]),
     )
 
 
 def oracle(history: Sequence[Row], key: tuple[str, int], asked: int) -> tuple[int, tuple[Any, ...]] | None:
-    """The last of the newest rows known at `asked`, by looking at all of them."""
+    """The last of the newest rows with event time <= `asked`, found by a full scan."""
     best = None
     for other, at, row in history:
         if other == key and at <= asked and (best is None or at >= best[0]):
@@ -178,7 +178,7 @@ def oracle(history: Sequence[Row], key: tuple[str, int], asked: int) -> tuple[in
 
 
 def check_against_oracle(
-    features: dict[str, Feature], histories: dict[str, Sequence[Row]], asked: Sequence[Question]
+    features: dict[str, FeatureResult], histories: dict[str, Sequence[Row]], asked: Sequence[Question]
 ) -> None:
     for row, (key, at, _) in enumerate(asked):
         for view, limit in (("hourly", 5), ("steady", None)):
@@ -187,14 +187,16 @@ def check_against_oracle(
                 feature = features.get(f"{view}__{field.name}")
                 if feature is None:
                     continue
-                status = Status(feature.statuses[row])
+                status = FeatureStatus(feature.statuses[row])
                 if known is None:
-                    assert status is Status.MISSING
+                    assert status is FeatureStatus.MISSING
                     assert math.isnan(feature.ages[row])
                     continue
                 value = known[1][position]
                 stale = limit is not None and at - known[0] > limit
-                assert status is (Status.NULL if value is None else Status.STALE if stale else Status.PRESENT)
+                assert status is (
+                    FeatureStatus.NULL if value is None else FeatureStatus.STALE if stale else FeatureStatus.PRESENT
+                )
                 assert feature.ages[row] == (at - known[0]) / 1e6
                 if value is not None:
                     np.testing.assert_array_equal(feature.column.values[row], value)
@@ -207,7 +209,7 @@ def check_against_oracle(
     asked=[(("EWR", 0), 3, 1.0), (("EWR", 0), 2, None), (("EWR", 0), 9, math.nan)],
 )
 @given(hourly=rows, steady=rows, asked=questions)
-def test_offline_is_online_at_that_moment(
+def test_offline_join_equals_online_lookup_at_request_time(
     hourly: Sequence[Row], steady: Sequence[Row], asked: Sequence[Question]
 ) -> None:
     histories = {"hourly": hourly, "steady": steady}
@@ -281,7 +283,7 @@ class TestBadInput:
         with pytest.raises(InvalidInput, match=message):
             point_in_time_join(table, found.services[0], found.views)
 
-    def test_history_that_is_not_there(self, found: Definitions, tmp_path: Path) -> None:
+    def test_missing_history(self, found: Definitions, tmp_path: Path) -> None:
         for part in (tmp_path / "hourly").iterdir():
             part.unlink()
         with pytest.raises(NotFound, match="No files found"):
@@ -307,7 +309,7 @@ class TestBadInput:
         assert "secret" not in str(caught.value)
         assert str(2**40) not in str(caught.value)
 
-    def test_history_with_a_column_that_duckdb_needs(self, found: Definitions, tmp_path: Path) -> None:
+    def test_history_with_a_column_name_that_duckdb_reserves(self, found: Definitions, tmp_path: Path) -> None:
         for path in (tmp_path / "hourly").iterdir():
             pq.write_table(pq.read_table(path).rename_columns({"wind": "file_row_number"}), path)
         with pytest.raises(InvalidInput, match="has a column called 'file_row_number'; rename it"):

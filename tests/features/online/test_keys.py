@@ -33,7 +33,7 @@ def test_keys_differ_where_entities_do(rows: list[tuple[Any, ...]]) -> None:
     assert encode(rows) == [encode([row])[0] for row in rows]
 
 
-def test_parts_do_not_run_into_each_other() -> None:
+def test_parts_of_composite_keys_stay_apart() -> None:
     one, other = encode([("ab", "c", 0, 0), ("a", "bc", 0, 0)])
     assert one != other
 

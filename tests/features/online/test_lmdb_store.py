@@ -31,7 +31,7 @@ def test_newest_event_wins_and_an_equal_one_replaces(store: LmdbStore) -> None:
     assert store.stats("v") == ViewStats(2, 5, 12_500_000)
 
 
-def test_views_are_apart(store: LmdbStore) -> None:
+def test_views_do_not_share_rows(store: LmdbStore) -> None:
     store.write("v", [(b"a", 1, b"v")])
     store.write("_meta", [(b"a", 2, b"m")])
     assert store.read_views([("v", [b"a"]), ("_meta", [b"a"]), ("none", [b"a", b"b"])]) == [
@@ -99,7 +99,7 @@ def test_two_writers_at_once_lose_nothing(store: LmdbStore) -> None:
     assert store.read("v", [b"shared"]) == [(199, b"1")]
 
 
-def test_options_and_folders_that_cannot_be(tmp_path: Path) -> None:
+def test_invalid_options_and_folders(tmp_path: Path) -> None:
     kind = LmdbStoreKind()
     with pytest.raises(InvalidInput, match="no option 'map_mb'; it has: map_mib"):
         kind.open(tmp_path, {"map_mb": "1"})

@@ -1,4 +1,4 @@
-"""Columns that callers send, fitted to what was defined."""
+"""Request columns are cast to their defined types."""
 
 import numpy as np
 import pytest
@@ -6,12 +6,12 @@ import pytest
 from treadle.core.column import Column
 from treadle.core.errors import InvalidInput
 from treadle.features.definitions import Field
-from treadle.features.online.requests import fit_columns
+from treadle.features.online.requests import coerce_columns
 
 
 def fit(values: list[int], nulls: list[bool] | None = None) -> Column:
     column = Column.of("x", np.array(values, np.int64), nulls)
-    return fit_columns({"x": column}, {"x": Field("x", "UINT8")}, ["x"], "columns")["x"]
+    return coerce_columns({"x": column}, {"x": Field("x", "UINT8")}, ["x"], "columns")["x"]
 
 
 @pytest.mark.parametrize("values", [[], [0, 255]])

@@ -1,4 +1,4 @@
-"""A transform that hangs costs its own request and no other."""
+"""A transform that hangs fails only its own request."""
 
 import asyncio
 import threading
@@ -27,7 +27,7 @@ async def test_results_and_errors_come_back(runner: TransformRunner) -> None:
     assert await asyncio.gather(*(runner.run(partial(int, at), LONG, "it") for at in range(5))) == list(range(5))
 
 
-async def test_a_wait_that_never_ends(runner: TransformRunner) -> None:
+async def test_a_blocking_transform_times_out(runner: TransformRunner) -> None:
     forever = threading.Event()
     with pytest.raises(DeadlineExceeded, match=r"transforms of it did not answer for 0\.05 s"):
         await runner.run(forever.wait, 0.05, "it")
@@ -35,7 +35,7 @@ async def test_a_wait_that_never_ends(runner: TransformRunner) -> None:
     forever.set()
 
 
-async def test_a_loop_that_never_ends_is_stopped(runner: TransformRunner) -> None:
+async def test_an_endless_python_loop_is_stopped(runner: TransformRunner) -> None:
     worker: list[threading.Thread] = []
 
     def loop() -> None:
@@ -52,7 +52,7 @@ async def test_a_loop_that_never_ends_is_stopped(runner: TransformRunner) -> Non
     assert not worker[0].is_alive()
 
 
-async def test_those_that_wait_behind_it_go_on(runner: TransformRunner) -> None:
+async def test_calls_queued_behind_a_stuck_call_run(runner: TransformRunner) -> None:
     forever = threading.Event()
     hung = asyncio.create_task(runner.run(forever.wait, 0.05, "it"))
     await asyncio.sleep(0)
@@ -62,7 +62,7 @@ async def test_those_that_wait_behind_it_go_on(runner: TransformRunner) -> None:
     forever.set()
 
 
-async def test_too_many_that_hang_are_refused(runner: TransformRunner) -> None:
+async def test_calls_are_refused_while_too_many_threads_are_stuck(runner: TransformRunner) -> None:
     forever = threading.Event()
     for _ in range(16):
         with pytest.raises(DeadlineExceeded):
@@ -75,7 +75,7 @@ async def test_too_many_that_hang_are_refused(runner: TransformRunner) -> None:
     assert await runner.run(lambda: 7, LONG, "it") == 7
 
 
-async def test_a_caller_that_goes_away(runner: TransformRunner) -> None:
+async def test_a_cancelled_call(runner: TransformRunner) -> None:
     started, go_on = threading.Event(), threading.Event()
 
     def slow() -> None:
@@ -91,7 +91,7 @@ async def test_a_caller_that_goes_away(runner: TransformRunner) -> None:
     assert await runner.run(lambda: 7, LONG, "it") == 7
 
 
-async def test_a_caller_that_goes_away_from_a_call_that_hangs(runner: TransformRunner) -> None:
+async def test_a_cancelled_call_that_hangs(runner: TransformRunner) -> None:
     started, forever = threading.Event(), threading.Event()
 
     def hang() -> None:

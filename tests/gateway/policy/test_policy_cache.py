@@ -1,8 +1,8 @@
 """What may be recorded follows from the definitions, all of them."""
 
 from treadle.core.errors import TreadleError
-from treadle.gateway.policy.deployments import Deployment
-from treadle.gateway.policy.policy_cache import Catalog
+from treadle.gateway.policy.deployments import ServedDeployment
+from treadle.gateway.policy.policy_cache import PolicyCache
 from treadle.v1 import features_pb2, registry_pb2, types_pb2
 
 FP64, STRING = types_pb2.DATA_TYPE_FP64, types_pb2.DATA_TYPE_STRING
@@ -15,10 +15,9 @@ def view(name: str, entity: str, *fields: features_pb2.FeatureField) -> features
     )
 
 
-def deployment(*views: features_pb2.FeatureView) -> Deployment:
+def deployment(*views: features_pb2.FeatureView) -> ServedDeployment:
     """The deployment of a model that uses the views "first" and "second", of which `views` are known."""
-    catalog = Catalog(
-        deployments={"d": registry_pb2.Deployment(name="d", traffic=[registry_pb2.TrafficShare(ref=REF, weight=100)])},
+    cache = PolicyCache(
         services={
             "s": features_pb2.FeatureServiceSpec(
                 name="s", sets=[features_pb2.FeatureSet(view=name) for name in ("first", "second")]
@@ -29,8 +28,9 @@ def deployment(*views: features_pb2.FeatureView) -> Deployment:
     tensor = types_pb2.TensorSpec(name="x", dtype=FP64, shape=[-1])
     signature = types_pb2.Signature(inputs=[tensor], outputs=[tensor])
     manifest = registry_pb2.Manifest(backend="python", signature=signature, feature_service="s")
-    catalog.add_version(registry_pb2.ModelVersion(ref=REF, manifest=manifest))
-    return catalog.snapshot(_never).deployment("d")
+    cache.add_version(registry_pb2.ModelVersion(ref=REF, manifest=manifest))
+    named = registry_pb2.Deployment(name="d", traffic=[registry_pb2.TrafficShare(ref=REF, weight=100)])
+    return cache.snapshot({"d": named}, _never).deployment("d")
 
 
 def _never(what: str, error: TreadleError) -> None:

@@ -1,19 +1,13 @@
 """Policies: changes arrive, the last good copy serves, a broken one is set aside."""
 
 import asyncio
-import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from treadle import oip
 from treadle.core.errors import NotFound
-from treadle.core.files import write_atomically
-from treadle.core.tasks import end
-from treadle.gateway.policy import watcher as watching
 from treadle.observability.telemetry.telemetry import Telemetry
-from treadle.v1 import features_pb2_grpc, registry_pb2, registry_pb2_grpc
+from treadle.v1 import registry_pb2, registry_pb2_grpc
 
 from ..conftest import delays, flights, share
 
@@ -80,26 +74,3 @@ async def test_a_broken_copy_is_set_aside(shared: Any, content: bytes) -> None:
     async with shared.gateway("broken") as gate:
         assert (await gate.rpc.Predict(flights("N1"))).served_by == "traffic"
     assert path.with_suffix(".broken").read_bytes() == content
-
-
-async def test_no_write_outlives_the_watch(shared: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun, disk = threading.Event(), threading.Event()
-
-    def write_slowly(path: Path, content: bytes) -> None:
-        begun.set()
-        disk.wait(20)
-        write_atomically(path, content)
-
-    monkeypatch.setattr(watching, "write_atomically", write_slowly)
-    registry = registry_pb2_grpc.RegistryServiceStub(shared.connect("registry"))
-    features = features_pb2_grpc.FeatureServiceStub(shared.connect("features"))
-    inference = oip.GRPCInferenceServiceStub(shared.connect("inference"))
-    watch = watching.PolicyWatch(registry, features, inference, tmp_path, Telemetry.off().log, 60.0)
-    following = asyncio.create_task(watch.run())
-    await asyncio.to_thread(begun.wait, 20)
-    ending = asyncio.create_task(end(following))
-    await asyncio.wait([ending, asyncio.create_task(asyncio.to_thread(int))], return_when=asyncio.FIRST_COMPLETED)
-    assert not ending.done()
-    disk.set()
-    await ending
-    assert (tmp_path / watching.FILE).exists()

@@ -16,7 +16,7 @@ from treadle.inference.batching.worker import Worker
 from treadle.inference.models.artifacts import Artifacts
 from treadle.inference.models.loader import Loader, Loading
 from treadle.inference.models.models import Registered
-from treadle.inference.service import Settings
+from treadle.inference.service import InferenceSettings
 from treadle.plugins.checked import CheckedModel
 from treadle.plugins.manager import Plugins
 from treadle.plugins.packaging import read_package, save_model
@@ -154,6 +154,6 @@ async def test_a_compiled_form_outside_of_the_package_is_refused(loads: Loads, p
 
 
 def test_threads_are_measured_unless_they_are_set() -> None:
-    assert Settings().threads_per_model == 0
+    assert InferenceSettings().threads_per_model == 0
     with pytest.raises(FailedPrecondition, match="THREADS_PER_MODEL must be 1 or more, or 0 to measure"):
-        Settings(threads_per_model=-1)
+        InferenceSettings(threads_per_model=-1)

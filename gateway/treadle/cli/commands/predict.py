@@ -1,6 +1,7 @@
 """`treadle predict`: requests predictions by entity keys or by tensors."""
 
 from collections.abc import Callable, Mapping
+from math import isnan
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -8,7 +9,7 @@ import click
 from treadle.cli.command import Session, command
 
 if TYPE_CHECKING:
-    from treadle.client import Feature, Prediction
+    from treadle.client import Feature, FeatureProvenance, Prediction
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 _ROW_OPTIONS = (
@@ -69,7 +70,7 @@ async def predict(
             )
     from treadle.cli.ui.to_jsonable import to_jsonable
 
-    session.out.show(to_jsonable(answer), lambda: _picture(answer, with_features))
+    session.out.show(to_jsonable(answer), lambda: _picture(answer))
 
 
 def rows_from_options(
@@ -94,7 +95,7 @@ def rows_from_options(
     return given
 
 
-def _picture(answer: "Prediction", with_features: bool) -> Any:
+def _picture(answer: "Prediction") -> Any:
     from rich.console import Group
 
     from treadle.cli.ui.output import facts, table
@@ -108,17 +109,24 @@ def _picture(answer: "Prediction", with_features: bool) -> Any:
             ("by", f"{answer.model}/{answer.version}" if answer.version else "a default answer"),
             ("served by", answer.served_by),
             ("degraded", answer.degraded_reason),
+            ("features", _provenance(answer.provenance) if answer.provenance else ""),
             ("trace", answer.trace_id and f"treadle trace {answer.trace_id}"),
         )
     )
     parts: list[Any] = [table(["prediction id", *(f">{name}" for name in names)], rows), about]
     if answer.features:
-        parts.append(_features(list(answer.features.values()), with_features))
+        parts.append(_features(list(answer.features.values())))
     return Group(*parts)
 
 
-def _features(features: "list[Feature]", with_values: bool) -> Any:
-    """A table of the features of the first row."""
+def _provenance(found: "FeatureProvenance") -> str:
+    oldest = "no values" if isnan(found.oldest_age_seconds) else f"oldest {found.oldest_age_seconds:,.0f} s"
+    named = [("stale", found.stale), ("missing", found.missing), ("null", found.null)]
+    return "; ".join([oldest, *[f"{what}: {', '.join(names)}" for what, names in named if names]])
+
+
+def _features(features: "list[Feature]") -> Any:
+    """The first row's features: a picture for people, not all the data."""
     from treadle.cli.ui.output import table
     from treadle.cli.ui.to_jsonable import to_jsonable
 
@@ -126,10 +134,9 @@ def _features(features: "list[Feature]", with_values: bool) -> Any:
     for feature in features:
         age = to_jsonable(feature.ages_seconds)[0] if len(feature.ages_seconds) else None
         value = to_jsonable(feature.values)[0] if feature.values is not None and len(feature.values) else ""
-        cells = [feature.name, feature.statuses[0] if feature.statuses else "", "" if age is None else f"{age:,.0f} s"]
-        rows.append([*cells, _cell(value)] if with_values else cells)
-    columns = ["feature (first row)", "status", ">age", *([">value"] if with_values else [])]
-    return table(columns, rows)
+        status = feature.statuses[0] if feature.statuses else ""
+        rows.append([feature.name, status, "" if age is None else f"{age:,.0f} s", _cell(value)])
+    return table(["feature (first row)", "status", ">age", ">value"], rows)
 
 
 def _cell(value: Any) -> str:

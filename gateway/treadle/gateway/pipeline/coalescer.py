@@ -1,166 +1,147 @@
-"""Requests of one kind are asked together: while a call is out, those that come wait, and leave as one call.
+"""Concurrent requests of one kind become batches, without a timer.
 
-There is no timer that holds anything back. A request that finds no call of its kind out leaves at the end of this turn
-of the loop, with those that arrived in it, or alone in its caller's own task; when a call comes back, whatever waits
-leaves. Laws (tested): what a caller gets does not depend on its neighbours; a call holds requests of one key, in the
-order in which they came, and at most so many rows; a caller whose time is over hears so at once, and rows that nobody
-waits for are not asked; a call that fails for what may be one request's fault is halved until only that request fails.
+A lone request is worked on at once, in its caller's own task. While a batch is in flight, further requests of its kind
+queue; they become the next batch when it returns, or when it has taken longer than `slow_call_threshold_seconds`. So
+batches grow with the load by themselves, and an idle gateway adds no delay.
 """
 
 import asyncio
 import contextvars
 import time
-from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Generic, TypeVar
+from typing import NamedTuple
 
-from opentelemetry import trace
 from opentelemetry.trace import Link, Tracer
 
-from treadle.core.errors import (
-    Cancelled,
-    DeadlineExceeded,
-    NotFound,
-    Overloaded,
-    PermissionDenied,
-    TreadleError,
-    Unauthenticated,
-    Unavailable,
-    Unimplemented,
-)
-from treadle.gateway.pipeline.lane import AnswerT, CoalesceLimits, Lane, RequestT, Waiter, leader, started
-from treadle.rpc.context import current, request_scope
+from treadle.gateway.pipeline.coalescing_queue import CoalesceLimits, CoalescingQueue, leader_of
+from treadle.gateway.pipeline.prediction import PredictionResult
+from treadle.gateway.pipeline.request import PredictionRequest, Schema
+from treadle.gateway.pipeline.request_batch import PendingRequest
+from treadle.rpc.context import FORWARDED, RequestContext, current, request_scope
 
-KeyT = TypeVar("KeyT", bound=Hashable)
-
-# They tell of the callee, or of what all requests of a key have in common: no request alone would fare better.
-EVERYONES = (
-    Cancelled,
-    DeadlineExceeded,
-    NotFound,
-    Overloaded,
-    PermissionDenied,
-    Unauthenticated,
-    Unavailable,
-    Unimplemented,
-)
+_ROW_BYTES = 4096
+"""A row that is larger counts as several, so that a batch of them stays small enough to send."""
 
 
-class Coalescer(Generic[KeyT, RequestT, AnswerT]):
-    """Turns requests into calls. Used on one event loop.
+class CoalescingKey(NamedTuple):
+    """What the requests of a batch have in common."""
 
-    `call(key, requests, timeout)` gives one answer for each request, in order; it runs in the context of one of the
-    callers, so a key must hold whatever of a caller's context reaches the callee: tenant, actor.
+    deployment: str
+    schema: Schema
+    outputs: tuple[str, ...]
+    now_micros: int
+    caller: tuple[str | None, ...]
+    """Whatever of a caller travels on to other services: requests of different tenants or actors never share a call."""
+
+    @classmethod
+    def of(cls, request: PredictionRequest, context: RequestContext) -> "CoalescingKey":
+        """The key of one request."""
+        caller = (context.tenant, *map(context.metadata.get, FORWARDED))
+        return cls(request.deployment, request.schema, request.outputs, request.now_micros, caller)
+
+
+def weight_of(request: PredictionRequest) -> int:
+    """The rows that a request counts as."""
+    size = sum([getattr(values, "nbytes", 0) for values in request.values])
+    return max(request.rows, size // _ROW_BYTES)
+
+
+class Coalescer:
+    """Turns requests into batches. Used on one event loop.
+
+    `run(deployment, requests)` gives each request of a batch its outcome. It runs in the context of one of the callers.
     """
 
     def __init__(
         self,
-        call: Callable[[KeyT, Sequence[RequestT], float], Awaitable[Sequence[AnswerT]]],
+        run: Callable[[str, Sequence[PendingRequest]], Awaitable[None]],
         limits: CoalesceLimits,
         tracer: Tracer,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._call = call
+        self._run = run
         self._limits = limits
         self._tracer = tracer
         self._clock = clock
-        self._lanes: dict[KeyT, Lane[RequestT, AnswerT]] = {}
+        self._queues: dict[CoalescingKey, CoalescingQueue] = {}
 
-    async def submit(self, key: KeyT, request: RequestT, rows: int, timeout: float) -> AnswerT:
-        """The answer; what the call raised for this request; or DeadlineExceeded after `timeout` seconds."""
-        lane = self._lanes.get(key)
-        if lane is not None:
-            return await self._among_others(lane, request, rows, timeout, first=False)
-        lane = Lane(self._limits, self._clock, partial(self._answer, key), partial(self._close, key))
-        self._lanes[key] = lane
-        out = lane.begin()
+    async def submit(self, key: CoalescingKey, pending: PendingRequest) -> PredictionResult:
+        """The answer to the request; raises the TreadleError that is its outcome."""
+        queue = self._queues.get(key)
+        if queue is not None:
+            return await self._queued(queue, pending)
+        queue = CoalescingQueue(self._limits, self._clock, partial(self._batch, key), partial(self._close, key))
+        self._queues[key] = queue
+        call = queue.call_started()
         try:
-            await asyncio.sleep(0)  # whatever else arrives in this turn of the loop comes along
-            if not lane.is_waited_for:  # it is alone, and needs neither a task nor a future
-                (found,) = await self._call(key, (request,), timeout)
-                return found
+            await asyncio.sleep(0)  # whatever else arrives in this turn of the loop joins the batch
+            if not queue.has_pending:  # a lone request needs neither a task nor a future
+                await self._run(key.deployment, (pending,))
+                return pending.result()
         finally:
-            lane.end(out)
-        return await self._among_others(lane, request, rows, timeout, first=True)
+            queue.call_finished(call)
+        return await self._queued(queue, pending, first=True)
 
-    async def _among_others(
-        self, lane: Lane[RequestT, AnswerT], request: RequestT, rows: int, timeout: float, *, first: bool
-    ) -> AnswerT:
-        waiter: Waiter[RequestT, AnswerT] = Waiter(
-            request,
-            rows,
-            self._clock() + timeout,
-            asyncio.get_running_loop().create_future(),
-            contextvars.copy_context(),
-            trace.get_current_span().get_span_context(),
-        )
-        lane.wait(waiter, first=first)
+    async def _queued(
+        self, queue: CoalescingQueue, pending: PendingRequest, *, first: bool = False
+    ) -> PredictionResult:
+        pending.future = asyncio.get_running_loop().create_future()
+        pending.caller_context = contextvars.copy_context()
+        queue.put(pending, first=first)
         try:
-            return await waiter.future
+            return await pending.future
         except asyncio.CancelledError:
-            lane.desert(waiter)
+            queue.abandon(pending)
             raise
 
-    def _close(self, key: KeyT) -> None:
-        del self._lanes[key]
+    def _close(self, key: CoalescingKey) -> None:
+        del self._queues[key]
 
-    async def _answer(self, key: KeyT, waiters: Sequence[Waiter[RequestT, AnswerT]]) -> None:
-        """Asks for all of them that still wait, and gives to each its own."""
-        waiters = [waiter for waiter in waiters if not waiter.future.done()]
-        if not waiters:
+    async def _batch(self, key: CoalescingKey, requests: Sequence[PendingRequest]) -> None:
+        """Works on those of the requests that still wait, and makes sure that each gets an outcome."""
+        requests = [pending for pending in requests if not pending.is_done]
+        if not requests:
             return
         try:
-            answers = await self._together(key, waiters)
-            for waiter, answer in zip(waiters, answers, strict=True):
-                waiter.succeed(answer)
-        except TreadleError as error:
-            if len(waiters) > 1 and not isinstance(error, EVERYONES):
-                await self._halved(key, waiters)
-            else:
-                _fail(waiters, error)
+            await self._run_batch(key, requests)
         except BaseException as error:
-            _fail(waiters, error)
+            for pending in requests:
+                pending.fail(error)
             if not isinstance(error, Exception):
                 raise
+        for pending in requests:
+            if not pending.is_done:
+                pending.fail(AssertionError("the pipeline ended without an outcome"))
 
-    async def _halved(self, key: KeyT, waiters: Sequence[Waiter[RequestT, AnswerT]]) -> None:
-        middle = len(waiters) // 2
-        halves = (waiters[:middle], waiters[middle:])
-        await asyncio.gather(*[started(self._answer(key, half), half) for half in halves])
-
-    async def _together(self, key: KeyT, waiters: Sequence[Waiter[RequestT, AnswerT]]) -> Sequence[AnswerT]:
-        """One call for all, with the longest of their deadlines."""
-        requests = [waiter.request for waiter in waiters]
-        deadline = max([waiter.deadline for waiter in waiters])
-        timeout = max(0.0, deadline - self._clock())
-        if len(waiters) == 1:
-            return await self._call(key, requests, timeout)
-        with request_scope(replace(current(), deadline=time.monotonic() + timeout)), self._span(waiters):
-            return await self._call(key, requests, timeout)
+    async def _run_batch(self, key: CoalescingKey, requests: Sequence[PendingRequest]) -> None:
+        if len(requests) == 1:
+            await self._run(key.deployment, requests)
+            return
+        now = self._clock()
+        longest = max([pending.deadline for pending in requests]) - now
+        with request_scope(replace(current(), deadline=time.monotonic() + longest)), self._span(requests, now):
+            await self._run(key.deployment, requests)
 
     @contextmanager
-    def _span(self, waiters: Sequence[Waiter[RequestT, AnswerT]]) -> Iterator[None]:
-        """Around a call for several: a child of the span in whose context it runs, with links to the others'."""
-        parent = leader(waiters)
-        if not parent.span.trace_flags.sampled:
+    def _span(self, requests: Sequence[PendingRequest], now: float) -> Iterator[None]:
+        """The span of a batch: a child of the span of the leading request, with links to those of the others."""
+        leader = leader_of(requests)
+        if not leader.span.trace_flags.sampled:
             yield
             return
-        others = [waiter.span for waiter in waiters if waiter is not parent and waiter.span.trace_flags.sampled]
+        others = [each.span for each in requests if each is not leader and each.span.trace_flags.sampled]
         with self._tracer.start_as_current_span(
             "treadle.coalesced",
             links=[Link(span) for span in others],
             attributes={
-                "treadle.batch.size": sum(waiter.rows for waiter in waiters),
-                "treadle.batch.requests": len(waiters),
+                "treadle.batch.size": sum([pending.rows for pending in requests]),
+                "treadle.batch.requests": len(requests),
+                "treadle.queue_ms": 1e3 * (now - min([pending.arrived for pending in requests])),
             },
             record_exception=False,  # its text may hold values
             set_status_on_exception=False,
         ):
             yield
-
-
-def _fail(waiters: Sequence[Waiter[RequestT, AnswerT]], error: BaseException) -> None:
-    for waiter in waiters:
-        waiter.fail(error)

@@ -1,36 +1,77 @@
-"""Which version answers: pinned, sticky by key, or by chance. Pure functions."""
+"""Which version answers: pinned, sticky by key, or by chance."""
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from hashlib import blake2b
 
-from treadle.core.column import Column
-from treadle.core.errors import FailedPrecondition, InvalidInput, Violation
+from treadle.core.errors import FailedPrecondition, InvalidInput, TreadleError, Violation
 from treadle.core.model_ref import ModelRef
 from treadle.core.numbers import whole_number
-from treadle.gateway.policy.deployments import Deployment, Share
+from treadle.gateway.pipeline.request_batch import RequestBatch
+from treadle.gateway.pipeline.stages import Handler
+from treadle.gateway.policy.deployments import ServedDeployment, ServedShare, ServedStep
 from treadle.rpc.context import VERSION_HEADER
 
+TRAFFIC, PINNED = "traffic", "pinned"
 
-@dataclass(frozen=True, slots=True)
+
 class Route:
-    """The chosen version and how it was chosen: "traffic" or "pinned"."""
+    """Hands each version the batch of its requests. A request for a version that is not there fails."""
 
-    ref: ModelRef
-    served_by: str
+    def __init__(self, random: Callable[[], float]) -> None:
+        """`random` gives numbers in [0, 1), for requests without a key."""
+        self._random = random
+
+    async def __call__(self, batch: RequestBatch, next_stage: Handler) -> None:
+        """Stage."""
+        parts = [
+            replace(batch.take(indices), chosen=ref, step=ServedStep("", ref))
+            for ref, indices in partition_by_version(batch, self._random).items()
+        ]
+        if len(parts) == 1:
+            await next_stage(parts[0])
+        elif parts:
+            await asyncio.gather(*[next_stage(part) for part in parts])
 
 
-def route(deployment: Deployment, *, pin: int | None, key: str, random: Callable[[], float]) -> Route:
-    """A pin wins; else equal keys get equal versions; else (empty key) `random()` in [0, 1) decides.
+def partition_by_version(batch: RequestBatch, random: Callable[[], float]) -> Mapping[ModelRef, Sequence[int]]:
+    """Which requests go to which version, by position in the batch, and says on each how its version was chosen.
 
-    FailedPrecondition when the deployment does not name the pinned version.
+    A request for a version that the deployment does not name fails.
     """
-    if pin is not None:
-        return Route(pinned(deployment, pin), "pinned")
+    parts: dict[ModelRef, list[int]] = {}
+    for index, pending in enumerate(batch.requests):
+        try:
+            pending.route, ref = _route(batch, index, random)
+        except TreadleError as error:
+            pending.fail(error)
+        else:
+            parts.setdefault(ref, []).append(index)
+    return parts
+
+
+def _route(batch: RequestBatch, index: int, random: Callable[[], float]) -> tuple[str, ModelRef]:
+    deployment, version = batch.deployment, batch.requests[index].request.version
+    if version is not None:
+        return PINNED, pinned(deployment, version)
     if len(deployment.traffic) == 1:
-        return Route(deployment.traffic[0].ref, "traffic")
-    point = position(deployment.name, key) if key else random() * 100.0
-    return Route(pick(deployment.traffic, point), "traffic")
+        return TRAFFIC, deployment.traffic[0].ref
+    return TRAFFIC, choose(deployment, _key(batch, index), random)
+
+
+def _key(batch: RequestBatch, index: int) -> str:
+    """The caller's key, else the first row of the sticky entity, else the request id; empty: none."""
+    request = batch.requests[index].request
+    if request.sticky_key:
+        return request.sticky_key
+    column = batch.entities.get(batch.deployment.sticky_entity)
+    return request.request_id if column is None else str(column.values[batch.starts[index]])
+
+
+def choose(deployment: ServedDeployment, key: str, random: Callable[[], float]) -> ModelRef:
+    """The version for a key: equal keys get equal versions; without a key `random()` in [0, 1) decides."""
+    return pick(deployment.traffic, position(deployment.name, key) if key else random() * 100.0)
 
 
 def position(deployment: str, key: str) -> float:
@@ -40,7 +81,7 @@ def position(deployment: str, key: str) -> float:
     return (int.from_bytes(digest) >> 3) / (1 << 53) * 100.0
 
 
-def pick(traffic: Sequence[Share], point: float) -> ModelRef:
+def pick(traffic: Sequence[ServedShare], point: float) -> ModelRef:
     """The version whose range holds `point`.
 
     The ranges lie end to end in [0, 100), ordered by version and not by weight or by place in the policy. So when
@@ -56,15 +97,7 @@ def pick(traffic: Sequence[Share], point: float) -> ModelRef:
     return shares[-1].ref  # rounding left the last border a hair under 100
 
 
-def sticky_key(sticky_key: str, request_id: str, entities: Mapping[str, Column], sticky_entity: str) -> str:
-    """The caller's key, else the first row of the sticky entity, else the request id; empty: none."""
-    if sticky_key:
-        return sticky_key
-    column = entities.get(sticky_entity)
-    return str(column.values[0]) if column is not None else request_id
-
-
-def parse_pin(metadata: Mapping[str, str]) -> int | None:
+def parse_version(metadata: Mapping[str, str]) -> int | None:
     """The version asked for by metadata `treadle-pin-version`; InvalidInput unless it is a positive number."""
     text = metadata.get(VERSION_HEADER)
     if text is None:
@@ -76,7 +109,7 @@ def parse_pin(metadata: Mapping[str, str]) -> int | None:
     return version
 
 
-def pinned(deployment: Deployment, version: int) -> ModelRef:
+def pinned(deployment: ServedDeployment, version: int) -> ModelRef:
     """The deployment's version of that number; FailedPrecondition when it does not name one."""
     refs = [ref for ref in deployment.refs if ref.version == version]
     if not refs:

@@ -10,7 +10,7 @@ from treadle.plugins.tensors import Signature
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class ServedShare:
     """A version's part of the traffic, in percent."""
 
     ref: ModelRef
@@ -18,7 +18,7 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ServedStep:
     """One step of a fallback chain: a version, or (`ref` is None) one constant row."""
 
     name: str
@@ -38,8 +38,11 @@ class ServedVersion:
     """Empty for a model that needs no looked-up feature."""
     needs: tuple[str, ...] = field(init=False)
     """Names of the columns that the inputs are made from, in order, each once."""
+    input_dtypes: Mapping[str, str] = field(init=False)
+    """Of each input, its dtype."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "input_dtypes", {spec.name: spec.dtype for spec in self.signature.inputs})
         object.__setattr__(self, "needs", tuple(dict.fromkeys(self.signature.columns())))
 
 
@@ -54,21 +57,24 @@ class FeatureNeeds:
     """Outputs and context columns whose values may be recorded nowhere."""
 
 
+DEFAULT_TIMEOUT_SECONDS = 5.0
+
 _Parts = list[tuple[ServedVersion, FeatureNeeds | None]]
 
 
 @dataclass(frozen=True, slots=True)
-class Deployment:
+class ServedDeployment:
     """A traffic policy with all it refers to."""
 
     name: str
-    traffic: tuple[Share, ...]
+    traffic: tuple[ServedShare, ...]
     shadows: tuple[ModelRef, ...] = ()
-    fallbacks: tuple[Step, ...] = ()
+    fallbacks: tuple[ServedStep, ...] = ()
     sticky_entity: str = ""
-    timeout_seconds: float = 5.0
+    timeout_seconds: float = 0.0
+    """For a request whose caller sets no deadline; 0: 5 s."""
     feature_timeout_seconds: float = 0.0
-    """0: half of the request's time."""
+    """0: half of the time of the step that asks for features."""
     strict: bool = False
     """A stale value counts as missing."""
     versions: Mapping[ModelRef, ServedVersion] = field(default_factory=dict)
@@ -85,6 +91,11 @@ class Deployment:
         """Every version the policy names, each once: traffic, shadows, fallbacks."""
         steps = (step.ref for step in self.fallbacks if step.ref)
         return tuple(dict.fromkeys([*(share.ref for share in self.traffic), *self.shadows, *steps]))
+
+    @property
+    def request_timeout_seconds(self) -> float:
+        """How long a request may take whose caller sets no deadline."""
+        return self.timeout_seconds or DEFAULT_TIMEOUT_SECONDS
 
     @property
     def primary(self) -> ModelRef:
@@ -134,12 +145,12 @@ def _sensitive(parts: _Parts) -> frozenset[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class PolicySnapshot:
     """All deployments at one moment."""
 
-    deployments: Mapping[str, Deployment] = field(default_factory=dict)
+    deployments: Mapping[str, ServedDeployment] = field(default_factory=dict)
 
-    def deployment(self, name: str) -> Deployment:
+    def deployment(self, name: str) -> ServedDeployment:
         """Raises NotFound with the names there are, when they are few."""
         try:
             return self.deployments[name]

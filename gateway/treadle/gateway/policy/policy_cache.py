@@ -1,35 +1,41 @@
-"""The contracts that a snapshot is made from, and the copy of them on disk.
+"""What the gateway has been told about deployments: the contracts that its snapshots are made from.
 
-The copy is one JSON file of the registry's and the feature service's own messages, so that people can read it. It is
-replaced whole: a crash leaves the old one or the new one.
+Versions and feature services are kept on disk beside the deployments that name them (`DeploymentFollower`), as the
+registry's and the feature service's own messages in JSON, so that people can read them.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
-from treadle.core.errors import DataLoss, TreadleError
+from treadle.core.errors import TreadleError
 from treadle.core.model_ref import ModelRef
-from treadle.gateway.policy.deployments import Deployment, FeatureNeeds, ServedVersion, Share, Snapshot, Step
+from treadle.gateway.policy.deployments import (
+    FeatureNeeds,
+    PolicySnapshot,
+    ServedDeployment,
+    ServedShare,
+    ServedStep,
+    ServedVersion,
+)
 from treadle.plugins.tensors import Signature
 from treadle.rpc.codec.columns import decode_all, from_proto
 from treadle.v1 import features_pb2, registry_pb2, types_pb2
 
-_FORMAT = 1
 MessageT = TypeVar("MessageT", bound=Message)
 
 
-@dataclass
-class Catalog:
-    """What has been heard so far. Its snapshot is made anew when something in it changes."""
+Deployments = Mapping[str, registry_pb2.Deployment]
+"""Deployments by name."""
 
-    cursor: str = ""
-    """Where the watch of the registry goes on."""
-    deployments: dict[str, registry_pb2.Deployment] = field(default_factory=dict)
+
+@dataclass
+class PolicyCache:
+    """Model versions and feature services that deployments name."""
+
     versions: dict[ModelRef, registry_pb2.ModelVersion] = field(default_factory=dict)
     """Without files, samples and whatever else is not needed to call them."""
     services: dict[str, features_pb2.FeatureServiceSpec] = field(default_factory=dict)
@@ -43,66 +49,59 @@ class Catalog:
         )
         self.versions[_ref(version.ref)] = registry_pb2.ModelVersion(ref=version.ref, manifest=manifest)
 
-    def wanted(self) -> set[ModelRef]:
+    def missing_versions(self, deployments: Deployments) -> set[ModelRef]:
         """Versions that the deployments name and that are not known yet."""
-        return self._named() - self.versions.keys()
+        return _named(deployments) - self.versions.keys()
 
-    def wanted_services(self) -> list[str]:
-        """Feature services that the versions name, known or not: their definitions may change."""
+    def missing_services(self) -> set[str]:
+        """Feature services that versions name and that are not known yet."""
+        return set(self.named_services()) - self.services.keys()
+
+    def named_services(self) -> list[str]:
+        """Feature services that versions name, known or not: their definitions may change."""
         named = {version.manifest.feature_service for version in self.versions.values()}
         return sorted(named - {""})
 
-    def prune(self) -> None:
+    def prune(self, deployments: Deployments) -> None:
         """Forgets versions that no deployment names."""
-        named = self._named()
+        named = _named(deployments)
         self.versions = {ref: version for ref, version in self.versions.items() if ref in named}
 
-    def _named(self) -> set[ModelRef]:
-        return {ref for pb in self.deployments.values() for ref in _refs(pb)}
-
-    def snapshot(self, refused: Callable[[str, TreadleError], None]) -> Snapshot:
-        """The picture that requests use. What cannot be read is left out and told to `refused(what, error)`."""
+    def snapshot(self, deployments: Deployments, refused: Callable[[str, TreadleError], None]) -> PolicySnapshot:
+        """The snapshot that requests use. A contract that cannot be read is left out: `refused(which, error)`."""
         described = {name: spec for name, spec in self.services.items() if self._is_described(spec)}
         needs = {name: _needs(spec, self.views) for name, spec in described.items()}
         versions = dict(_readable(self.versions.items(), _version, refused))
-        deployments = _readable(self.deployments.items(), lambda pb: _deployment(pb, versions, needs), refused)
-        return Snapshot(dict(deployments))
+        return PolicySnapshot(
+            dict(_readable(deployments.items(), lambda pb: _deployment(pb, versions, needs), refused))
+        )
 
     def _is_described(self, spec: features_pb2.FeatureServiceSpec) -> bool:
         """Whether all its views are known; while one is not, nobody knows which of its columns are sensitive."""
         return all(part.view in self.views for part in spec.sets)
 
-    def to_json(self) -> str:
-        """The copy for the disk."""
-        kept: dict[str, Any] = {"format": _FORMAT, "cursor": self.cursor}
-        for name, messages in self._parts().items():
-            kept[name] = [json_format.MessageToDict(message, preserving_proto_field_name=True) for message in messages]
-        return json.dumps(kept, indent=1)
-
-    def _parts(self) -> dict[str, Iterable[Message]]:
-        return {
-            "deployments": self.deployments.values(),
+    def to_dict(self) -> dict[str, Any]:
+        """It as JSON, for the copy on disk."""
+        parts: dict[str, Iterable[Message]] = {
             "versions": self.versions.values(),
             "services": self.services.values(),
             "views": self.views.values(),
         }
+        return {
+            name: [json_format.MessageToDict(message, preserving_proto_field_name=True) for message in messages]
+            for name, messages in parts.items()
+        }
 
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Self:
-        """Raises DataLoss when the text is not such a copy."""
-        try:
-            kept = json.loads(text)
-            if kept["format"] != _FORMAT:
-                raise DataLoss(f"its format is {kept['format']}, not {_FORMAT}")
-            return cls(
-                kept["cursor"],
-                {pb.name: pb for pb in _parsed(registry_pb2.Deployment, kept["deployments"])},
-                {_ref(pb.ref): pb for pb in _parsed(registry_pb2.ModelVersion, kept["versions"])},
-                {pb.name: pb for pb in _parsed(features_pb2.FeatureServiceSpec, kept["services"])},
-                {pb.name: pb for pb in _parsed(features_pb2.FeatureView, kept["views"])},
-            )
-        except (ValueError, KeyError, TypeError, json_format.ParseError) as error:
-            raise DataLoss(f"it cannot be read: {error}") from error
+    def load(self, kept: Mapping[str, Any]) -> None:
+        """Replaces everything by what `to_dict` gave. KeyError, TypeError or ParseError where it cannot be read."""
+        versions = {_ref(pb.ref): pb for pb in _parsed(registry_pb2.ModelVersion, kept["versions"])}
+        services = {pb.name: pb for pb in _parsed(features_pb2.FeatureServiceSpec, kept["services"])}
+        views = {pb.name: pb for pb in _parsed(features_pb2.FeatureView, kept["views"])}
+        self.versions, self.services, self.views = versions, services, views
+
+
+def _named(deployments: Deployments) -> set[ModelRef]:
+    return {ref for pb in deployments.values() for ref in _refs(pb)}
 
 
 def _parsed(cls: type[MessageT], items: list[Any]) -> list[MessageT]:
@@ -140,10 +139,10 @@ def _version(pb: registry_pb2.ModelVersion) -> ServedVersion:
 
 def _deployment(
     pb: registry_pb2.Deployment, versions: Mapping[ModelRef, ServedVersion], needs: Mapping[str, FeatureNeeds]
-) -> Deployment:
-    return Deployment(
+) -> ServedDeployment:
+    return ServedDeployment(
         name=pb.name,
-        traffic=tuple(Share(_ref(share.ref), share.weight) for share in pb.traffic),
+        traffic=tuple(ServedShare(_ref(share.ref), share.weight) for share in pb.traffic),
         shadows=tuple(map(_ref, pb.shadows)),
         fallbacks=tuple(map(_step, pb.fallbacks)),
         sticky_entity=pb.sticky_entity,
@@ -155,10 +154,10 @@ def _deployment(
     )
 
 
-def _step(pb: registry_pb2.FallbackStep) -> Step:
+def _step(pb: registry_pb2.FallbackStep) -> ServedStep:
     if pb.HasField("ref"):
-        return Step(pb.name, _ref(pb.ref), (), pb.timeout_seconds)
-    return Step(pb.name, None, tuple(decode_all(pb.constant.outputs, "constant", 1).values()), pb.timeout_seconds)
+        return ServedStep(pb.name, _ref(pb.ref), (), pb.timeout_seconds)
+    return ServedStep(pb.name, None, tuple(decode_all(pb.constant.outputs, "constant", 1).values()), pb.timeout_seconds)
 
 
 def _needs(spec: features_pb2.FeatureServiceSpec, views: Mapping[str, features_pb2.FeatureView]) -> FeatureNeeds:

@@ -11,63 +11,66 @@ from collections.abc import Callable, Mapping
 from treadle import oip
 from treadle.core.errors import NotFound, TreadleError
 from treadle.core.model_ref import ModelRef
-from treadle.gateway.policy.deployments import Deployment
+from treadle.gateway.policy.deployments import ServedDeployment
 
-_ASK_SECONDS = 0.05
-_ASK_TIMEOUT_SECONDS = 2.0
+_POLL_SECONDS = 0.05
+_CALL_TIMEOUT_SECONDS = 2.0
 
 
-class Switch:
-    """Knows which versions are READY. `changed` is called when one has become so."""
+class ReadinessGate:
+    """Knows which versions are READY. `run` asks the inference service; `changed` is called when one has become so."""
 
     def __init__(self, inference: oip.GRPCInferenceServiceStub, changed: Callable[[], None]) -> None:
         self._inference = inference
         self._changed = changed
         self._ready: set[ModelRef] = set()
-        self._asking: dict[ModelRef, asyncio.Task[None]] = {}
+        self._awaited: set[ModelRef] = set()
+        """Versions that hold back a deployment."""
+        self._some_awaited = asyncio.Event()
 
-    def chosen(self, serving: Mapping[str, Deployment], wanted: Mapping[str, Deployment]) -> dict[str, Deployment]:
+    def select(
+        self, serving: Mapping[str, ServedDeployment], wanted: Mapping[str, ServedDeployment]
+    ) -> dict[str, ServedDeployment]:
         """Of each wanted deployment the policy to serve now: the one that serves where the wanted one must wait."""
-        named = {ref for deployment in wanted.values() for ref in _traffic(deployment)}
-        self._ready &= named
-        for ref in self._asking.keys() - named:
-            self._asking.pop(ref).cancel()
-        return {name: self._one(serving.get(name), deployment) for name, deployment in wanted.items()}
+        self._ready &= {ref for deployment in wanted.values() for ref in _traffic(deployment)}
+        waits = {name: self._not_ready(serving.get(name), deployment) for name, deployment in wanted.items()}
+        self._awaited = set().union(*waits.values())
+        if self._awaited:
+            self._some_awaited.set()
+        return {name: serving[name] if waits[name] else deployment for name, deployment in wanted.items()}
 
-    async def close(self) -> None:
-        """Asks no more."""
-        tasks = list(self._asking.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    async def run(self) -> None:
+        """Asks for ever, while versions are awaited."""
+        while True:
+            await self._some_awaited.wait()
+            await self.poll()
+            if self._awaited:
+                await asyncio.sleep(_POLL_SECONDS)
+            else:
+                self._some_awaited.clear()
 
-    def _one(self, serving: Deployment | None, wanted: Deployment) -> Deployment:
-        traffic = _traffic(wanted)
-        if serving is None:
-            return wanted
-        served = _traffic(serving)
-        waiting = [ref for ref in traffic if ref not in served and ref not in self._ready]
-        for ref in waiting:
-            if ref not in self._asking:
-                self._asking[ref] = asyncio.get_running_loop().create_task(self._until_ready(ref))
-        return serving if waiting else wanted
+    async def poll(self) -> None:
+        """Asks once for each awaited version whether it is READY."""
+        refs = sorted(self._awaited)
+        answers = await asyncio.gather(*map(self._is_ready, refs))
+        became_ready = {ref for ref, ready in zip(refs, answers, strict=True) if ready}
+        if became_ready:
+            self._ready |= became_ready
+            self._changed()
 
-    async def _until_ready(self, ref: ModelRef) -> None:
+    def _not_ready(self, serving: ServedDeployment | None, wanted: ServedDeployment) -> set[ModelRef]:
+        """Versions that must become READY before the wanted policy can take the place of the serving one."""
+        return set() if serving is None else _traffic(wanted) - _traffic(serving) - self._ready
+
+    async def _is_ready(self, ref: ModelRef) -> bool:
         request = oip.ModelReadyRequest(name=ref.model, version=str(ref.version))
-        while not await self._answers(request):  # noqa: ASYNC110  # another process: no event to wait for
-            await asyncio.sleep(_ASK_SECONDS)
-        self._ready.add(ref)
-        self._asking.pop(ref, None)
-        self._changed()
-
-    async def _answers(self, request: oip.ModelReadyRequest) -> bool:
         try:
-            return (await self._inference.ModelReady(request, timeout=_ASK_TIMEOUT_SECONDS)).ready
+            return (await self._inference.ModelReady(request, timeout=_CALL_TIMEOUT_SECONDS)).ready
         except NotFound:  # it has not heard of the deployment yet
             return False
         except TreadleError:  # it cannot be asked: waiting for it would help nobody
             return True
 
 
-def _traffic(deployment: Deployment) -> frozenset[ModelRef]:
-    return frozenset(share.ref for share in deployment.traffic if share.weight > 0)
+def _traffic(deployment: ServedDeployment) -> set[ModelRef]:
+    return {share.ref for share in deployment.traffic if share.weight > 0}

@@ -1,4 +1,4 @@
-"""The hops over gRPC: what the core asks for, as the calls of `FeatureService` and the Open Inference Protocol."""
+"""The clients of the feature service and of the inference service over gRPC."""
 
 from collections.abc import Sequence
 
@@ -8,23 +8,23 @@ from treadle import oip
 from treadle.core.column import Column
 from treadle.core.errors import Internal, InvalidInput
 from treadle.core.model_ref import ModelRef
-from treadle.gateway.pipeline.feature_batch import Features, FeatureValues
-from treadle.gateway.pipeline.request import Tensors
+from treadle.gateway.pipeline.feature_batch import FeatureBatch, FeatureValues
+from treadle.gateway.pipeline.request_batch import Tensors
 from treadle.rpc.codec.columns import decode, encode_all
 from treadle.rpc.codec.tensors import decode_outputs, encode_inputs
 from treadle.v1 import features_pb2, features_pb2_grpc, types_pb2
 
 
-class RpcFeatures:
-    """`FeatureLookup` through the feature service."""
+class GrpcFeatureClient:
+    """`FeatureClient` through the feature service."""
 
     def __init__(self, stub: "features_pb2_grpc.FeatureServiceAsyncStub") -> None:
         self._stub = stub
 
     async def look_up(
         self, service: str, entities: Sequence[Column], context: Sequence[Column], now_micros: int, timeout: float
-    ) -> Features:
-        """See `FeatureLookup`."""
+    ) -> FeatureBatch:
+        """See `FeatureClient`."""
         request = features_pb2.GetOnlineFeaturesRequest(
             feature_service=service,
             entities=encode_all(entities),
@@ -37,7 +37,7 @@ class RpcFeatures:
             features = {pb.column.name: _feature(pb, rows) for pb in response.features}
         except InvalidInput as error:  # the answer's fault, not the caller's
             raise Internal(f"the answer of the feature service cannot be read: {error.message}") from error
-        return Features.of(features, (*entities, *context), rows)
+        return FeatureBatch(features, rows)
 
 
 def _feature(pb: types_pb2.FeatureColumn, rows: int) -> FeatureValues:
@@ -49,14 +49,14 @@ def _feature(pb: types_pb2.FeatureColumn, rows: int) -> FeatureValues:
     return FeatureValues(column, statuses, ages)
 
 
-class RpcInference:
-    """`Inference` through the inference service."""
+class GrpcInferenceClient:
+    """`InferenceClient` through the inference service."""
 
     def __init__(self, stub: oip.GRPCInferenceServiceStub) -> None:
         self._stub = stub
 
     async def infer(self, ref: ModelRef, inputs: Tensors, outputs: Sequence[str], timeout: float) -> Tensors:
-        """See `Inference`. Tensors travel raw."""
+        """See `InferenceClient`. Tensors travel raw."""
         request = oip.ModelInferRequest(model_name=ref.model, model_version=str(ref.version))
         encode_inputs(request, inputs)
         for name in outputs:

@@ -1,20 +1,20 @@
-"""The two hops of a request, as the core sees them. Coalescing and caching wrap these; nothing is patched."""
+"""The services that the pipeline calls, as it sees them."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
 from treadle.core.column import Column
 from treadle.core.model_ref import ModelRef
-from treadle.gateway.pipeline.feature_batch import Features
-from treadle.gateway.pipeline.request import Tensors
+from treadle.gateway.pipeline.feature_batch import FeatureBatch
+from treadle.gateway.pipeline.request_batch import Tensors
 
 
-class FeatureLookup(Protocol):
+class FeatureClient(Protocol):
     """Looks features up online."""
 
     async def look_up(
         self, service: str, entities: Sequence[Column], context: Sequence[Column], now_micros: int, timeout: float
-    ) -> Features:
+    ) -> FeatureBatch:
         """Features by name, one row for each row of the columns.
 
         `now_micros` is the moment that ages are counted from, 0: now. `timeout` is in seconds. Raises TreadleError:
@@ -24,7 +24,7 @@ class FeatureLookup(Protocol):
         ...
 
 
-class Inference(Protocol):
+class InferenceClient(Protocol):
     """Runs a model version."""
 
     async def infer(self, ref: ModelRef, inputs: Tensors, outputs: Sequence[str], timeout: float) -> Tensors:

@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from treadle.core.errors import NotFound
+from treadle.core.tasks import in_thread
 from treadle.evaluation.ledger.file_store import FileStore
 from treadle.evaluation.ledger.queries import LedgerQuery, LedgerReader, LedgerRows, LiveWindow
 from treadle.evaluation.ledger.tables import BATCHES, LABELS, batch_schema, label_schema
@@ -90,7 +92,7 @@ class Ledger:
         self._clock = clock
         self._queued: list[_PendingWrite] = []
         self._writer: asyncio.Task[None] | None = None
-        self._compaction: asyncio.Task[None] | None = None
+        self._written = asyncio.Event()
         self._maintenance = asyncio.Lock()  # compaction and purge replace files: one runs at a time
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
 
@@ -114,14 +116,21 @@ class Ledger:
             return 0
         before = int(self._clock() * 1e6) - self._retention_days * DAY_MICROS
         async with self._maintenance:
-            return sum([await asyncio.to_thread(self._store.expire, kind, before) for kind in (BATCHES, LABELS)])
+            return sum([await in_thread(partial(self._store.expire, kind, before)) for kind in (BATCHES, LABELS)])
+
+    async def compact_forever(self) -> None:
+        """Merges small files whenever something was written. For the one process that writes."""
+        while True:
+            await self._written.wait()
+            self._written.clear()
+            async with self._maintenance:
+                for kind in (BATCHES, LABELS):
+                    await in_thread(partial(self._store.compact, kind))
 
     async def close(self) -> None:
-        """Waits for the writes in flight, and for the compaction that the last of them starts."""
+        """Waits for the writes in flight."""
         if self._writer is not None:
             await asyncio.wait([self._writer])
-        if self._compaction is not None:  # read after the writer has ended, because the writer starts it last
-            await asyncio.wait([self._compaction])
         self._thread.shutdown()
 
     def rows(self, deployment: str = "", from_micros: int = 0, to_micros: int = 0) -> LedgerRows:
@@ -168,13 +177,7 @@ class Ledger:
                 continue
             for write, result in zip(writes, results, strict=True):
                 write.done.set_result(result)
-        if self._compaction is None or self._compaction.done():
-            self._compaction = asyncio.create_task(self._compact())
-
-    async def _compact(self) -> None:
-        async with self._maintenance:
-            for kind in (BATCHES, LABELS):
-                await asyncio.to_thread(self._store.compact, kind)
+        self._written.set()
 
     def _commit(self, writes: list[Sequence[Entry]]) -> list[RecordCounts]:
         fresh = iter(self._store.unseen([key for write in writes for entry in write for key in entry.keys]))

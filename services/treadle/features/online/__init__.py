@@ -1,1 +1,1 @@
-"""Online features: keys, stored rows, lookups, transforms."""
+"""Online features: entity keys, stored rows, lookups, transform execution."""

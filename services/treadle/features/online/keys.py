@@ -1,7 +1,7 @@
-"""Entity keys as bytes. Different entities never share one; the law is tested with random composite keys.
+"""Encoding of entity keys as bytes; different entities have different keys (tested with random composite keys).
 
-Parts stand in the order of the view's entities: integers as 8 big-endian bytes (signed ones with the sign bit
-turned, so that keys sort as numbers), strings as UTF-8 behind a 2-byte length.
+The parts follow the order of the view's entities: integers as 8 big-endian bytes (signed ones with the sign bit
+flipped, so that keys sort as numbers), strings as a 2-byte length and UTF-8.
 """
 
 import struct
@@ -15,13 +15,13 @@ from treadle.core.column import Column
 from treadle.core.errors import InvalidInput, Violation
 from treadle.features.definitions import Entity
 
-#: Stores with short keys (LMDB: 511 bytes) must be able to hold every key.
+#: Below the key limit of every store (LMDB: 511 bytes).
 MAX_KEY_BYTES: Final = 500
 _LENGTH: Final = struct.Struct(">H")
 
 
 def encode_keys(entities: Sequence[Entity], columns: Mapping[str, Column], where: str) -> list[bytes]:
-    """One key a row. The columns have the entities' types and no nulls; InvalidInput for a key that is too long."""
+    """One key for each row. The columns have the entities' types and no nulls. InvalidInput if a key is too long."""
     parts = [_encode(columns[each.name]) for each in entities]
     keys = parts[0] if len(parts) == 1 else [b"".join(row) for row in zip(*parts, strict=True)]
     for row, key in enumerate(keys):
@@ -34,7 +34,7 @@ def encode_keys(entities: Sequence[Entity], columns: Mapping[str, Column], where
 def _encode(column: Column) -> list[bytes]:
     if column.dtype == "STRING":
         encoded = [value.encode() for value in column.values.tolist()]
-        # A length over 65,535 cannot be written; such a key is refused above all the same.
+        # A length over 65,535 does not fit; `encode_keys` refuses such a key.
         return [_LENGTH.pack(min(len(each), 0xFFFF)) + each for each in encoded]
     return _encode_integers(column.values)
 

@@ -1,6 +1,6 @@
-"""Online lookups and writes: the core behind the features service. Knows neither protobuf nor grpc.
+"""Online lookups and writes: the core of the features service, independent of protobuf and gRPC.
 
-A lookup: check the request, one read for all entities of all views, decode column by column, run the transforms.
+A lookup checks the request, reads all entities of all views at once, unpacks the rows into columns and runs transforms.
 """
 
 import asyncio
@@ -14,36 +14,36 @@ from numpy.typing import NDArray
 
 from treadle.core.column import Column
 from treadle.core.errors import InvalidInput, Violation
-from treadle.features.definition_store import Catalog, CatalogState
+from treadle.features.definition_store import DefinitionSnapshot, DefinitionStore
 from treadle.features.definitions import FeatureView
-from treadle.features.lookup_plan import Plan
+from treadle.features.lookup_plan import LookupPlan
 from treadle.features.online.keys import encode_keys
 from treadle.features.online.packing import unpack_rows
-from treadle.features.online.requests import check_rows, fit_columns
+from treadle.features.online.requests import check_rows, coerce_columns
 from treadle.features.online.transform_runner import TransformRunner
 from treadle.features.transforms import run_transforms
-from treadle.features.values import Feature, context_feature, features_of
+from treadle.features.values import FeatureResult, context_feature, view_features
 from treadle.plugins.stores import OnlineStore, WriteCount
 
-#: Up to this many keys are read on the event loop: about 2 µs each, less than a hop to a thread and back.
-_INLINE_KEYS: Final = 256
-_SECOND: Final = 1_000_000
+#: Up to this many keys are read on the event loop: about 2 µs each, less than a switch to a thread and back.
+_MAX_INLINE_KEYS: Final = 256
+_MICROS_A_SECOND: Final = 1_000_000
 
 
 @dataclass(frozen=True)
 class Freshness:
-    """How fresh one view is. Times in microseconds since 1970 UTC, 0 when empty."""
+    """Freshness of one view. Times are microseconds since 1970 UTC, 0 when the view has no rows."""
 
     view: str
     entities: int
     newest_event_micros: int
     last_write_micros: int
     age_seconds: float
-    """Of the newest event; NaN when empty."""
+    """Age of the newest event; NaN when the view has no rows."""
     freshness_seconds: float
-    """The limit; 0 means none."""
+    """The freshness limit; 0 means none."""
     fresh: bool
-    """Whether the newest event is within the limit. An empty view is not fresh."""
+    """Whether the newest event is within the limit; False for a view without rows."""
 
 
 class OnlineFeatures:
@@ -51,7 +51,7 @@ class OnlineFeatures:
 
     def __init__(
         self,
-        catalog: Catalog,
+        definitions: DefinitionStore,
         store: OnlineStore,
         runner: TransformRunner,
         *,
@@ -59,7 +59,7 @@ class OnlineFeatures:
         transform_timeout_seconds: float = 2.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._catalog = catalog
+        self._definitions = definitions
         self._store = store
         self._runner = runner
         self._max_rows = max_rows
@@ -75,23 +75,24 @@ class OnlineFeatures:
         now_micros: int = 0,
         outputs: Sequence[str] = (),
         remaining_seconds: float | None = None,
-    ) -> list[Feature]:
+    ) -> list[FeatureResult]:
         """The outputs of a feature service for N entities, in order.
 
-        `now_micros` 0 means the clock. NotFound, InvalidInput; FailedPrecondition for a transform that is at fault;
-        DeadlineExceeded for one that hangs longer than the service allows or `remaining_seconds` holds.
+        `now_micros` is the time from which ages are counted; 0 means the clock. NotFound for the feature service;
+        InvalidInput for columns; FailedPrecondition for a transform that fails; DeadlineExceeded for transforms that
+        take longer than the service's timeout or `remaining_seconds`.
         """
-        state = self._catalog.state
-        plan = state.plan(service, tuple(outputs))
+        snapshot = self._definitions.snapshot
+        plan = snapshot.plan(service, tuple(outputs))
         rows = check_rows({"entities": entities, "context": context}, self._max_rows)
         accepted = plan.accepted_entities
-        keys = fit_columns(entities, accepted, [e.name for e in plan.entities], "entities", not_null=accepted)
-        given = fit_columns(context, plan.accepted_context, [c.name for c in plan.context], "context")
+        keys = coerce_columns(entities, accepted, [e.name for e in plan.entities], "entities", not_null=accepted)
+        given = coerce_columns(context, plan.accepted_context, [c.name for c in plan.context], "context")
         now = np.full(rows, now_micros or self._now(), np.int64)
-        if rows * len(plan.views) <= _INLINE_KEYS:
-            features = self._read(state, plan, keys, now)
+        if rows * len(plan.views) <= _MAX_INLINE_KEYS:
+            features = self._read(snapshot, plan, keys, now)
         else:
-            features = await asyncio.to_thread(self._read, state, plan, keys, now)
+            features = await asyncio.to_thread(self._read, snapshot, plan, keys, now)
         for field in plan.context:
             features[field.name] = context_feature(given[field.name])
         if plan.transforms:
@@ -107,32 +108,32 @@ class OnlineFeatures:
         return [features[name] for name in plan.outputs]
 
     def push(self, view: str, columns: Mapping[str, Column], event_micros: NDArray[np.int64]) -> WriteCount:
-        """Writes N rows of a view, whole or not at all. May wait for the disk: call it from a thread.
+        """Writes N rows of a view atomically. Blocks on the disk: call it from a thread.
 
-        NotFound for the view; InvalidInput for columns; StorageFull.
+        `event_micros` has N elements. NotFound for the view; InvalidInput for columns; StorageFull.
         """
-        state = self._catalog.state
-        definition = state.view(view)
+        snapshot = self._definitions.snapshot
+        definition = snapshot.view(view)
         where = f"columns of {view}"
         rows = check_rows({where: columns}, self._max_rows)
         if len(event_micros) != rows:
             what = f"{len(event_micros)} event times for {rows} rows; give one for each row"
             raise InvalidInput(what, [Violation("event_micros", what)])
         known = {each.name: each for each in definition.columns()}
-        fitted = fit_columns(columns, known, known, where, not_null=[each.name for each in definition.entities])
-        keys = encode_keys(definition.entities, fitted, where)
-        packed = state.layout(definition).pack(fitted)
+        coerced = coerce_columns(columns, known, known, where, not_null=[each.name for each in definition.entities])
+        keys = encode_keys(definition.entities, coerced, where)
+        packed = snapshot.write_layout(definition).pack(coerced)
         return self._store.write(view, zip(keys, event_micros.tolist(), packed, strict=True))
 
     def flush(self) -> None:
-        """Returns when all that was pushed will survive a crash. May wait for the disk."""
+        """Returns when all pushed rows will survive a machine crash. Blocks on the disk."""
         self._store.flush()
 
     def freshness(self, views: Sequence[str], now_micros: int = 0) -> list[Freshness]:
-        """Of some views, or all. NotFound for an unknown one."""
-        state = self._catalog.state
+        """The freshness of some views, or of all. NotFound for an unknown view."""
+        snapshot = self._definitions.snapshot
         now = now_micros or self._now()
-        return [self._freshness_of(state.view(name), now) for name in views or state.views]
+        return [self._freshness_of(snapshot.view(name), now) for name in views or snapshot.views]
 
     def _freshness_of(self, view: FeatureView, now: int) -> Freshness:
         stats = self._store.stats(view.name)
@@ -144,15 +145,15 @@ class OnlineFeatures:
             stats.entities,
             0 if empty else stats.newest_event_micros,
             stats.last_write_micros,
-            float("nan") if empty else age_micros / _SECOND,
-            0.0 if limit is None else limit / _SECOND,
+            float("nan") if empty else age_micros / _MICROS_A_SECOND,
+            0.0 if limit is None else limit / _MICROS_A_SECOND,
             not empty and (limit is None or age_micros <= limit),
         )
 
     def _read(
-        self, state: CatalogState, plan: Plan, columns: Mapping[str, Column], now: NDArray[np.int64]
-    ) -> dict[str, Feature]:
-        """The features of the plan's views by name."""
+        self, snapshot: DefinitionSnapshot, plan: LookupPlan, columns: Mapping[str, Column], now: NDArray[np.int64]
+    ) -> dict[str, FeatureResult]:
+        """The plan's view features by full name; blocks while the store reads."""
         encoded: dict[tuple[str, ...], list[bytes]] = {}
         wants: list[tuple[str, list[bytes]]] = []
         for each in plan.views:
@@ -160,12 +161,12 @@ class OnlineFeatures:
             if names not in encoded:
                 encoded[names] = encode_keys(each.view.entities, columns, "entities")
             wants.append((each.view.name, encoded[names]))
-        features: dict[str, Feature] = {}
+        features: dict[str, FeatureResult] = {}
         for each, found in zip(plan.views, self._store.read_views(wants), strict=True):
-            layouts = {layout.number: layout for layout in state.layouts[each.view.name]}
+            layouts = {layout.number: layout for layout in snapshot.layouts[each.view.name]}
             rows = unpack_rows(found, each.columns, layouts)
-            features.update(features_of(each.features, each.fields, rows, now, each.view.freshness_micros))
+            features.update(view_features(each.features, each.fields, rows, now, each.view.freshness_micros))
         return features
 
     def _now(self) -> int:
-        return int(self._clock() * _SECOND)
+        return int(self._clock() * _MICROS_A_SECOND)

@@ -1,4 +1,4 @@
-"""Checks what callers send against what was defined. Errors name columns and rows, never values."""
+"""Validation of request columns against the definitions. Errors name columns and rows, never values."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -12,8 +12,8 @@ from treadle.core.hints import did_you_mean
 from treadle.features.definitions import Entity, Field
 
 
-def check_rows(tables: Mapping[str, Mapping[str, Column]], most: int) -> int:
-    """The number of rows that all columns have. InvalidInput for none, too many, or unequal ones."""
+def check_rows(tables: Mapping[str, Mapping[str, Column]], max_rows: int) -> int:
+    """The number of rows that all columns share. InvalidInput for no rows, more than `max_rows`, or unequal numbers."""
     rows: int | None = None
     for where, columns in tables.items():
         for column in columns.values():
@@ -22,13 +22,13 @@ def check_rows(tables: Mapping[str, Mapping[str, Column]], most: int) -> int:
                 raise _invalid([Violation(f"{where}[{column.name}]", f"has {column.rows} rows, others have {rows}")])
     if not rows:
         raise InvalidInput("the request has no rows; send at least one", [Violation(next(iter(tables)), "no rows")])
-    if rows > most:
-        what = f"{rows} rows in one message, {most} at most; send them in parts"
+    if rows > max_rows:
+        what = f"{rows} rows in one message, {max_rows} at most; send them in parts"
         raise InvalidInput(what, [Violation(next(iter(tables)), what)])
     return rows
 
 
-def fit_columns(
+def coerce_columns(
     given: Mapping[str, Column],
     accepted: Mapping[str, Entity | Field],
     needed: Iterable[str],
@@ -36,33 +36,33 @@ def fit_columns(
     *,
     not_null: Collection[str] = (),
 ) -> dict[str, Column]:
-    """The columns in their defined types. InvalidInput lists all that is missing, unknown or wrong.
+    """The columns, cast to their defined types. InvalidInput lists every missing, unknown or mistyped column.
 
-    `not_null` names entity keys, which cannot be null.
+    `where` is the request field, for error messages; `not_null` names entity keys, which cannot be null.
     """
     violations = [
         Violation(f"{where}[{name}]", f"is missing; it is {accepted[name].dtype}")
         for name in needed
         if name not in given
     ]
-    fitted: dict[str, Column] = {}
+    coerced: dict[str, Column] = {}
     for name, column in given.items():
         wanted = accepted.get(name)
-        keyed = name in not_null
-        problem = (
-            f"is unknown{did_you_mean(name, accepted)}" if wanted is None else _problem(column, wanted.dtype, keyed)
-        )
+        if wanted is None:
+            problem = f"is unknown{did_you_mean(name, accepted)}"
+        else:
+            problem = _dtype_problem(column, wanted.dtype, name in not_null)
         if problem:
             violations.append(Violation(f"{where}[{name[:80]}]", problem))
         elif wanted is not None:
-            fitted[name] = _cast(column, wanted.dtype)
+            coerced[name] = _cast(column, wanted.dtype)
     if violations:
         raise _invalid(violations)
-    return fitted
+    return coerced
 
 
-def _problem(column: Column, wanted: str, keyed: bool) -> str:
-    """What is wrong with a column, or ""."""
+def _dtype_problem(column: Column, wanted: str, keyed: bool) -> str:
+    """Why a column cannot be cast to `wanted` without loss; "" if it can."""
     if column.row_shape:
         return f"has rows of the shape {list(column.row_shape)}, wanted scalars"
     if keyed and column.nulls is not None and column.nulls.any():
@@ -73,7 +73,7 @@ def _problem(column: Column, wanted: str, keyed: bool) -> str:
     if have.kind in "iu" and want.kind in "iu":
         return _out_of_range(column, wanted, want)
     if have.kind in "iu" and want.kind == "f":
-        return _inexact(column, wanted, want)
+        return _not_representable(column, wanted, want)
     if have.kind == want.kind == "f" and have.itemsize < want.itemsize:
         return ""
     return f"is {column.dtype}, wanted {wanted}"
@@ -83,14 +83,14 @@ def _out_of_range(column: Column, wanted: str, dtype: np.dtype[Any]) -> str:
     limits = np.iinfo(dtype)
     if limits.min <= int(column.values.min(initial=0)) and int(column.values.max(initial=0)) <= limits.max:
         return ""
-    # Values of null rows have no meaning, so only a walk can tell.
+    # Values of null rows are arbitrary, so the rows are checked one by one.
     for row, value in enumerate(column.values.tolist()):
         if not limits.min <= value <= limits.max and not (column.nulls is not None and column.nulls[row]):
             return f"row {row} is outside the range of {wanted}"
     return ""
 
 
-def _inexact(column: Column, wanted: str, dtype: np.dtype[Any]) -> str:
+def _not_representable(column: Column, wanted: str, dtype: np.dtype[Any]) -> str:
     with np.errstate(over="ignore"):
         floats = column.values.astype(dtype)
     for row, (whole, real) in enumerate(zip(column.values.tolist(), floats.tolist(), strict=True)):

@@ -11,7 +11,7 @@ from treadle.inference.api import descriptions as describe
 from treadle.inference.api.data_plane import Inferring
 from treadle.inference.api.infer_codec import refuse_unknown
 from treadle.inference.models.entry import State
-from treadle.inference.models.manifest_cache import Catalogue
+from treadle.inference.models.manifest_cache import ManifestCache
 from treadle.inference.models.repository import Repository
 from treadle.oip.service import Context
 from treadle.rpc import context as call_context
@@ -34,7 +34,7 @@ class InferenceServicer(oip.GRPCInferenceServiceServicer):
     def __init__(
         self,
         inferring: Inferring,
-        catalogue: Catalogue,
+        manifests: ManifestCache,
         *,
         save_pins: Callable[[], Awaitable[None]],
         max_batch_rows: int,
@@ -42,7 +42,7 @@ class InferenceServicer(oip.GRPCInferenceServiceServicer):
     ) -> None:
         self._inferring = inferring
         self._repository: Repository = inferring.repository
-        self._catalogue = catalogue
+        self._manifests = manifests
         self._save_pins = save_pins
         self._max_batch_rows = max_batch_rows
         self._stream_in_flight = stream_in_flight
@@ -145,7 +145,7 @@ class InferenceServicer(oip.GRPCInferenceServiceServicer):
         """Loads a version and keeps it; answers when it is READY."""
         version = _version(request.parameters, frozenset({"version"}))
         if version is None:
-            key = await self._catalogue.latest(request.model_name)
+            key = await self._manifests.latest(request.model_name)
         else:
             key = ModelRef.checked(request.model_name, version)
         new = key not in self._repository.pinned

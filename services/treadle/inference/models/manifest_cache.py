@@ -19,7 +19,7 @@ DOWNLOAD_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Catalogue:
+class ManifestCache:
     """Model versions and artifacts of the registry behind `channel`."""
 
     channel: Channel

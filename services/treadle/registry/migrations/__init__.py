@@ -1,1 +1,1 @@
-"""The registry's Alembic migrations: `env` runs them, `versions` holds them, oldest first by number."""
+"""The registry's Alembic migrations: `env` runs the numbered scripts in `versions`."""

@@ -1,4 +1,4 @@
-"""Run by Alembic. Works on the connection, and inside the transaction, that `treadle.registry.store` hands over."""
+"""Alembic environment: migrates on the connection, and inside the transaction, of `treadle.registry.store`."""
 
 from alembic import context
 

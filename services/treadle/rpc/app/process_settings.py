@@ -6,6 +6,13 @@ from pathlib import Path
 from typing import Self
 
 from treadle.core.errors import FailedPrecondition
+from treadle.observability.telemetry.sampling import (
+    TRACES_PER_SECOND,
+    AdaptiveSampler,
+    RatioSampler,
+    RequestSampler,
+    TraceBudget,
+)
 from treadle.rpc.client.channel import Tls
 from treadle.rpc.hosts.listen import Listen
 
@@ -24,8 +31,11 @@ class ProcessSettings:
     """Folder of modules that users wrote (transforms, rules); put on the import path."""
     otlp_endpoint: str | None = None
     """Where spans go, such as http://127.0.0.1:7705; nowhere when empty."""
-    trace_ratio: float = 1.0
-    """Share of the traces that begin here which are recorded, 0 to 1."""
+    traces_per_second: int = TRACES_PER_SECOND
+    """Most traces that this process records a second, in bursts of as many at most. Requests that fail, are refused or
+    are degraded leave a span besides."""
+    trace_ratio: float | None = None
+    """Forces this share of the traces that begin here, 0 to 1, in place of the bound; callers decide for theirs."""
     log_level: str = "info"
     """debug, info, warning, error or critical."""
     log_json: bool = True
@@ -55,6 +65,15 @@ class ProcessSettings:
         if self.tls_cert is None or self.tls_key is None:
             raise FailedPrecondition("TLS needs both TREADLE_TLS_CERT and TREADLE_TLS_KEY")
         return Tls(self.tls_cert, self.tls_key, self.tls_ca)
+
+    def request_sampler(self) -> RequestSampler:
+        """The sampler of all services of the process. FailedPrecondition for a ratio or a bound out of range."""
+        try:
+            if self.trace_ratio is not None:
+                return RatioSampler(self.trace_ratio)
+            return AdaptiveSampler(TraceBudget(self.traces_per_second))
+        except ValueError as error:
+            raise FailedPrecondition(str(error)) from None
 
     def to_listen(self) -> Listen:
         """What the host is told."""

@@ -11,6 +11,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health_aio
 
+from treadle.core.background import Background
 from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.rpc.client.channel import Channel
 
@@ -58,6 +59,13 @@ class Runtime:
     http: Callable[[str, Any], AbstractAsyncContextManager[str]]
     """Serves an ASGI application at "host:port"; yields the address that was bound. On the Envoy host it answers on the
     service's gRPC port as well."""
+
+    def background(self) -> Background:
+        """For the loops that run beside requests: `async with runtime.background() as background`."""
+        restarts = self.telemetry.meters.counter(
+            "treadle_background_restarts_total", "Background loops that failed and were started again.", ["loop"]
+        )
+        return Background(self.telemetry.log, lambda loop: restarts.add(loop=loop))
 
 
 class OpenService(Protocol[SettingsT_contra]):

@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 
 from treadle.core.errors import DeadlineExceeded
-from treadle.core.tasks import end
+from treadle.core.tasks import cancel_and_wait
 from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.rpc.client.channel import Channel
 from treadle.rpc.client.stream_status import RequestStream
@@ -120,7 +120,7 @@ class _LocalCall:
         serialize = self._handler.response_serializer
         if self._deserialize is None:
             return answer if serialize is None else serialize(answer)
-        return self._deserialize(answer) if serialize is None else answer
+        return self._deserialize(answer) if serialize is None or type(answer) is bytes else answer
 
 
 async def _each(convert: Callable[[Any], Any], requests: Any) -> AsyncIterator[Any]:
@@ -154,6 +154,8 @@ class _Ended:
 
 class LocalContext(CallStatus):
     """The `ServicerContext` of a local call."""
+
+    is_local = True
 
     def __init__(self, metadata: Metadata, timeout: float | None) -> None:
         super().__init__()
@@ -217,7 +219,7 @@ class _Answers:
 
     async def _stop(self) -> None:
         if not self._task.done():
-            await end(self._task)
+            await cancel_and_wait(self._task)
 
     def cancel(self) -> None:
         """Ends the handler."""

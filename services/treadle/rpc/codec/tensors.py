@@ -87,6 +87,16 @@ def raw_bytes(array: Array, name: str) -> bytes:
     return _to_raw(_to_wire(array, name)[0])
 
 
+def raw_rows(array: Array, name: str) -> Sequence[bytes]:
+    """The raw contents of each row of `array` as a tensor of one row. InvalidInput as in `raw_bytes`."""
+    wire, _, _ = _to_wire(array, name)
+    if wire.dtype == object:
+        return [_to_raw(wire[row : row + 1]) for row in range(len(wire))]
+    data = _to_raw(wire)
+    size = len(data) // len(wire)
+    return [data[start : start + size] for start in range(0, len(data), size)] if size else [b""] * len(wire)
+
+
 def _encode(arrays: Mapping[str, Array], pbs: Any, raws: Any, *, raw: bool, restorable: bool = False) -> None:
     """Adds `arrays` to the tensors `pbs`. `restorable` adds the Treadle dtype where the OIP datatype is another."""
     raw = raw or _needs_raw(arrays.values())

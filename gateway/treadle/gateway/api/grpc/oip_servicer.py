@@ -5,25 +5,20 @@ Its answer keeps the requested name, says the version, and carries `treadle_*` p
 deployment's is a model of the inference service, and the call is passed on as it is.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
-
 from treadle import oip
-from treadle.core.column import Column
-from treadle.core.dtypes import dtype_name
 from treadle.core.errors import InvalidInput, TreadleError
 from treadle.core.numbers import whole_number
+from treadle.gateway.api.annotation import annotate
+from treadle.gateway.api.grpc.oip_codec import decode_request, encode_response, encode_streamed
 from treadle.gateway.api.grpc.passthrough import forwarded_metadata
-from treadle.gateway.api.grpc.prediction_servicer import annotate
-from treadle.gateway.pipeline.chain import Chain
-from treadle.gateway.pipeline.request import Answer, Ask
-from treadle.gateway.pipeline.routing import parse_pin, pinned
-from treadle.gateway.policy.deployments import Deployment
+from treadle.gateway.pipeline.pipeline import PredictionPipeline
+from treadle.gateway.pipeline.routing import parse_version, pinned
+from treadle.gateway.policy.deployments import ServedDeployment
 from treadle.oip.service import Context
-from treadle.rpc.codec.tensors import decode_inputs, encode_outputs
 from treadle.rpc.context import current
 from treadle.rpc.server.streams import answered
 
@@ -35,7 +30,7 @@ END_STREAM_ON_ERROR = "triton_grpc_error"
 class OipServicer(oip.GRPCInferenceServiceServicer):
     """Answers for deployments, forwards the rest through `inference`."""
 
-    chain: Chain
+    pipeline: PredictionPipeline
     inference: oip.GRPCInferenceServiceStub
     stream_in_flight: int
 
@@ -102,49 +97,46 @@ class OipServicer(oip.GRPCInferenceServiceServicer):
     ) -> oip.RepositoryModelUnloadResponse:
         return await self.inference.RepositoryModelUnload(request)
 
-    async def ModelInfer(self, request: oip.ModelInferRequest, context: Context) -> oip.ModelInferResponse:
+    async def ModelInfer(  # type: ignore[override]  # bytes are the serialised response
+        self, request: oip.ModelInferRequest, context: Context
+    ) -> bytes:
         return await self.infer(request)
 
-    async def ModelStreamInfer(
+    async def ModelStreamInfer(  # type: ignore[override]  # as above
         self, request_iterator: AsyncIterator[oip.ModelInferRequest], context: Context
-    ) -> AsyncIterator[oip.ModelStreamInferResponse]:
+    ) -> AsyncIterator[bytes]:
         """Answers in the order of the requests."""
         ends = current().metadata.get(END_STREAM_ON_ERROR) == "true"
 
-        async def answer(request: oip.ModelInferRequest) -> oip.ModelStreamInferResponse:
+        async def answer(request: oip.ModelInferRequest) -> bytes:
             try:
-                return oip.ModelStreamInferResponse(infer_response=await self.infer(request))
+                return encode_streamed(await self.infer(request))
             except TreadleError as error:
                 if ends:
                     raise
                 failed = oip.ModelInferResponse(
                     model_name=request.model_name, model_version=request.model_version, id=request.id
                 )
-                return oip.ModelStreamInferResponse(error_message=error.message, infer_response=failed)
+                response = oip.ModelStreamInferResponse(error_message=error.message, infer_response=failed)
+                return response.SerializeToString()
 
         async for response in answered(request_iterator, answer, self.stream_in_flight, in_order=True):
             yield response
 
-    async def infer(self, request: oip.ModelInferRequest) -> oip.ModelInferResponse:
-        """One inference: by the deployment's policy if the name is a deployment's, else passed on."""
+    async def infer(self, request: oip.ModelInferRequest) -> bytes:
+        """The `ModelInferResponse`, serialised: by the deployment's policy if the name is a deployment's, else from the
+        model of the inference service."""
         deployment = self._deployment(request.model_name)
         if deployment is None:
-            return await self.inference.ModelInfer(request, metadata=forwarded_metadata())
-        pin = _version(request.model_version) if request.model_version else parse_pin(current().metadata)
-        tensors = decode_inputs(request, _input_dtypes(deployment))
-        ask = Ask(
-            deployment=deployment.name,
-            tensors={name: _column(name, array) for name, array in tensors.items()},
-            outputs=tuple(output.name for output in request.outputs),
-            request_id=request.id,
-            pin=pin,
-        )
-        answer = await self.chain.predict(ask)
-        annotate(deployment.name, answer)
-        return _response(request, answer)
+            response = await self.inference.ModelInfer(request, metadata=forwarded_metadata())
+            return response.SerializeToString()
+        version = _version(request.model_version) if request.model_version else parse_version(current().metadata)
+        prediction = await self.pipeline.predict(decode_request(request, deployment, version))
+        annotate(deployment.name, prediction)
+        return encode_response(prediction, request)
 
-    def _deployment(self, name: str) -> Deployment | None:
-        return self.chain.snapshot().deployments.get(name)
+    def _deployment(self, name: str) -> ServedDeployment | None:
+        return self.pipeline.policies.deployments.get(name)
 
     def _primary(self, request: _RequestT) -> _RequestT:
         """The same request about the version that a deployment's name stands for."""
@@ -162,30 +154,3 @@ def _version(text: str) -> int:
     if version is None:
         raise InvalidInput.at("model_version", "must be a version number such as 3")
     return version
-
-
-def _input_dtypes(deployment: Deployment) -> Mapping[str, str]:
-    version = deployment.versions.get(deployment.primary)
-    return {} if version is None else {spec.name: spec.dtype for spec in version.signature.inputs}
-
-
-def _column(name: str, array: "np.ndarray[Any, np.dtype[Any]]") -> Column:
-    if array.ndim == 0:
-        raise InvalidInput.at(f"inputs[{name}]", "has no axis of rows")
-    if array.dtype == object:
-        text = bool(array.size) and isinstance(array.flat[0], str)
-        return Column(name, "STRING" if text else "BYTES", array)
-    return Column(name, dtype_name(array.dtype), array)
-
-
-def _response(request: oip.ModelInferRequest, answer: Answer) -> oip.ModelInferResponse:
-    response = oip.ModelInferResponse(
-        model_name=request.model_name, model_version=str(answer.ref.version), id=request.id
-    )
-    response.parameters["treadle_served_by"].string_param = answer.served_by
-    response.parameters["treadle_prediction_ids"].string_param = ",".join(answer.prediction_ids)
-    if answer.degraded_reason:
-        response.parameters["treadle_degraded_reason"].string_param = answer.degraded_reason
-    outputs = {column.name: column.values for column in answer.outputs}
-    encode_outputs(response, outputs, raw=bool(request.raw_input_contents))
-    return response

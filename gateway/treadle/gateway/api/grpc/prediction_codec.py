@@ -1,48 +1,145 @@
-"""`treadle.v1` messages of a prediction to and from what the core works on."""
+"""`treadle.v1` messages of a prediction to and from what the pipeline works on."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
 
-from treadle.gateway.pipeline import row_messages
-from treadle.gateway.pipeline.request import Answer, Ask
-from treadle.gateway.pipeline.routing import parse_pin
-from treadle.rpc.codec.columns import decode_all, encode_column
+import numpy as np
+from numpy.typing import NDArray
+
+from treadle.core.model_ref import ModelRef
+from treadle.gateway.pipeline.feature_batch import FeatureBatch
+from treadle.gateway.pipeline.prediction import PredictionRecord, PredictionResult, provenance_of
+from treadle.gateway.pipeline.request import CONTEXT, ENTITIES, TENSORS, ColumnHeader, PredictionRequest, Values
+from treadle.gateway.pipeline.routing import parse_version
+from treadle.rpc.codec.columns import VALUE_FIELDS, decode, encode_column, encode_each_row, from_proto
+from treadle.rpc.codec.feature_columns import encode_feature
 from treadle.rpc.codec.protobuf_wire import field
 from treadle.v1 import types_pb2
-from treadle.v1.prediction_pb2 import PredictRequest, PredictResponse
+from treadle.v1.prediction_pb2 import FeatureProvenance, PredictRequest, PredictResponse
+
+_OUTPUTS = PredictResponse.OUTPUTS_FIELD_NUMBER
+_FEATURES = PredictResponse.FEATURES_FIELD_NUMBER
+_PROVENANCE = PredictResponse.PROVENANCE_FIELD_NUMBER
+_PREDICTION_IDS = PredictResponse.PREDICTION_IDS_FIELD_NUMBER
+_TRACE_ID = PredictResponse.TRACE_ID_FIELD_NUMBER
+_REQUEST_ID = PredictResponse.REQUEST_ID_FIELD_NUMBER
 
 
-def ask_from_proto(pb: PredictRequest, metadata: Mapping[str, str]) -> Ask:
-    """Raises InvalidInput for columns that can't be read and a malformed pin."""
-    return Ask(
-        deployment=pb.deployment,
-        entities=decode_all(pb.entities, "entities") if pb.entities else {},
-        context=decode_all(pb.context, "context") if pb.context else {},
-        tensors=decode_all(pb.tensors, "tensors") if pb.tensors else {},
-        outputs=tuple(pb.outputs),
-        request_id=pb.request_id,
-        sticky_key=pb.sticky_key,
-        return_features=pb.return_features,
-        pin=parse_pin(metadata),
-        now_micros=pb.now_micros,
+def decode_request(pb: PredictRequest, metadata: Mapping[str, str]) -> PredictionRequest:
+    """Raises InvalidInput for columns that can't be read and a malformed version in the metadata."""
+    schema: list[ColumnHeader] = []
+    values: list[Values] = []
+    nulls: dict[int, NDArray[np.bool_]] = {}
+    for part, columns in ((ENTITIES, pb.entities), (CONTEXT, pb.context), (TENSORS, pb.tensors)):
+        for column in columns:
+            _decode_column(part, column, schema, values, nulls)
+    return PredictionRequest(
+        pb.deployment,
+        tuple(schema),
+        values,
+        nulls,
+        tuple(pb.outputs),
+        pb.request_id,
+        pb.sticky_key,
+        pb.return_features,
+        parse_version(metadata),
+        pb.now_micros,
     )
 
 
-def answer_to_proto(answer: Answer, ask: Ask, trace_id: str) -> PredictResponse:
-    """Features without their values unless the request asked for them."""
-    ref, features = answer.ref, answer.features
-    response = PredictResponse(
-        request_id=ask.request_id,
-        model=types_pb2.ModelRef(model=ref.model, version=ref.version),
-        prediction_ids=answer.prediction_ids,
-        served_by=answer.served_by,
-        degraded_reason=answer.degraded_reason,
-        trace_id=trace_id,
-    )
-    columns = [field(PredictResponse.OUTPUTS_FIELD_NUMBER, encode_column(column)) for column in answer.outputs]
-    if features.is_one_row and not ask.return_features:
-        columns.append(row_messages.bare(features.batch, PredictResponse.FEATURES_FIELD_NUMBER)[features.start])
-    else:
-        shown = [row_messages.to_message(each, values=ask.return_features) for each in features.values()]
-        response.features.extend(shown)
-    response.MergeFromString(b"".join(columns))
-    return response
+def _decode_column(
+    part: str,
+    pb: types_pb2.Column,
+    schema: list[ColumnHeader],
+    values: list[Values],
+    nulls: dict[int, NDArray[np.bool_]],
+) -> None:
+    """Plain values stay the Python values that they are, until they are joined with those of other requests."""
+    kind = pb.WhichOneof("values")
+    header = None if kind is None else _plain_header(part, pb.name, kind, pb.dtype)
+    if header is not None and not pb.row_shape and not pb.null_rows:
+        schema.append(header)
+        values.append(getattr(pb, kind).values)  # type: ignore[arg-type]  # there is a header only for a kind
+        return
+    column = decode(pb, part)
+    if column.nulls is not None:
+        nulls[len(schema)] = column.nulls
+    schema.append(ColumnHeader(part, column.name, column.dtype, column.row_shape))
+    values.append(column.values)
+
+
+@lru_cache(maxsize=4096)
+def _plain_header(part: str, name: str, kind: str, dtype: int) -> ColumnHeader | None:
+    """The header of a column whose values need no conversion; None for others, and for what is malformed."""
+    if kind not in VALUE_FIELDS or not name:
+        return None
+    default, _ = VALUE_FIELDS[kind]
+    return ColumnHeader(part, name, default) if not dtype or dtype == _NUMBERS[default] else None
+
+
+_NUMBERS = {from_proto(number): number for number in types_pb2.DataType.values() if number}
+
+
+def encode_response(prediction: PredictionResult, request: PredictionRequest, trace_id: str) -> bytes:
+    """The `PredictResponse`, serialised."""
+    common = prediction.record.encoded(_encode_each)[prediction.index]
+    parts = [common, *_own_fields(request.request_id, trace_id)]
+    if request.return_features and prediction.features is not None:
+        parts += _encode_features(prediction.features)
+    return b"".join(parts)
+
+
+def _own_fields(request_id: str, trace_id: str) -> Iterator[bytes]:
+    if request_id:
+        yield field(_REQUEST_ID, request_id.encode())
+    if trace_id:
+        yield field(_TRACE_ID, trace_id.encode())
+
+
+def _encode_features(features: FeatureBatch) -> Iterator[bytes]:
+    for each in features.features.values():
+        yield field(_FEATURES, encode_feature(each.column, each.statuses, each.ages_seconds))
+
+
+def _encode_each(record: PredictionRecord) -> Sequence[bytes]:
+    """Of each request of a record, the fields that follow from the record. Protobuf takes fields in any order."""
+    common = _common(record.ref, record.served_by, record.degraded_reason)
+    ids = [field(_PREDICTION_IDS, each.encode()) for each in record.prediction_ids]
+    ranges = [slice(start, stop) for start, stop in pairwise(record.starts)]
+    columns: list[Sequence[bytes]] = [_each_output(column, record, ranges) for column in record.outputs]
+    if record.features is not None:
+        columns.append(_each_provenance(record.features, ranges))
+    if record.has_one_row_each:
+        return [b"".join([common, *parts]) for parts in zip(ids, *columns, strict=True)]
+    return [
+        b"".join([common, *ids[rows], *parts]) for rows, parts in zip(ranges, zip(*columns, strict=True), strict=True)
+    ]
+
+
+def _each_output(column: Any, record: PredictionRecord, ranges: Sequence[slice]) -> Sequence[bytes]:
+    if record.has_one_row_each:
+        return [field(_OUTPUTS, row) for row in encode_each_row(column)]
+    return [field(_OUTPUTS, encode_column(column.take(rows))) for rows in ranges]
+
+
+def _each_provenance(features: FeatureBatch, ranges: Sequence[slice]) -> Sequence[bytes]:
+    if features.imperfect or len(ranges) != features.rows:
+        return [field(_PROVENANCE, _provenance(features, rows)) for rows in ranges]
+    ages = features.oldest_ages.astype("<f8", copy=False).tobytes()
+    head = field(_PROVENANCE, FeatureProvenance(oldest_age_seconds=1.0).SerializeToString())[:-8]
+    return [head + ages[start : start + 8] for start in range(0, len(ages), 8)]
+
+
+def _provenance(features: FeatureBatch, rows: slice) -> bytes:
+    found = provenance_of(features, rows)
+    return FeatureProvenance(
+        oldest_age_seconds=found.oldest_age_seconds, stale=found.stale, missing=found.missing, null=found.null
+    ).SerializeToString()
+
+
+@lru_cache(maxsize=1024)
+def _common(ref: ModelRef, served_by: str, degraded_reason: str) -> bytes:
+    model = types_pb2.ModelRef(model=ref.model, version=ref.version)
+    return PredictResponse(model=model, served_by=served_by, degraded_reason=degraded_reason).SerializeToString()

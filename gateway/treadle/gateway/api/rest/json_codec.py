@@ -7,20 +7,26 @@ infinity: an answer holds null in their place, and a request that contains them 
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from math import isfinite
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from treadle.core.column import Column
 from treadle.core.dtypes import numpy_dtype
 from treadle.core.errors import InvalidInput, Violation
-from treadle.gateway.pipeline.feature_batch import MISSING, NULL, PRESENT, STALE, FeatureValues
-from treadle.gateway.pipeline.request import Answer, Ask
-from treadle.gateway.policy.deployments import Deployment
+from treadle.gateway.pipeline.feature_batch import MISSING, NULL, PRESENT, STALE, FeatureBatch, FeatureValues
+from treadle.gateway.pipeline.prediction import PredictionRecord, PredictionResult, provenance_of
+from treadle.gateway.pipeline.request import PARTS, ColumnHeader, PredictionRequest, Values
+from treadle.gateway.policy.deployments import ServedDeployment
 
 _STATUSES = {PRESENT: "PRESENT", NULL: "NULL", MISSING: "MISSING", STALE: "STALE"}
-_PARTS = ("entities", "context", "tensors")
+_OPTIONS = frozenset({"request_id", "sticky_key", "return_features", "now_micros"})
+_PLAIN: Mapping[str, type] = {"STRING": str, "FP64": float, "BOOL": bool}
+"""Dtypes whose values are in JSON what they are in Python, whatever they are."""
 _FIELDS: Mapping[str, type] = {
     "entities": dict,
     "context": dict,
@@ -37,14 +43,17 @@ _INT64 = np.iinfo(np.int64)
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
+def _refuse_constant(constant: str) -> None:
+    raise InvalidInput(f"the body holds {constant}, which is not JSON; send null")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
 def parse(body: bytes) -> dict[str, Any]:
     """A JSON object; InvalidInput for anything else."""
-
-    def refuse(constant: str) -> None:
-        raise InvalidInput(f"the body holds {constant}, which is not JSON; send null")
-
     try:
-        found = json.loads(body, parse_constant=refuse)
+        found = _DECODER.decode(body.decode(json.detect_encoding(body)))
         if b"\\u" in body:  # half of a surrogate pair may be escaped in JSON; no text that travels can hold it
             json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
@@ -54,15 +63,41 @@ def parse(body: bytes) -> dict[str, Any]:
     return found
 
 
-def ask_from_json(body: Mapping[str, Any], deployment: Deployment, pin: int | None) -> Ask:
-    """InvalidInput names each field that is unknown or of another type than the document says."""
-    violations = [Violation(name, "is unknown") for name in body if name not in _FIELDS]
-    violations += [
-        Violation(name, f"must be {_called(wanted)}")
-        for name, wanted in _FIELDS.items()
-        if name in body and type(body[name]) is not wanted
+class RequestDecoder:
+    """Makes requests of JSON bodies. What is known of a deployment's types is worked out once for each policy."""
+
+    def __init__(self) -> None:
+        self._dtypes: dict[str, tuple[ServedDeployment, Mapping[str, Mapping[str, str]]]] = {}
+
+    def decode(self, body: Mapping[str, Any], deployment: ServedDeployment, version: int | None) -> PredictionRequest:
+        """InvalidInput names each field that is unknown or of another type than the document says."""
+        _check_fields(body)
+        dtypes = self._known_dtypes(deployment)
+        schema: list[ColumnHeader] = []
+        values: list[Values] = []
+        nulls: dict[int, NDArray[np.bool_]] = {}
+        for part in PARTS:
+            for name, items in body.get(part, {}).items():
+                _decode_column(part, name, items, dtypes[part].get(name), schema, values, nulls)
+        options = {name: value for name, value in body.items() if name in _OPTIONS}
+        outputs = tuple(body.get("outputs", ()))
+        return PredictionRequest(deployment.name, tuple(schema), values, nulls, outputs, version=version, **options)
+
+    def _known_dtypes(self, deployment: ServedDeployment) -> Mapping[str, Mapping[str, str]]:
+        known_for, dtypes = self._dtypes.get(deployment.name, (None, {}))
+        if known_for is not deployment:
+            dtypes = _dtypes(deployment)
+            self._dtypes[deployment.name] = deployment, dtypes
+        return dtypes
+
+
+def _check_fields(body: Mapping[str, Any]) -> None:
+    violations = [
+        Violation(name, f"must be {_called(_FIELDS[name])}" if name in _FIELDS else "is unknown")
+        for name, value in body.items()
+        if type(value) is not _FIELDS.get(name)
     ]
-    outputs = body.get("outputs", [])
+    outputs = body.get("outputs", ())
     if isinstance(outputs, list) and not all(isinstance(name, str) for name in outputs):
         violations.append(Violation("outputs", "must be a list of names"))
     moment = body.get("now_micros")
@@ -70,16 +105,28 @@ def ask_from_json(body: Mapping[str, Any], deployment: Deployment, pin: int | No
         violations.append(Violation("now_micros", "must fit into 64 bits"))
     if violations:
         raise InvalidInput("; ".join(f"{v.field} {v.description}" for v in violations), violations)
-    dtypes = _dtypes(deployment)
-    parts: dict[str, Any] = {
-        part: {
-            name: column_from_json(part, name, values, dtypes[part].get(name)) for name, values in body[part].items()
-        }
-        for part in _PARTS
-        if part in body
-    }
-    rest: dict[str, Any] = {name: value for name, value in body.items() if name not in (*_PARTS, "outputs")}
-    return Ask(deployment.name, **parts, outputs=tuple(outputs), pin=pin, **rest)
+
+
+def _decode_column(
+    part: str,
+    name: str,
+    items: Any,
+    dtype: str | None,
+    schema: list[ColumnHeader],
+    values: list[Values],
+    nulls: dict[int, NDArray[np.bool_]],
+) -> None:
+    """Plain values stay the Python values that they are, until they are joined with those of other requests."""
+    plain = _PLAIN.get(dtype or "")
+    if plain is not None and isinstance(items, list) and all(type(item) is plain for item in items):
+        schema.append(ColumnHeader(part, name, dtype or ""))
+        values.append(items)
+        return
+    column = column_from_json(part, name, items, dtype)
+    if column.nulls is not None:
+        nulls[len(schema)] = column.nulls
+    schema.append(ColumnHeader(part, name, column.dtype, column.row_shape))
+    values.append(column.values)
 
 
 def column_from_json(part: str, name: str, values: Any, dtype: str | None) -> Column:
@@ -148,18 +195,41 @@ def cast_exactly(where: str, array: Array, dtype: str) -> Array | None:
     return None if lost else cast
 
 
-def answer_to_json(answer: Answer, ask: Ask, trace_id: str) -> dict[str, Any]:
-    """The answer as the document `openapi.json` describes it."""
-    return {
-        "request_id": ask.request_id,
-        "outputs": {column.name: values_to_json(column) for column in answer.outputs},
-        "model": {"name": answer.ref.model, "version": answer.ref.version},
-        "prediction_ids": list(answer.prediction_ids),
-        "features": {n: _feature(f, values=ask.return_features) for n, f in answer.features.items()},
-        "served_by": answer.served_by,
-        "degraded_reason": answer.degraded_reason,
+def prediction_to_json(prediction: PredictionResult, request: PredictionRequest, trace_id: str) -> dict[str, Any]:
+    """The prediction as the document `openapi.json` describes it."""
+    content = {
+        "request_id": request.request_id,
+        **prediction.record.encoded(_each_request)[prediction.index],
         "trace_id": trace_id,
     }
+    if request.return_features and prediction.features is not None:
+        content["features"] = {name: _feature(each) for name, each in prediction.features.features.items()}
+    return content
+
+
+def _each_request(record: PredictionRecord) -> Sequence[Mapping[str, Any]]:
+    """Of each request of a record, what follows from the record."""
+    outputs = {column.name: values_to_json(column) for column in record.outputs}
+    model = {"name": record.ref.model, "version": record.ref.version}
+    contents = []
+    for start, stop in pairwise(record.starts):
+        content: dict[str, Any] = {
+            "outputs": {name: items[start:stop] for name, items in outputs.items()},
+            "model": model,
+            "prediction_ids": list(record.prediction_ids[start:stop]),
+            "served_by": record.served_by,
+            "degraded_reason": record.degraded_reason,
+        }
+        if record.features is not None:
+            content["provenance"] = _provenance(record.features, slice(start, stop))
+        contents.append(content)
+    return contents
+
+
+def _provenance(features: FeatureBatch, rows: slice) -> Mapping[str, Any]:
+    found = provenance_of(features, rows)
+    age = found.oldest_age_seconds
+    return found._asdict() | {"oldest_age_seconds": age if isfinite(age) else None}
 
 
 def values_to_json(column: Column) -> list[Any]:
@@ -188,17 +258,17 @@ def finite_or_none(values: Array) -> list[Any]:
     return items
 
 
-def _feature(feature: FeatureValues, *, values: bool) -> dict[str, Any]:
-    shown: dict[str, Any] = {
+def _feature(feature: FeatureValues) -> dict[str, Any]:
+    return {
+        "values": values_to_json(feature.column),
         "statuses": [_STATUSES.get(status, "UNSPECIFIED") for status in feature.statuses.tolist()],
         "ages_seconds": finite_or_none(feature.ages_seconds),
     }
-    return shown | ({"values": values_to_json(feature.column)} if values else {})
 
 
-def _dtypes(deployment: Deployment) -> dict[str, dict[str, str]]:
+def _dtypes(deployment: ServedDeployment) -> dict[str, dict[str, str]]:
     """What is known of the types of columns, by part."""
-    found: dict[str, dict[str, str]] = {part: {} for part in _PARTS}
+    found: dict[str, dict[str, str]] = {part: {} for part in PARTS}
     for ref in reversed((deployment.primary, *deployment.refs)):
         version = deployment.versions.get(ref)
         if version is None:

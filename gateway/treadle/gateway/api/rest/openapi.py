@@ -1,7 +1,6 @@
-"""The OpenAPI document of the REST door, in one place, and the page that shows it."""
+"""The OpenAPI document of REST, and the page that shows it."""
 
 import html
-import re
 from typing import Any
 
 _ROWS = {"type": "array", "items": {}, "description": "One item a row; null is a null."}
@@ -82,7 +81,7 @@ DOCUMENT: dict[str, Any] = {
     "info": {
         "title": "Treadle gateway",
         "version": "1",
-        "description": "One door to every deployed model. Answers hold null where a number is NaN or infinite.",
+        "description": "Predictions from every deployed model. Answers hold null where a number is NaN or infinite.",
     },
     "paths": {
         "/healthz": {"get": _operation("Whether the gateway answers", _ref("Status"), "Error")},
@@ -114,8 +113,7 @@ DOCUMENT: dict[str, Any] = {
             "Prediction": {
                 "type": "object",
                 "required": [
-                    "request_id", "outputs", "model", "prediction_ids", "features", "served_by", "degraded_reason",
-                    "trace_id",
+                    "request_id", "outputs", "model", "prediction_ids", "served_by", "degraded_reason", "trace_id",
                 ],
                 "properties": {
                     "request_id": {"type": "string"},
@@ -126,15 +124,31 @@ DOCUMENT: dict[str, Any] = {
                         "properties": {"name": {"type": "string"}, "version": {"type": "integer", "minimum": 0}},
                     },
                     "prediction_ids": {"type": "array", "items": {"type": "string", "format": "uuid"}},
-                    "features": {"type": "object", "additionalProperties": _ref("Feature")},
+                    "provenance": _ref("Provenance"),
+                    "features": {
+                        "type": "object",
+                        "description": "With return_features: what was looked up, by name.",
+                        "additionalProperties": _ref("Feature"),
+                    },
                     "served_by": {"type": "string", "description": "traffic, pinned or fallback:NAME."},
                     "degraded_reason": {"type": "string", "description": "Empty when all went as meant."},
                     "trace_id": {"type": "string"},
                 },
             },
+            "Provenance": {
+                "type": "object",
+                "description": "The features behind the answer, in short; absent where nothing was looked up.",
+                "required": ["oldest_age_seconds", "stale", "missing", "null"],
+                "properties": {
+                    "oldest_age_seconds": {"type": ["number", "null"]},
+                    "stale": _STRINGS,
+                    "missing": _STRINGS,
+                    "null": _STRINGS,
+                },
+            },
             "Feature": {
                 "type": "object",
-                "required": ["statuses", "ages_seconds"],
+                "required": ["values", "statuses", "ages_seconds"],
                 "properties": {
                     "values": _ROWS,
                     "statuses": {
@@ -211,15 +225,6 @@ DOCUMENT: dict[str, Any] = {
         }
     },
 }  # fmt: skip
-
-_PATTERNS = [
-    (re.compile(re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(path)) + "$"), path) for path in sorted(DOCUMENT["paths"])
-]
-
-
-def template(path: str) -> str:
-    """The documented path that a request's path matches, for span names; "other" for none."""
-    return next((documented for pattern, documented in _PATTERNS if pattern.match(path)), "other")
 
 
 def page() -> str:

@@ -5,8 +5,9 @@ from typing import Any
 
 from starlette.responses import Response
 
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+
 
 def reply(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """JSON, without NaN."""
-    body = json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
-    return Response(body, status, headers, "application/json")
+    return Response(_ENCODER.encode(content).encode(), status, headers, "application/json")

@@ -1,4 +1,4 @@
-"""The first tables, and the triggers that keep what is written once from being changed."""
+"""The first tables, and the triggers that protect append-only tables from changes."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -12,7 +12,7 @@ _APPEND_ONLY = ("versions", "reports", "deployment_revisions", "deployment_chang
 
 
 def upgrade() -> None:
-    """From nothing."""
+    """Creates all tables and triggers."""
     _models()
     _deployments()
     op.create_table(
