@@ -40,11 +40,7 @@ protos: .venv/dev ## regenerate the stubs beside the contracts
 bench: .venv/dev ## measure Treadle beside its peers (half an hour; ARGS=--quick for what the targets need)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-bench-coverage: .venv/dev ## every test, and the share of branches that they must reach
-	@$(BIN)/pytest -n 2 --cov --cov-report= $(ARGS)
-	for floor in $(COVERAGE_FLOORS); do $(BIN)/coverage report --include="$${floor%:*}/*" --fail-under="$${floor#*:}"; done
-
-check: .venv/dev ## name each target that the measured figures miss
+bench-check: .venv/dev ## name each target that the measured figures miss
 	@$(BIN)/python -m benchmarks --check $(ARGS)
 
 bench-mesh: .venv/dev ## measure start-up, memory and request latency of a mesh on this machine
