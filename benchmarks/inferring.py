@@ -1,4 +1,4 @@
-"""CPU time of a ModelInfer in the inference service, without a host: `python benchmarks/inferring.py`.
+"""CPU time of a ModelInfer in the inference service, without a host: `python benchmarks/data_plane.py`.
 
 A number of callers in this process, each with one request in flight, hand the bytes of a request to the servicer and
 take the bytes of the answer, on one event loop. Printed beside it is what parsing and serializing alone cost, so that
@@ -23,13 +23,13 @@ import numpy as np
 
 from treadle import oip
 from treadle.core.model_ref import ModelRef
-from treadle.inference.api.admission import Limits
-from treadle.inference.api.data_plane import Inferring
+from treadle.inference.api.admission import ModelLimits
+from treadle.inference.api.data_plane import DataPlane
 from treadle.inference.api.servicer import InferenceServicer
 from treadle.inference.batching.metrics import ModelMeters, ModelObserver
-from treadle.inference.batching.worker import Worker
-from treadle.inference.models.models import Registered
-from treadle.inference.models.repository import Repository, Tools
+from treadle.inference.batching.model_thread import ModelThread
+from treadle.inference.models.models import RegisteredVersion
+from treadle.inference.models.repository import Repository, RepositoryDependencies
 from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.plugins.checked import CheckedModel, load_verified
 from treadle.plugins.manager import Plugins
@@ -68,17 +68,17 @@ def package(kind: str, folder: Path) -> None:
 async def served(
     folder: Path,
     telemetry: Telemetry,
-    limits: Limits | None = None,
+    limits: ModelLimits | None = None,
     name: str = "m",
 ) -> AsyncIterator[InferenceServicer]:
     """The servicer with the package in `folder` as version 1 of model `name`, and no registry behind it."""
     manifest, plugins = read_package(folder), Plugins.load()
 
-    async def describe(key: ModelRef) -> Registered:
+    async def describe(key: ModelRef) -> RegisteredVersion:
         ref = types_pb2.ModelRef(model=key.model, version=key.version)
-        return Registered.from_proto(registry_pb2.ModelVersion(ref=ref, manifest=manifest))
+        return RegisteredVersion.from_proto(registry_pb2.ModelVersion(ref=ref, manifest=manifest))
 
-    async def load(registered: Registered, worker: Worker) -> CheckedModel:
+    async def load(registered: RegisteredVersion, worker: ModelThread) -> CheckedModel:
         backend, source = plugins.backend(manifest.backend), source_of(manifest, folder)
         return await worker.call(lambda: load_verified(backend, source, registered.sample))
 
@@ -86,21 +86,21 @@ async def served(
         return
 
     meters = ModelMeters(telemetry.meters)
-    tools = Tools(
+    dependencies = RepositoryDependencies(
         describe=describe,
         load=load,
         discard=nothing,
         observer=lambda key: ModelObserver(key, telemetry.tracer, meters),
         announce=nothing,
-        limits=limits or Limits(),
+        limits=limits or ModelLimits(),
         log=telemetry.log,
     )
-    repository = Repository(tools)
+    repository = Repository(dependencies)
     repository.pin([ModelRef.checked(name, 1)])
-    await repository.loaded(ModelRef.checked(name, 1))
+    await repository.wait_until_loaded(ModelRef.checked(name, 1))
     manifests: Any = None  # asked only for models to load
     yield InferenceServicer(
-        Inferring(repository, 100_000), manifests, save_pins=nothing, max_batch_rows=1024, stream_in_flight=64
+        DataPlane(repository, 100_000), manifests, save_pins=nothing, max_batch_rows=1024, stream_in_flight=64
     )
     await repository.close()
 

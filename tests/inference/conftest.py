@@ -1,4 +1,4 @@
-"""A real registry, a real inference service, and a backend whose models misbehave when told to."""
+"""A real registry, a real inference service, and a backend whose models misbehave on certain values."""
 
 import asyncio
 import hashlib
@@ -58,7 +58,7 @@ class Odd(LoadedModel):
 
 
 class OddBackend(ModelBackend):
-    """Loads `Odd`; with option load=hang or load=raise it does not."""
+    """Loads `Odd`; with option load=hang or load=raise, loading hangs or raises."""
 
     name = "odd"
     options: ClassVar[Mapping[str, str]] = {"load": "hang or raise"}
@@ -87,7 +87,7 @@ class OddBackend(ModelBackend):
 
 @pytest.fixture
 def odd() -> Iterator[OddBackend]:
-    """The backend; what hangs in it is let go at the end."""
+    """The backend; calls that hang in it are released at the end."""
     backend = OddBackend(threading.Event())
     yield backend
     backend.release.set()
@@ -181,7 +181,7 @@ class Inference:
         await self.stub.RepositoryModelLoad(request, timeout=timeout)
 
     async def until(self, name: str, version: int, state: str) -> str:
-        """The reason, once the version is in `state` ("" for gone)."""
+        """The reason, once the version is in `state` ("" for unloaded)."""
         async with asyncio.timeout(20):
             while True:
                 index = await self.stub.RepositoryIndex(oip.RepositoryIndexRequest())

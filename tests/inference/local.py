@@ -1,17 +1,17 @@
-"""The inference servicer around a model made by a test: real messages in and out, without network or registry."""
+"""The inference servicer around a test's model: real messages, without network or registry."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from treadle.core.model_ref import ModelRef
-from treadle.inference.api.admission import Limits
-from treadle.inference.api.data_plane import Inferring
+from treadle.inference.api.admission import ModelLimits
+from treadle.inference.api.data_plane import DataPlane
 from treadle.inference.api.servicer import InferenceServicer
 from treadle.inference.batching.metrics import ModelMeters, ModelObserver
-from treadle.inference.batching.worker import Worker
-from treadle.inference.models.models import Registered
-from treadle.inference.models.repository import Repository, Tools
+from treadle.inference.batching.model_thread import ModelThread
+from treadle.inference.models.models import RegisteredVersion
+from treadle.inference.models.repository import Repository, RepositoryDependencies
 from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.plugins.backend import LoadedModel
 from treadle.plugins.checked import CheckedModel
@@ -26,31 +26,31 @@ async def served(
     telemetry = telemetry or Telemetry.off("inference")
     meters = ModelMeters(telemetry.meters)
 
-    async def describe(key: ModelRef) -> Registered:
-        return Registered(key, "test", signature, {}, ())
+    async def describe(key: ModelRef) -> RegisteredVersion:
+        return RegisteredVersion(key, "test", signature, {}, ())
 
-    async def load(registered: Registered, worker: Worker) -> CheckedModel:
+    async def load(registered: RegisteredVersion, thread: ModelThread) -> CheckedModel:
         return CheckedModel(model, signature)
 
     async def nothing(*_: Any) -> None:
         return
 
-    tools = Tools(
+    dependencies = RepositoryDependencies(
         describe=describe,
         load=load,
         discard=nothing,
         observer=lambda key: ModelObserver(key, telemetry.tracer, meters),
         announce=nothing,
-        limits=Limits(**limits),
+        limits=ModelLimits(**limits),
         log=telemetry.log,
     )
-    repository = Repository(tools)
+    repository = Repository(dependencies)
     repository.pin([ModelRef.checked("m", 1)])
-    await repository.loaded(ModelRef.checked("m", 1))
+    await repository.wait_until_loaded(ModelRef.checked("m", 1))
     manifests: Any = None  # asked only for models to load
     try:
         yield InferenceServicer(
-            Inferring(repository, 100_000), manifests, save_pins=nothing, max_batch_rows=1024, stream_in_flight=64
+            DataPlane(repository, 100_000), manifests, save_pins=nothing, max_batch_rows=1024, stream_in_flight=64
         )
     finally:
         await repository.close()

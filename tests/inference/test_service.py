@@ -48,7 +48,7 @@ async def ready(registry: Any, inference: Any) -> Any:
     return inference
 
 
-async def test_deployments_are_loaded_and_let_go(registry: Any, inference: Any) -> None:
+async def test_deployed_versions_are_loaded_and_unloaded(registry: Any, inference: Any) -> None:
     first, second = await registry.push_odd(), await registry.push_odd()
     await registry.deploy("live", odd_model=first)
     await inference.until("odd-model", first, "READY")
@@ -104,10 +104,10 @@ async def test_an_artifact_that_is_corrupt_in_the_registry_is_never_loaded(
     await registry.deploy("live", odd_model=version)
     assert await inference.until("odd-model", version, "UNAVAILABLE")
     assert not odd.loaded
-    assert not await asyncio.to_thread(lambda: list((tmp_path / "inference" / "artifacts").rglob("*.partial")))
+    assert not await asyncio.to_thread(lambda: list((tmp_path / "inference" / "artifacts").rglob("*.draft")))
 
 
-async def test_a_registry_with_another_history_is_believed(run_registry: Any, serve: Any) -> None:
+async def test_a_registry_with_another_history_is_followed(run_registry: Any, serve: Any) -> None:
     async with run_registry() as registry:
         await registry.push_odd()
         await registry.push_odd("old-model")
@@ -123,7 +123,7 @@ async def test_a_registry_with_another_history_is_believed(run_registry: Any, se
             await inference.until("old-model", 1, "")
 
 
-async def test_a_registry_that_comes_late_is_found(run_registry: Any, serve: Any, base_port: BasePort) -> None:
+async def test_a_registry_that_starts_later_is_found(run_registry: Any, serve: Any, base_port: BasePort) -> None:
     address = f"127.0.0.1:{base_port()}"
     async with run_registry(listen=address) as registry:
         await registry.push_odd()
@@ -150,14 +150,14 @@ async def test_a_cancelled_call_leaves_nothing_behind(ready: Any, odd: Any) -> N
 
 
 @pytest.mark.parametrize("path", ["", "../x", "/etc/passwd", "a/../../b", "a\\b", "a\0b"])
-def test_path_tricks_in_manifests(path: str) -> None:
+def test_unsafe_paths_in_manifests(path: str) -> None:
     with pytest.raises(InvalidInput, match="unusable path"):
         ModelFile(path, "0" * 64, 1)
     with pytest.raises(InvalidInput):
         ModelRef.checked("../evil", 1)
 
 
-async def test_a_version_that_answers_otherwise_than_when_made_is_not_served(registry: Any, inference: Any) -> None:
+async def test_a_version_that_does_not_reproduce_its_sample_is_not_served(registry: Any, inference: Any) -> None:
     version = await registry.push_odd(expected=3.5)
     await registry.deploy("live", odd_model=version)
     reason = await inference.until("odd-model", version, "UNAVAILABLE")
@@ -314,9 +314,7 @@ async def test_a_stream_answers_in_order_and_goes_on_after_an_error(ready: Any) 
             pass
 
 
-async def test_a_stream_whose_caller_goes_away_ends_though_its_queue_is_full(
-    registry: Any, serve: Any, odd: Any
-) -> None:
+async def test_a_cancelled_stream_ends_though_its_queue_is_full(registry: Any, serve: Any, odd: Any) -> None:
     sent_many = asyncio.Event()
 
     async def endless() -> AsyncIterator[oip.ModelInferRequest]:
@@ -344,7 +342,7 @@ async def test_a_stream_whose_caller_goes_away_ends_though_its_queue_is_full(
         assert await sums(inference, (1, 2)) == [3]
 
 
-async def test_a_large_request_is_split_and_put_together(registry: Any, serve: Any, odd: Any) -> None:
+async def test_a_large_request_is_split_and_merged(registry: Any, serve: Any, odd: Any) -> None:
     async with serve(registry.address, max_batch_rows=16) as inference:
         await registry.push_odd()
         await inference.load()
@@ -353,7 +351,7 @@ async def test_a_large_request_is_split_and_put_together(registry: Any, serve: A
         assert max(odd.loaded[-1].batches) == 16
 
 
-async def test_statistics_config_and_metrics_count_truly(registry: Any, serve: Any) -> None:
+async def test_statistics_config_and_metrics(registry: Any, serve: Any) -> None:
     telemetry = Telemetry.recording("inference")
     async with serve(registry.address, telemetry) as inference:
         await registry.push_odd()

@@ -1,4 +1,4 @@
-"""One version takes another's place while callers go on asking: none of them sees an error."""
+"""A version is replaced under load: no request fails."""
 
 import asyncio
 import gc
@@ -22,14 +22,14 @@ def _request(value: float, version: int = 0) -> oip.ModelInferRequest:
 
 
 async def _answered(inference: Any, value: float, version: int = 0) -> int:
-    """The version that gave the right answer."""
+    """The version that computed the response, which must be right."""
     response = await inference.stub.ModelInfer(_request(value, version), timeout=20)
     assert decode_outputs(response)["sum"].tolist() == [value + 1]
     return int(response.model_version)
 
 
 async def test_swaps_under_load_fail_no_request(registry: Any, serve: Any) -> None:
-    """Callers name no version: each answer is from the old one or the new one, and never from the old after the new."""
+    """Requests name no version: each response is from the old or the new version, never from the old after the new."""
     done = asyncio.Event()
     async with serve(registry.address, linger_seconds=0.05) as inference:
         await registry.deploy("live", odd_model=await registry.push_odd())
@@ -56,7 +56,7 @@ async def test_swaps_under_load_fail_no_request(registry: Any, serve: Any) -> No
         assert [(m.name, m.version) for m in index.models] == [("odd-model", str(version))]
 
 
-async def test_who_has_not_heard_of_the_change_yet_is_still_answered(registry: Any, serve: Any) -> None:
+async def test_the_old_version_still_serves_gateways_that_missed_the_change(registry: Any, serve: Any) -> None:
     async with serve(registry.address, linger_seconds=3600) as inference:
         first, second = await registry.push_odd(), await registry.push_odd()
         await registry.deploy("live", odd_model=first)
@@ -73,8 +73,8 @@ async def test_who_has_not_heard_of_the_change_yet_is_still_answered(registry: A
             await _answered(inference, 1, version=first)
 
 
-async def test_the_old_version_stays_until_the_new_one_is_there(registry: Any, serve: Any, odd: Any) -> None:
-    """However long that takes: here the new version does not load at all."""
+async def test_the_old_version_stays_until_the_new_one_is_ready(registry: Any, serve: Any, odd: Any) -> None:
+    """Here the new version does not load at all."""
     async with serve(registry.address) as inference:
         first, second = await registry.push_odd(), await registry.push_odd(load="raise")
         await registry.deploy("live", odd_model=first)
@@ -88,7 +88,7 @@ async def test_the_old_version_stays_until_the_new_one_is_there(registry: Any, s
         assert await _answered(inference, 1) == third
 
 
-async def test_a_version_that_is_wanted_again_stays(registry: Any, serve: Any, odd: Any) -> None:
+async def test_a_version_that_is_needed_again_stays(registry: Any, serve: Any, odd: Any) -> None:
     async with serve(registry.address, linger_seconds=0.2) as inference:
         first, second = await registry.push_odd(), await registry.push_odd()
         await registry.deploy("live", odd_model=first)
@@ -101,7 +101,7 @@ async def test_a_version_that_is_wanted_again_stays(registry: Any, serve: Any, o
         assert len(odd.loaded) == 2  # the first was not loaded again
 
 
-async def test_nothing_keeps_a_version_that_has_gone(registry: Any, inference: Any, odd: Any) -> None:
+async def test_nothing_references_an_unloaded_version(registry: Any, inference: Any, odd: Any) -> None:
     first, second = await registry.push_odd(), await registry.push_odd()
     await registry.deploy("live", odd_model=first)
     await inference.until("odd-model", first, "READY")

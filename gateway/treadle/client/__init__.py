@@ -11,7 +11,7 @@ from treadle.client.blocking import Client
 from treadle.client.deployments import Fallback
 from treadle.client.evaluation import Recorded
 from treadle.client.features import Pushed
-from treadle.client.inference import LoadedModel
+from treadle.client.inference import ModelListing
 from treadle.client.predictions import Answer, Ask, FeatureProvenance, Prediction
 from treadle.client.tables import Feature
 from treadle.client.uploads import UploadProgress
@@ -25,7 +25,7 @@ __all__ = [
     "Fallback",
     "Feature",
     "FeatureProvenance",
-    "LoadedModel",
+    "ModelListing",
     "Prediction",
     "Pushed",
     "Recorded",

@@ -15,7 +15,7 @@ _LOAD_SECONDS = 180.0
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 1.0
 
 
-class LoadedModel(NamedTuple):
+class ModelListing(NamedTuple):
     """One version as the inference service has it."""
 
     model: str
@@ -33,10 +33,10 @@ class Inference(Versions):
     def _oip(self) -> oip.GRPCInferenceServiceStub:
         return oip.GRPCInferenceServiceStub(self.channel)
 
-    async def loaded_models(self) -> list[LoadedModel]:
+    async def loaded_models(self) -> list[ModelListing]:
         """Every version that the inference service knows of."""
         index = await self._oip.RepositoryIndex(oip.RepositoryIndexRequest())
-        return [LoadedModel(each.name, each.version, each.state, each.reason) for each in index.models]
+        return [ModelListing(each.name, each.version, each.state, each.reason) for each in index.models]
 
     async def load_model(self, version: str) -> None:
         """Loads, verifies and warms up a version ("model/3", "model@alias"), and keeps it loaded."""
@@ -96,7 +96,7 @@ class Inference(Versions):
         return str(largest.version) in known.versions
 
 
-def _not_ready(wanted: list[types_pb2.ModelRef], known: list[LoadedModel]) -> list[str]:
+def _not_ready(wanted: list[types_pb2.ModelRef], known: list[ModelListing]) -> list[str]:
     states = {f"{each.model}/{each.version}": each for each in known}
     waiting = []
     for name in map(show, wanted):

@@ -1,1 +1,1 @@
-"""The inference service: loads the versions that deployments ask for, and runs them in batches."""
+"""The inference service: loads the model versions that deployments name, and runs inference in batches."""

@@ -20,7 +20,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
-class Pushed:
+class MaterializationResult:
     """What became of the rows: `written`, or `outdated` where the store had something newer."""
 
     rows: int
@@ -34,7 +34,7 @@ async def materialize(
     *,
     until: datetime | None = None,
     progress: Progress | None = None,
-) -> Pushed:
+) -> MaterializationResult:
     """Pushes the newest row of each entity with an event time up to `until` (None: all history).
 
     Running it again changes nothing. NotFound when the source is not there; InvalidInput when it does not fit the view.
@@ -60,12 +60,12 @@ async def push_table(
     rows: Any,
     *,
     progress: Progress | None = None,
-) -> Pushed:
+) -> MaterializationResult:
     """Pushes an Arrow table with the view's columns and EVENT_TIME (`_event_micros`, int64), in its order."""
     if not rows.num_rows:
-        return Pushed(0, 0, 0)
+        return MaterializationResult(0, 0, 0)
     answer = await stub.Push(_messages(view, rows, progress))
-    return Pushed(rows.num_rows, answer.rows_written, answer.rows_outdated)
+    return MaterializationResult(rows.num_rows, answer.rows_written, answer.rows_outdated)
 
 
 async def _messages(view: FeatureView, rows: Any, progress: Progress | None) -> AsyncIterator[pb.PushRequest]:

@@ -1,4 +1,4 @@
-"""More than the model can do: most is refused at once, what is let in is answered in time, and nothing is wasted."""
+"""Overload: excess requests are refused at once, admitted requests complete in time, and no computation is wasted."""
 
 import asyncio
 from collections import deque
@@ -12,23 +12,23 @@ import numpy as np
 import pytest
 
 from treadle.core.errors import DeadlineExceeded, Overloaded
-from treadle.inference.api.admission import Limits
-from treadle.inference.batching.batcher import Batcher, Watching
+from treadle.inference.api.admission import ModelLimits
+from treadle.inference.batching.batcher import Batcher, BatchListener
 from treadle.plugins.tensors import Tensors
 
 COST = 0.01
-"""What one batch takes, of one row: the model answers a hundred a second."""
+"""Seconds of a batch of one row: the capacity of the model is a hundred rows a second."""
 TARGET = 0.1
 ROW = {"x": np.zeros(1)}
 
 
 @dataclass
 class Simulated:
-    """A model on a thread of its own, both made up: time passes only when the test says so."""
+    """A simulated model and thread: time advances only when the test says so."""
 
     now: float = 0.0
     posted: deque[tuple[float, Callable[[], None]]] = field(default_factory=deque)
-    """What the thread has been given, and when."""
+    """Posted tasks, with the time of posting."""
     computed: int = 0
 
     def post(self, task: Callable[[], None]) -> None:
@@ -40,19 +40,19 @@ class Simulated:
         return inputs
 
     def batcher(self, **limits: Any) -> Batcher:
-        watching = Watching(lambda batch: nullcontext(), lambda batch, now: None, lambda reason: None)
+        watching = BatchListener(lambda batch: nullcontext(), lambda batch, now: None, lambda reason: None)
         worker: Any = self
         return Batcher(
             "m/1",
             self.predict,
             worker,
-            Limits(**{"max_rows": 1, "target_seconds": TARGET, **limits}),
+            ModelLimits(**{"max_rows": 1, "target_seconds": TARGET, **limits}),
             watching,
             clock=lambda: self.now,
         )
 
     async def until(self, moment: float) -> None:
-        """Computes what ends by then."""
+        """Runs the tasks that complete by `moment`."""
         await _turns()
         while self.posted and self.posted[0][0] + COST <= moment:
             self.now, task = self.posted.popleft()
@@ -69,7 +69,7 @@ async def _turns() -> None:
 async def _load(
     batcher: Batcher, model: Simulated, rate: float, seconds: float, allowed: float | None = None
 ) -> list[tuple[float, float | Exception]]:
-    """When each request was over, and how long it had taken or what it failed of.
+    """The completion time of each request, with its latency or its error.
 
     `allowed`: seconds from its arrival to its deadline.
     """
@@ -96,7 +96,7 @@ async def _load(
 
 
 @pytest.mark.parametrize("times", [1.5, 3, 10])
-async def test_goodput_stays_and_time_is_bounded_however_much_is_asked(times: float) -> None:
+async def test_goodput_and_latency_are_stable_under_overload(times: float) -> None:
     model = Simulated()
     batcher = model.batcher()
     ends = await _load(batcher, model, times / COST, 12)
@@ -116,8 +116,8 @@ async def test_below_capacity_nothing_is_refused() -> None:
     assert all(isinstance(took, float) for _, took in ends)
 
 
-async def test_who_cannot_be_served_in_time_is_told_so_at_once() -> None:
-    """Three times what the model can do, all with a deadline of five times what one takes."""
+async def test_requests_that_would_miss_their_deadline_are_refused_at_once() -> None:
+    """Three times the capacity, all requests with a deadline of five times the cost of one."""
     model = Simulated()
     ends = await _load(model.batcher(target_seconds=10), model, 3 / COST, 5, allowed=5 * COST)
     served = [took for _, took in ends if isinstance(took, float)]
@@ -140,7 +140,7 @@ async def test_a_refusal_names_the_model_and_comes_before_anything_is_queued() -
     batcher.admit(None)
 
 
-async def test_what_was_cancelled_or_came_too_late_gives_its_place_back() -> None:
+async def test_cancelled_and_expired_requests_free_their_place() -> None:
     model = Simulated()
     batcher = model.batcher(queue_rows=3)
     first = asyncio.create_task(batcher.submit(ROW, 1))
@@ -155,7 +155,7 @@ async def test_what_was_cancelled_or_came_too_late_gives_its_place_back() -> Non
     await first
     with pytest.raises(DeadlineExceeded):
         await late
-    assert batcher.waiting_rows == 0
+    assert batcher.queued_rows == 0
     others = [asyncio.create_task(batcher.submit(ROW, 1)) for _ in range(3)]
     await model.until(2)
     await asyncio.gather(*others)

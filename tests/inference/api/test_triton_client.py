@@ -63,7 +63,7 @@ async def test_health_metadata_and_repository(client: triton.InferenceServerClie
     await asyncio.to_thread(ask)
 
 
-async def test_infer_raw_gives_what_typed_gives(client: triton.InferenceServerClient, inference: Any) -> None:
+async def test_raw_and_typed_contents_give_equal_results(client: triton.InferenceServerClient, inference: Any) -> None:
     from treadle import oip
     from treadle.rpc.codec.tensors import decode_outputs
 

@@ -1,4 +1,4 @@
-"""One span for a batch, linked to every traced request in it; and what a traced request is told of its batch."""
+"""One span for each batch, linked to every traced request in it; batch parameters of traced responses."""
 
 import asyncio
 from typing import Any
@@ -19,7 +19,7 @@ from .test_batching_laws import EVERYTHING, NUMBERS, Rowwise, gate_keeper, handl
 
 
 def _span(number: int, *, sampled: bool = True) -> trace.Span:
-    """As the host hands it on that records it: known by its ids, and not recording here."""
+    """A span of the host: known by its ids, and not recording in this process."""
     flags = TraceFlags(TraceFlags.SAMPLED if sampled else TraceFlags.DEFAULT)
     return NonRecordingSpan(SpanContext(1 << 64 | number + 1, number + 1, is_remote=True, trace_flags=flags))
 
@@ -68,7 +68,7 @@ async def test_a_batch_links_to_all_its_requests_however_many() -> None:
 
 
 @pytest.mark.parametrize("signature", [NUMBERS, EVERYTHING], ids=["numbers", "everything"])
-async def test_a_request_that_is_not_traced_is_told_nothing(signature: Any) -> None:
+async def test_a_request_that_is_not_traced_gets_no_batch_parameters(signature: Any) -> None:
     telemetry = Telemetry.recording("inference")
     async with served(Rowwise(signature, bounded=True), signature, telemetry) as servicer:
         for span in (trace.INVALID_SPAN, _span(1, sampled=False)):
@@ -77,7 +77,7 @@ async def test_a_request_that_is_not_traced_is_told_nothing(signature: Any) -> N
     assert not telemetry.spans
 
 
-async def test_the_span_of_a_request_tells_its_batch() -> None:
+async def test_the_span_of_a_request_names_its_batch() -> None:
     telemetry = Telemetry.recording("inference")
     async with served(Rowwise(NUMBERS, bounded=True), NUMBERS, telemetry) as servicer:
         with telemetry.tracer.start_as_current_span("request"):

@@ -1,4 +1,4 @@
-"""Laws of the greedy batcher, on its core alone."""
+"""Laws of the greedy batcher, without messages."""
 
 import asyncio
 import threading
@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from treadle.core.errors import DeadlineExceeded, Internal, Overloaded, Unavailable
-from treadle.inference.api.admission import Limits
-from treadle.inference.batching.batch import Batch
-from treadle.inference.batching.batcher import Batcher, Watching
-from treadle.inference.batching.worker import Worker
+from treadle.inference.api.admission import ModelLimits
+from treadle.inference.batching.batch import InferenceBatch
+from treadle.inference.batching.batcher import Batcher, BatchListener
+from treadle.inference.batching.model_thread import ModelThread
 from treadle.plugins.tensors import Tensors
 
 
 class Model:
-    """Doubles its rows; fails on a row of -1. `gate` holds it before each batch."""
+    """Doubles its rows; fails on a row of -1; waits for `gate` before each batch."""
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -37,17 +37,17 @@ class Model:
 
 
 def made(model: Model, *, hang: list[str] | None = None, clock: Any = None, **limits: Any) -> Batcher:
-    def observe(batch: Batch) -> AbstractContextManager[None]:
+    def observe(batch: InferenceBatch) -> AbstractContextManager[None]:
         return nullcontext()
 
-    worker = Worker("test")
+    worker = ModelThread("test")
     extra = {} if clock is None else {"clock": clock}
     return Batcher(
         "m/1",
         model.predict,
         worker,
-        Limits(**limits),
-        Watching(observe, lambda batch, now: None, (hang if hang is not None else []).append),
+        ModelLimits(**limits),
+        BatchListener(observe, lambda batch, now: None, (hang if hang is not None else []).append),
         **extra,
     )
 
@@ -113,10 +113,10 @@ async def _law(requests: list[tuple[list[float], int, str]], max_rows: int, busy
             np.testing.assert_array_equal(result.outputs["y"], np.repeat(np.array(values)[:, None] * 2, width, axis=1))
     assert max(model.batches, default=0) <= max_rows
     await batcher.drain()
-    assert batcher.waiting_rows == 0
+    assert batcher.queued_rows == 0
 
 
-async def test_what_waits_goes_together() -> None:
+async def test_queued_requests_form_one_batch() -> None:
     model = Model()
     batcher = made(model, max_rows=8)
     first = await blocked(model, batcher)
@@ -147,7 +147,7 @@ async def test_a_full_queue_refuses_and_cancelled_requests_make_room() -> None:
     await first
 
 
-async def test_a_hanging_model_is_given_up() -> None:
+async def test_a_hung_model_is_abandoned() -> None:
     model, told = Model(), list[str]()
     batcher = made(model, hang=told, predict_seconds=0.05)
     calls = [asyncio.create_task(batcher.submit(column(i), 1)) for i in range(3)]
@@ -160,7 +160,7 @@ async def test_a_hanging_model_is_given_up() -> None:
     model.gate.set()
 
 
-async def test_draining_answers_what_was_accepted_and_refuses_the_rest() -> None:
+async def test_draining_completes_accepted_requests_and_refuses_new_ones() -> None:
     model = Model()
     batcher = made(model)
     first = await blocked(model, batcher)

@@ -1,4 +1,4 @@
-"""What a caller gets does not depend on who else asks: laws on real messages, through the servicer."""
+"""The response to a request does not depend on concurrent requests: laws on real messages, through the servicer."""
 
 import asyncio
 import threading
@@ -21,13 +21,13 @@ from treadle.rpc.codec.tensors import decode_inputs, decode_outputs, encode_inpu
 from ..local import served
 
 BAD, UNWANTED, GATE = -1, -2, -3
-"""Numbers of rows that make the model raise, refuse its inputs, and wait for the gate."""
+"""Row values at which the model raises, refuses its inputs, and waits for the gate."""
 
 NUMBERS = Signature(
     (TensorSpec("number", "INT64", (-1,)), TensorSpec("x", "FP32", (-1, 2)), TensorSpec("when", "TIMESTAMP", (-1,))),
     (TensorSpec("sum", "FP32", (-1,)), TensorSpec("pair", "FP64", (-1, 2)), TensorSpec("number", "INT64", (-1,))),
 )
-"""Rows of a fixed size: they stay bytes until they are joined."""
+"""A signature with rows of a fixed size, whose inputs stay bytes until they are joined."""
 EVERYTHING = Signature(
     (
         TensorSpec("number", "INT64", (-1,)),
@@ -48,12 +48,12 @@ EVERYTHING = Signature(
         TensorSpec("number", "INT64", (-1,)),
     ),
 )
-"""One tensor of each kind, one of them of any width: requests of different widths cannot share a batch."""
+"""A signature with one tensor of each kind, one of variable width: requests of different widths share no batch."""
 SIGNATURES = {"numbers": NUMBERS, "everything": EVERYTHING}
 
 
 class Rowwise(LoadedModel):
-    """Gives back what each row holds, changed a little; notes what it computed."""
+    """Returns a function of each row, and records the computed rows."""
 
     bounded = True
     answers: ClassVar[Mapping[str, Any]] = {
@@ -96,7 +96,7 @@ class Ask:
     message: oip.ModelInferRequest
     numbers: list[int]
     fate: str
-    """"stay", "leave" (its caller goes away), or "late" (its time is over before it can be computed)."""
+    """"stay", "leave" (its caller is cancelled), or "late" (its deadline passes in the queue)."""
 
 
 def _tensor(draw: Any, spec: TensorSpec, rows: int, width: int) -> Any:
@@ -122,7 +122,7 @@ def _tensor(draw: Any, spec: TensorSpec, rows: int, width: int) -> Any:
 
 @st.composite
 def asks(draw: Any, signature: Signature, first: int) -> Ask:
-    """A request whose rows are numbered from `first`. Some have a bad row, some are no good as messages."""
+    """A request whose rows are numbered from `first`. Some have a bad row, some are invalid messages."""
     rows, width = draw(st.integers(1, 7)), draw(st.integers(1, 2))
     trouble = draw(st.sampled_from(["none"] * 6 + ["bad", "unwanted", "nan", "parameter", "output"]))
     numbers = [first + row for row in range(rows)]
@@ -148,7 +148,7 @@ def asks(draw: Any, signature: Signature, first: int) -> Ask:
 
 @st.composite
 def plans(draw: Any) -> tuple[str, list[Ask], list[int]]:
-    """Requests for one signature, and how many turns of the loop lie between one and the next."""
+    """Requests for one signature, and the number of loop iterations between them."""
     name = draw(st.sampled_from(sorted(SIGNATURES)))
     count = draw(st.integers(0, 12))
     made = [draw(asks(SIGNATURES[name], 1000 * position)) for position in range(count)]
@@ -156,7 +156,7 @@ def plans(draw: Any) -> tuple[str, list[Ask], list[int]]:
 
 
 async def handled(servicer: Any, message: oip.ModelInferRequest) -> oip.ModelInferResponse | TreadleError:
-    """The answer or the error, to a copy that travelled as bytes."""
+    """The response or error to a serialized copy of the request."""
     try:
         response = await servicer.ModelInfer(oip.ModelInferRequest.FromString(message.SerializeToString()), None)
     except TreadleError as error:
@@ -165,7 +165,7 @@ async def handled(servicer: Any, message: oip.ModelInferRequest) -> oip.ModelInf
 
 
 def gate_keeper(signature: Signature) -> oip.ModelInferRequest:
-    """A request that holds the model up until the gate opens."""
+    """A request that keeps the model busy until the gate opens."""
     shapes = {spec.name: (1, *(max(size, 1) for size in spec.shape[1:])) for spec in signature.inputs}
     kinds = {"BOOL": "?", "TIMESTAMP": "datetime64[us]", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8", "INT64": "<i8"}
     arrays: dict[str, Any] = {}
@@ -232,7 +232,7 @@ def _as_expected(ask: Ask, want: Any, have: Any, computed: set[int]) -> None:
 
 
 def _same(want: Any, have: Any) -> None:
-    """The same answer byte for byte, or the same error."""
+    """Asserts equal responses, byte for byte, or equal errors."""
     if isinstance(want, TreadleError):
         assert type(have) is type(want)
         assert "17.25" not in have.message
@@ -243,8 +243,8 @@ def _same(want: Any, have: Any) -> None:
 
 @pytest.mark.parametrize("name", SIGNATURES)
 @pytest.mark.parametrize("bounded", [True, False])
-async def test_an_answer_holds_what_the_model_gives_for_the_request_alone(name: str, bounded: bool) -> None:
-    """The other laws compare two answers of the servicer; this one compares with the model."""
+async def test_a_response_holds_what_the_model_computes_for_the_request_alone(name: str, bounded: bool) -> None:
+    """The other laws compare two responses of the servicer; this one compares with the model."""
     signature = SIGNATURES[name]
     model = Rowwise(signature, bounded=bounded)
     message = gate_keeper(signature)
@@ -277,7 +277,7 @@ def _numbers(numbers: Sequence[int], *, outputs: Sequence[str] = ()) -> oip.Mode
 async def _together(
     model: Rowwise, signature: Signature, messages: Sequence[oip.ModelInferRequest], **limits: Any
 ) -> list[Any]:
-    """The answers to requests that wait together, while the model is busy."""
+    """The responses to requests that are queued together while the model is busy."""
     model.gate.clear()
     async with served(model, signature, **limits) as servicer:
         first = asyncio.create_task(handled(servicer, gate_keeper(signature)))
@@ -308,7 +308,7 @@ def _wrong_shapes() -> Iterator[oip.ModelInferRequest]:
         yield message
 
 
-async def test_a_shape_that_is_not_that_of_the_values_is_refused_and_not_unbatched_wrongly() -> None:
+async def test_a_shape_that_does_not_match_the_values_is_refused() -> None:
     """MLServer#1718: one text a request, its shape given as the length of the text; the answers were cut elsewhere."""
     signature = Signature((TensorSpec("text", "STRING", (-1,)),), (TensorSpec("text", "STRING", (-1,)),))
 
@@ -322,7 +322,7 @@ async def test_a_shape_that_is_not_that_of_the_values_is_refused_and_not_unbatch
             assert "has 1 values; shape [" in answer.message
 
 
-async def test_each_request_gets_the_outputs_that_it_asked_for() -> None:
+async def test_each_request_gets_its_selected_outputs() -> None:
     """MLServer#514: with batching on, every caller got the model's first output, whatever it had asked for."""
     model = Rowwise(NUMBERS, bounded=False)
     wanted: list[list[str]] = [["pair"], ["number", "sum"], []]
@@ -343,7 +343,7 @@ async def test_one_large_request_is_one_batch_and_waits_for_no_other() -> None:
     assert model.batches == [[*range(100)]]
 
 
-async def test_the_rows_of_requests_count_and_not_the_requests() -> None:
+async def test_batches_are_limited_by_rows_not_by_requests() -> None:
     """BentoML#3859: requests of 32 rows, at most 32 to a batch; eleven requests ran together, and memory ran out."""
     model = Rowwise(NUMBERS, bounded=False)
     messages = [_numbers(range(32 * i, 32 * i + 32)) for i in range(11)]

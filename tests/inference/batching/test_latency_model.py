@@ -1,4 +1,4 @@
-"""Which batches run on the event loop, and how long rows are expected to take."""
+"""Batches that run on the event loop, and latency estimates."""
 
 import asyncio
 import threading
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from treadle import oip
-from treadle.inference.batching.latency_model import QUICK_SECONDS, Pace
+from treadle.inference.batching.latency_model import QUICK_SECONDS, LatencyModel
 from treadle.plugins.backend import LoadedModel
 from treadle.plugins.tensor_spec import TensorSpec
 from treadle.plugins.tensors import Signature, Tensors
@@ -19,18 +19,18 @@ from ..local import served
 QUICK, SLOW = QUICK_SECONDS / 4, QUICK_SECONDS * 2
 
 
-def paced(*batches: tuple[int, float], bounded: bool = True) -> Pace:
-    pace = Pace(bounded=bounded)
+def paced(*batches: tuple[int, float], bounded: bool = True) -> LatencyModel:
+    latency = LatencyModel(bounded=bounded)
     for rows, seconds in batches:
-        pace.took(rows, seconds, seconds)
-    return pace
+        latency.record(rows, seconds, seconds)
+    return latency
 
 
 def test_a_size_must_be_proven_before_it_runs_on_the_loop() -> None:
     assert not paced(*[(4, QUICK)] * 7).is_quick(1)
-    pace = paced(*[(4, QUICK)] * 8)
-    assert pace.is_quick(8)  # double of what was proven
-    assert not pace.is_quick(9)
+    latency = paced(*[(4, QUICK)] * 8)
+    assert latency.is_quick(8)  # double of what was proven
+    assert not latency.is_quick(9)
 
 
 def test_a_model_that_might_hang_never_runs_on_the_loop() -> None:
@@ -38,38 +38,38 @@ def test_a_model_that_might_hang_never_runs_on_the_loop() -> None:
 
 
 def test_one_batch_over_the_limit_sends_its_size_back_to_the_thread() -> None:
-    pace = paced(*[(64, QUICK)] * 8, (64, SLOW))
-    assert not pace.is_quick(33)
-    assert pace.is_quick(32)
+    latency = paced(*[(64, QUICK)] * 8, (64, SLOW))
+    assert not latency.is_quick(33)
+    assert latency.is_quick(32)
     for _ in range(8):
-        pace.took(64, QUICK, QUICK)
-    assert pace.is_quick(64)
+        latency.record(64, QUICK, QUICK)
+    assert latency.is_quick(64)
 
 
 def test_waiting_for_a_core_does_not_count() -> None:
-    pace = Pace(bounded=True)
+    latency = LatencyModel(bounded=True)
     for _ in range(8):
-        pace.took(4, 1.0, QUICK)
-    assert pace.is_quick(4)
+        latency.record(4, 1.0, QUICK)
+    assert latency.is_quick(4)
 
 
-def test_rows_take_what_batches_took() -> None:
-    pace = paced((1, 0.010), (101, 0.110))  # 10 ms, and one for each row more
-    assert pace.seconds(1, 1024) == pytest.approx(0.010)
-    assert pace.seconds(51, 1024) == pytest.approx(0.060)
-    assert pace.seconds(20, 10) == pytest.approx(2 * 0.019)
-    assert pace.rows_within(0.060, 1024) == pytest.approx(51)
-    assert pace.rows_within(0.060, 10) == pytest.approx(30, abs=1)
+def test_estimates_follow_measured_batches() -> None:
+    latency = paced((1, 0.010), (101, 0.110))  # 10 ms, and one for each row more
+    assert latency.estimate_seconds(1, 1024) == pytest.approx(0.010)
+    assert latency.estimate_seconds(51, 1024) == pytest.approx(0.060)
+    assert latency.estimate_seconds(20, 10) == pytest.approx(2 * 0.019)
+    assert latency.capacity_within(0.060, 1024) == pytest.approx(51)
+    assert latency.capacity_within(0.060, 10) == pytest.approx(30, abs=1)
 
 
-def test_before_the_first_batch_nothing_is_known() -> None:
-    pace = Pace(bounded=True)
-    assert pace.seconds(1000, 10) == 0
-    assert pace.rows_within(0.1, 10) == inf
+def test_estimates_before_the_first_batch() -> None:
+    latency = LatencyModel(bounded=True)
+    assert latency.estimate_seconds(1000, 10) == 0
+    assert latency.capacity_within(0.1, 10) == inf
 
 
 class Where(LoadedModel):
-    """Tells which thread it runs on."""
+    """Records the thread on which it runs."""
 
     def __init__(self, *, bounded: bool) -> None:
         self.bounded = bounded  # type: ignore[misc]  # of the class, but this test is about both

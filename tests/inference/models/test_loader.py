@@ -1,4 +1,4 @@
-"""Which form of a model is loaded: the compiled one where it answers the sample as the original did."""
+"""The form of a model that is loaded: the compiled one if it reproduces the sample, else the original."""
 
 import shutil
 from collections.abc import AsyncIterator
@@ -11,11 +11,11 @@ import pytest
 from structlog import wrap_logger
 from structlog.testing import CapturingLogger
 
-from treadle.core.errors import DataLoss, FailedPrecondition, InvalidInput
-from treadle.inference.batching.worker import Worker
-from treadle.inference.models.artifacts import Artifacts
-from treadle.inference.models.loader import Loader, Loading
-from treadle.inference.models.models import Registered
+from treadle.core.errors import DataLoss, InvalidInput
+from treadle.inference.batching.model_thread import ModelThread
+from treadle.inference.models.artifacts import ArtifactCache
+from treadle.inference.models.loader import LoadOptions, ModelLoader
+from treadle.inference.models.models import RegisteredVersion
 from treadle.inference.service import InferenceSettings
 from treadle.plugins.checked import CheckedModel
 from treadle.plugins.manager import Plugins
@@ -23,7 +23,7 @@ from treadle.plugins.packaging import read_package, save_model
 from treadle.v1 import registry_pb2, types_pb2
 
 ROWS = np.random.default_rng(2).normal(size=(200, 3))
-HOW = Loading(threads=1, largest_batch=64, limit_seconds=60, tolerance=1e-4, compiled=True)
+HOW = LoadOptions(threads=1, largest_batch=64, limit_seconds=60, tolerance=1e-4, compiled=True)
 
 
 @pytest.fixture(scope="module")
@@ -39,19 +39,19 @@ def packaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(packaged: Path, tmp_path: Path) -> Path:
-    """A copy to spoil."""
+    """A copy of the package that the test may change."""
     return Path(shutil.copytree(packaged, tmp_path / "package"))
 
 
 class Loads:
-    """Loads a package as the inference service does, and keeps what was logged."""
+    """Loads a package as the inference service does, and records log events."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
         self.logged = CapturingLogger()
 
     async def load(
-        self, package: Path, how: Loading = HOW, *, plugins: Plugins | None = None, **changes: Any
+        self, package: Path, options: LoadOptions = HOW, *, plugins: Plugins | None = None, **changes: Any
     ) -> CheckedModel:
         manifest = read_package(package)
         for name, value in changes.items():
@@ -63,10 +63,10 @@ class Loads:
             yield paths[sha256].read_bytes()
 
         log = wrap_logger(self.logged, processors=[lambda logger, name, event: ((), event)])
-        loader = Loader(plugins or Plugins.load(), Artifacts(self._home, fetch), how, log)
-        worker = Worker("model")
+        loader = ModelLoader(plugins or Plugins.load(), ArtifactCache(self._home, fetch), options, log)
+        worker = ModelThread("model")
         try:
-            return await loader.load(Registered.from_proto(version), worker)
+            return await loader.load(RegisteredVersion.from_proto(version), worker)
         finally:
             worker.stop()
 
@@ -102,7 +102,7 @@ async def test_the_log_says_how_many_threads_and_why(loads: Loads, packaged: Pat
     assert loads.events[-1]["because"]
 
 
-async def test_a_compiled_form_that_answers_otherwise_is_not_used(loads: Loads, folder: Path) -> None:
+async def test_a_compiled_form_with_other_outputs_is_not_used(loads: Loads, folder: Path) -> None:
     from sklearn.ensemble import RandomForestClassifier
 
     other = RandomForestClassifier(100, random_state=1).fit(ROWS, ROWS[:, 1] > 0)
@@ -127,7 +127,7 @@ async def test_without_onnx_runtime_the_original_serves(loads: Loads, packaged: 
     assert "plugin 'onnx' cannot be used" in loads.events[0]["reason"]
 
 
-async def test_a_file_without_its_digest_is_refused_whichever_form_it_is_of(loads: Loads, folder: Path) -> None:
+async def test_a_file_without_its_digest_is_refused_in_either_form(loads: Loads, folder: Path) -> None:
     manifest = read_package(folder)
     assert {file.path for file in manifest.files} == {"compiled/model.onnx", "model.skops"}
     for file in manifest.files:
@@ -138,11 +138,11 @@ async def test_a_file_without_its_digest_is_refused_whichever_form_it_is_of(load
             data = (folder / path).read_bytes()
             yield data[:-1] + b"!" if sha256 == spoilt else data
 
-        artifacts = Artifacts(folder.parent / file.sha256[:8], fetch)
-        loader = Loader(Plugins.load(), artifacts, HOW, wrap_logger(loads.logged))
-        worker = Worker("model")
+        artifacts = ArtifactCache(folder.parent / file.sha256[:8], fetch)
+        loader = ModelLoader(Plugins.load(), artifacts, HOW, wrap_logger(loads.logged))
+        worker = ModelThread("model")
         with pytest.raises(DataLoss, match="does not have the size and SHA-256"):
-            await loader.load(Registered.from_proto(version), worker)
+            await loader.load(RegisteredVersion.from_proto(version), worker)
         worker.stop()
     assert not loads.logged.calls
 
@@ -155,5 +155,5 @@ async def test_a_compiled_form_outside_of_the_package_is_refused(loads: Loads, p
 
 def test_threads_are_measured_unless_they_are_set() -> None:
     assert InferenceSettings().threads_per_model == 0
-    with pytest.raises(FailedPrecondition, match="THREADS_PER_MODEL must be 1 or more, or 0 to measure"):
+    with pytest.raises(InvalidInput, match="threads_per_model must be a whole number, 0 to"):
         InferenceSettings(threads_per_model=-1)

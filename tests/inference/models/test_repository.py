@@ -1,4 +1,4 @@
-"""What a service leaves on its disk, and what it writes there no more often than it must."""
+"""Files that the inference service writes, keeps and deletes."""
 
 import asyncio
 from pathlib import Path
@@ -21,7 +21,7 @@ async def test_a_version_that_failed_to_load_leaves_no_files_behind(registry: An
     assert not await asyncio.to_thread(folders, inference.home)
 
 
-async def test_what_the_disk_holds_already_is_not_written_again(run_registry: Any, serve: Any) -> None:
+async def test_cached_files_are_not_written_again(run_registry: Any, serve: Any) -> None:
     async def written(home: Path) -> list[int]:
         paths = [home / "desired.json", home / "manifests" / "odd-model" / "1.binpb"]
         return await asyncio.to_thread(lambda: [path.stat().st_mtime_ns for path in paths])

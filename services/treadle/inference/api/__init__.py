@@ -1,1 +1,1 @@
-"""The inference service's entry points and their messages."""
+"""The inference API: servicer, message codec, admission."""

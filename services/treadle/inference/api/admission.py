@@ -1,8 +1,8 @@
-"""What one model version takes in. What is refused is refused before anything is spent on it.
+"""Admission of requests to one model version, before they are decoded.
 
-Two bounds hold. The adaptive limit follows the time that requests really take, whatever it is that slows them down,
-but it looks back. What waits is bounded by the time that it is expected to take, from the pace of the model: that
-holds from the first moment of an overload on. And who has less time than that is told so at once.
+Two bounds hold. The adaptive limit follows the measured latency of requests, whatever its cause, but reacts late. The
+queue is bounded by the time that its rows are expected to take, by the latency model: this bound holds from the first
+moment of an overload. A request whose deadline is earlier than its expected start is refused at once.
 """
 
 from collections.abc import Callable
@@ -11,31 +11,31 @@ from math import inf
 
 from treadle.core.errors import DeadlineExceeded, Overloaded
 from treadle.core.limiter import AdaptiveLimit
-from treadle.inference.batching.batch import Batch
-from treadle.inference.batching.latency_model import Pace
+from treadle.inference.batching.batch import InferenceBatch
+from treadle.inference.batching.latency_model import LatencyModel
 
-MOST_TARGETS = 2
-"""What waits may take as many times the target."""
+MAX_QUEUE_TARGETS = 2
+"""The queue may hold rows for this many times the target latency."""
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """What one model version may hold."""
+class ModelLimits:
+    """Limits of one model version."""
 
     max_rows: int = 1024
     """Rows in one batch."""
     queue_rows: int = 16_384
-    """Rows that may be here; the request that reaches that may go past it."""
+    """Rows queued or in execution; the last admitted request may exceed it."""
     predict_seconds: float = 30.0
-    """A batch that takes longer means that the model hangs."""
+    """Time after which a batch counts as hung."""
     target_seconds: float = 0.25
-    """Where requests take longer than that from door to door, and the model alone does not, fewer are let in."""
+    """Target latency of a request, queue time included; fewer are admitted while it is exceeded by queueing."""
 
 
-class Admission:
-    """Says yes or no to requests for one model version."""
+class ModelAdmission:
+    """Admits or refuses requests for one model version."""
 
-    def __init__(self, name: str, limits: Limits, pace: Pace, clock: Callable[[], float]) -> None:
+    def __init__(self, name: str, limits: ModelLimits, latency: LatencyModel, clock: Callable[[], float]) -> None:
         self.limit = AdaptiveLimit(
             f"model {name}",
             target_seconds=limits.target_seconds,
@@ -43,53 +43,54 @@ class Admission:
             max_limit=limits.queue_rows,
             clock=clock,
         )
-        """Of rows."""
+        """Adaptive limit of the rows queued or in execution."""
         self._name = name
-        self._most_rows = limits.max_rows
-        self._pace = pace
+        self._max_batch_rows = limits.max_rows
+        self._latency = latency
         self._clock = clock
-        self._room = inf
-        """Rows that may wait, by the time that they take."""
+        self._queue_capacity_rows = inf
+        """Rows that may be queued, from the latency model."""
 
-    def check(self, waiting_rows: int, running: Batch | None, deadline: float | None) -> None:
-        """Overloaded: too much is here already, or it takes longer than until `deadline`. DeadlineExceeded: that has
-        passed."""
+    def check(self, queued_rows: int, running: InferenceBatch | None, deadline: float | None) -> None:
+        """Raises Overloaded if the queue is full or would take longer than until `deadline`, DeadlineExceeded if that
+        has passed."""
         limit = self.limit
         if limit.in_progress >= limit.limit:
             raise limit.refusal()
-        if waiting_rows and waiting_rows >= self._room:
-            wait = self._wait(waiting_rows, running, self._clock())
+        if queued_rows and queued_rows >= self._queue_capacity_rows:
+            wait = self._expected_wait(queued_rows, running, self._clock())
             raise Overloaded(
-                f"model {self._name} has {waiting_rows} rows waiting, for about {wait:.3g} s; retry later",
+                f"model {self._name} has {queued_rows} rows waiting, for about {wait:.3g} s; retry later",
                 retry_after_seconds=max(wait - limit.target_seconds, 0.001),
             )
         if deadline is not None:
-            self._in_time(waiting_rows, running, deadline)
+            self._check_deadline(queued_rows, running, deadline)
 
-    def answered(self, rows: int, seconds: float) -> None:
-        """A batch has been answered; on average its rows were here for so long."""
+    def batch_completed(self, rows: int, seconds: float) -> None:
+        """Records a completed batch; `seconds` is the mean time of its rows from queueing to result."""
         self.limit.release(rows, seconds)
-        self._room = self._pace.rows_within(MOST_TARGETS * self.limit.target_seconds, self._most_rows)
+        self._queue_capacity_rows = self._latency.capacity_within(
+            MAX_QUEUE_TARGETS * self.limit.target_seconds, self._max_batch_rows
+        )
 
-    def _in_time(self, waiting_rows: int, running: Batch | None, deadline: float) -> None:
+    def _check_deadline(self, queued_rows: int, running: InferenceBatch | None, deadline: float) -> None:
         now = self._clock()
         if deadline <= now:
             raise DeadlineExceeded("the deadline passed before the request was computed")
-        wait = self._wait(waiting_rows, running, now)
+        wait = self._expected_wait(queued_rows, running, now)
         if now + wait > deadline:
             raise Overloaded(
                 f"model {self._name} would begin with this in {wait:.3g} s, after its deadline; retry later",
                 retry_after_seconds=wait,
             )
 
-    def _wait(self, waiting_rows: int, running: Batch | None, now: float) -> float:
-        """Of a request that comes now: the rest of what runs, and the full batches that wait.
+    def _expected_wait(self, queued_rows: int, running: InferenceBatch | None, now: float) -> float:
+        """Seconds until a new request would start: the rest of the running batch, and the full batches in the queue.
 
-        What it takes itself, and those that share its batch, is not counted: in doubt it is let in, and dropped if its
-        time comes too late.
+        The request's own batch is not counted. An optimistic estimate admits a request that may expire in the queue.
         """
         if running is None:
             return 0.0
-        most = self._most_rows
-        left = running.started_at + self._pace.seconds(running.rows, most) - now
-        return max(0.0, left) + self._pace.seconds(waiting_rows // most * most, most)
+        most = self._max_batch_rows
+        left = running.started_at + self._latency.estimate_seconds(running.rows, most) - now
+        return max(0.0, left) + self._latency.estimate_seconds(queued_rows // most * most, most)

@@ -1,6 +1,6 @@
-"""One ModelInfer: admit, read, submit, answer. Shared by the unary call and the stream.
+"""One ModelInfer, for the unary call and the stream: admit, decode, batch, encode.
 
-The order is that of cost: what is refused for want of room is refused before anything of it is decoded.
+The cheap steps come first: an overloaded model refuses a request before its tensors are decoded.
 """
 
 import time
@@ -12,66 +12,66 @@ from opentelemetry.trace import SpanContext
 from treadle import oip
 from treadle.core.errors import DeadlineExceeded, InvalidInput, TreadleError, Violation
 from treadle.core.numbers import whole_number
-from treadle.inference.api.infer_codec import refuse_unknown
-from treadle.inference.batching.batch import Answer
-from treadle.inference.models.entry import Served
+from treadle.inference.api.infer_codec import reject_unknown_parameters
+from treadle.inference.batching.batch import InferenceResult
+from treadle.inference.models.entry import ServedModel
 from treadle.inference.models.repository import Repository
 from treadle.rpc import context as call_context
 from treadle.rpc import tracing
 
-# Understood, or without meaning here and without effect on the answer.
+# Parameters that are supported, or that have no effect on the response here.
 _REQUEST_PARAMETERS = frozenset({"timeout", "binary_data_output", "headers", "triton_enable_empty_final_response"})
 BATCH_ID, BATCH_SIZE, QUEUE_MS = "treadle_batch_id", "treadle_batch_size", "treadle_queue_ms"
-"""Parameters of the answer to a request that is traced: which batch it ran in, of how many rows, after what wait."""
+"""Response parameters of a traced request: id and rows of its batch, and its queue time in milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
-class Inferring:
+class DataPlane:
     """Runs requests on the models of `repository`."""
 
     repository: Repository
     max_request_rows: int
 
     async def infer(self, request: oip.ModelInferRequest) -> oip.ModelInferResponse:
-        """The answer, raw if the request was raw."""
-        served = self.repository.serving(request.model_name, request.model_version)
+        """The response, with raw contents if the request had raw contents."""
+        served = self.repository.served_model(request.model_name, request.model_version)
         began = time.monotonic()
         try:
-            return await self._answered(served, request)
+            return await self._infer_admitted(served, request)
         except TreadleError as error:
-            served.observer.failed(error.code.name, time.monotonic() - began)
+            served.observer.request_failed(error.code.name, time.monotonic() - began)
             raise
         except BaseException:
-            served.observer.failed("CANCELLED", time.monotonic() - began)
+            served.observer.request_failed("CANCELLED", time.monotonic() - began)
             raise
 
-    async def _answered(self, served: Served, request: oip.ModelInferRequest) -> oip.ModelInferResponse:
-        wire, batcher = served.wire, served.batcher
+    async def _infer_admitted(self, served: ServedModel, request: oip.ModelInferRequest) -> oip.ModelInferResponse:
+        codec, batcher = served.codec, served.batcher
         deadline = call_context.current().deadline
         if request.parameters:
-            refuse_unknown(request.parameters, _REQUEST_PARAMETERS, "the request")
-            deadline = _sooner(deadline, request)
+            reject_unknown_parameters(request.parameters, _REQUEST_PARAMETERS, "the request")
+            deadline = _earlier_deadline(deadline, request)
         batcher.admit(deadline)
-        selection = wire.selection(request.outputs)
-        sampled = _sampled()
-        known = wire.known(request)
-        if known is not None and wire.layout is not None:
-            raws, rows = known
-            answer = await batcher.outcome(batcher.enqueue(raws, rows, wire.layout, deadline, sampled))
-            response = wire.respond(answer, selection, raw=True)
+        selection = codec.select_outputs(request.outputs)
+        span_context = _sampled_span_context()
+        cached = codec.match_cached_header(request)
+        if cached is not None and codec.layout is not None:
+            raws, rows = cached
+            result = await batcher.result(batcher.enqueue(raws, rows, codec.layout, deadline, span_context))
+            response = codec.encode_response(result, selection, raw=True)
         else:
             self._check_rows(request)
-            inputs, rows = wire.read(request)
-            answer = await batcher.submit(inputs, rows, deadline=deadline, context=sampled)
-            response = wire.respond(answer, selection, raw=bool(request.raw_input_contents))
+            inputs, rows = codec.decode_request(request)
+            result = await batcher.submit(inputs, rows, deadline=deadline, context=span_context)
+            response = codec.encode_response(result, selection, raw=bool(request.raw_input_contents))
         if request.id:
             response.id = request.id
-        if sampled is not None:
-            _tell(served, answer, response)
+        if span_context is not None:
+            _annotate_batch(served, result, response)
         return response
 
     def _check_rows(self, request: oip.ModelInferRequest) -> None:
-        """Before anything is decoded."""
+        """Raises InvalidInput for too many rows, by the shapes alone, before tensors are decoded."""
         for pb in request.inputs:
             if pb.shape and pb.shape[0] > self.max_request_rows:
                 raise InvalidInput(
@@ -81,8 +81,8 @@ class Inferring:
                 )
 
 
-def _sampled() -> SpanContext | None:
-    """The present span, if anybody records it: the SDK here, or the host."""
+def _sampled_span_context() -> SpanContext | None:
+    """The context of the current span if the SDK or the host samples it, else None."""
     span = trace.get_current_span()
     if span is trace.INVALID_SPAN:
         return None
@@ -90,9 +90,9 @@ def _sampled() -> SpanContext | None:
     return context if context.trace_flags.sampled else None
 
 
-def _tell(served: Served, answer: Answer, response: oip.ModelInferResponse) -> None:
-    """In which company a traced request was answered: to its span, and to its caller."""
-    batch, queue_ms, key = answer.batch, answer.queue_seconds * 1e3, served.registered.key
+def _annotate_batch(served: ServedModel, result: InferenceResult, response: oip.ModelInferResponse) -> None:
+    """Adds batch id, batch size and queue time to the request's span and to the response."""
+    batch, queue_ms, key = result.batch, result.queue_seconds * 1e3, served.registered.key
     response.parameters[BATCH_ID].int64_param = batch.id
     response.parameters[BATCH_SIZE].int64_param = batch.rows
     response.parameters[QUEUE_MS].double_param = queue_ms
@@ -100,7 +100,7 @@ def _tell(served: Served, answer: Answer, response: oip.ModelInferResponse) -> N
         {
             "treadle.model": key.model,
             "treadle.version": key.version,
-            "treadle.rows": answer.rows,
+            "treadle.rows": result.rows,
             "treadle.batch.id": batch.id,
             "treadle.batch.size": batch.rows,
             "treadle.batch.queue_ms": queue_ms,
@@ -108,8 +108,8 @@ def _tell(served: Served, answer: Answer, response: oip.ModelInferResponse) -> N
     )
 
 
-def _sooner(deadline: float | None, request: oip.ModelInferRequest) -> float | None:
-    """The caller's deadline, or sooner if the parameter `timeout` (microseconds) says so. On time.monotonic's clock."""
+def _earlier_deadline(deadline: float | None, request: oip.ModelInferRequest) -> float | None:
+    """The earlier of `deadline` and the request parameter `timeout` (microseconds), on time.monotonic's clock."""
     if "timeout" not in request.parameters:
         return deadline
     parameter = request.parameters["timeout"]

@@ -1,9 +1,9 @@
-"""Requests and answers of one model version as messages; what repeats is recognised by its bytes.
+"""Codec of the ModelInfer messages of one model version, with a cache of validated request headers.
 
-Callers send the same few headers again and again: names, datatypes and shapes, with other values behind them. A header
-that has passed every check once is remembered as the bytes that it travels as, and so is what an answer begins with.
-The next request with it costs one look-up, and its values stay bytes until they are joined with those of its batch.
-Whatever is not known takes the full way, which is also how it becomes known.
+Callers send the same few headers (names, datatypes and shapes of the inputs) with different values. The serialized form
+of a header that has passed every check is cached, and so are the serialized prefixes of responses. A request with
+cached headers takes one dictionary look-up for each input, and its values stay bytes until they are joined with those
+of its batch. Other requests are fully decoded and validated, which adds their headers to the cache.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,56 +13,58 @@ from math import prod
 from treadle import oip
 from treadle.core.dtypes import numpy_dtype
 from treadle.core.errors import InvalidInput, Violation
-from treadle.inference.batching.batch import Answer, Layout, Raws
-from treadle.inference.models.models import Registered
+from treadle.inference.batching.batch import InferenceResult, InputLayout, RawInputs
+from treadle.inference.models.models import RegisteredVersion
 from treadle.plugins.tensor_spec import TensorSpec
 from treadle.plugins.tensors import Array, Tensors
 from treadle.rpc.codec.tensors import DTYPE_PARAMETER, decode_inputs, encode_outputs, raw_bytes, wire_dtype
 
-MOST_REMEMBERED = 4096
-"""Headers differ by their rows alone, unless somebody makes them up: then all are forgotten at this number."""
+MAX_CACHED_HEADERS = 4096
+"""Size at which a cache is cleared. Headers usually differ only in their rows, so that only odd callers reach it."""
 _TENSOR_PARAMETERS = frozenset({"binary_data", "binary_data_size", "content_type", DTYPE_PARAMETER})
 
 
-def refuse_unknown(parameters: Mapping[str, object], known: frozenset[str], where: str) -> None:
-    """InvalidInput for parameters that are not among `known`: what is not understood must not seem to be heeded."""
-    unknown = sorted(parameters.keys() - known)
+def reject_unknown_parameters(parameters: Mapping[str, object], allowed: frozenset[str], where: str) -> None:
+    """Raises InvalidInput for parameters that are not in `allowed`, because ignoring them would mislead the caller."""
+    unknown = sorted(parameters.keys() - allowed)
     if unknown:
         raise InvalidInput(
             f"{where} has parameters that mean nothing here: {', '.join(unknown)[:200]}; leave them out",
-            [Violation(f"parameters.{name[:64]}", f"unknown; {where} may have {sorted(known)}") for name in unknown],
+            [Violation(f"parameters.{name[:64]}", f"unknown; {where} may have {sorted(allowed)}") for name in unknown],
         )
 
 
 @dataclass(slots=True)
-class Selection:
-    """The outputs that a request asks for, in its order."""
+class OutputSelection:
+    """The requested outputs, in the order of the request."""
 
     names: tuple[str, ...]
     row_bytes: tuple[int, ...] | None
-    """Bytes of one row of each; None where they are not all of a fixed size."""
-    heads: dict[int, list[bytes]] = field(default_factory=dict)
-    """By the rows of an answer: what it begins with, and what stands before the raw contents of each output."""
+    """Bytes of one row of each output; None unless all have a fixed size."""
+    prefixes: dict[int, list[bytes]] = field(default_factory=dict)
+    """By number of rows: the serialized response without raw contents, and the field prefix of each raw content."""
 
 
-class Wire:
-    """The messages of one model version."""
+class InferCodec:
+    """Encodes and decodes the messages of one model version."""
 
-    def __init__(self, registered: Registered, max_batch_rows: int) -> None:
+    def __init__(self, registered: RegisteredVersion, max_batch_rows: int) -> None:
         signature = registered.signature
-        self.layout = Layout.of(signature)
+        self.layout = InputLayout.of(signature)
         self._registered = registered
-        self._most_rows = max_batch_rows
-        self._restored = {spec.name: spec.dtype for spec in signature.inputs if wire_dtype(spec.dtype) != spec.dtype}
-        """Inputs whose dtype has no name on the wire: STRING, TIMESTAMP."""
+        self._max_batch_rows = max_batch_rows
+        self._dtype_overrides = {
+            spec.name: spec.dtype for spec in signature.inputs if wire_dtype(spec.dtype) != spec.dtype
+        }
+        """Inputs whose dtype the protocol cannot name: STRING, TIMESTAMP."""
         self._outputs = {spec.name: spec for spec in signature.outputs}
         self._headers: dict[bytes, tuple[int, int, int]] = {}
-        """Position, rows and length of the raw contents, by the bytes of an input without them."""
-        self._selections: dict[tuple[bytes, ...], Selection] = {}
-        self._everything = _selection(tuple(self._outputs), self._outputs)
+        """Position, rows and length of the raw contents, by the serialized header of an input."""
+        self._selections: dict[tuple[bytes, ...], OutputSelection] = {}
+        self._all_outputs = _selection(tuple(self._outputs), self._outputs)
 
-    def known(self, request: oip.ModelInferRequest) -> tuple[Raws, int] | None:
-        """The inputs, as bytes, and their rows, of a request all of whose headers are known."""
+    def match_cached_header(self, request: oip.ModelInferRequest) -> tuple[RawInputs, int] | None:
+        """The raw inputs and their rows, if all headers of the request are cached; else None."""
         raws, pbs, rows = request.raw_input_contents[:], request.inputs, 0
         if not raws or len(raws) != len(pbs):
             return None
@@ -73,89 +75,93 @@ class Wire:
             rows = found[1]
         return raws, rows
 
-    def read(self, request: oip.ModelInferRequest) -> tuple[Tensors, int]:
-        """The inputs as arrays, and their rows; checked. InvalidInput if they do not fit the signature."""
+    def decode_request(self, request: oip.ModelInferRequest) -> tuple[Tensors, int]:
+        """The validated inputs as arrays, and their rows. InvalidInput if they do not match the signature."""
         for pb in request.inputs:
             if pb.parameters:
-                refuse_unknown(pb.parameters, _TENSOR_PARAMETERS, f"inputs[{pb.name}]")
-        inputs = decode_inputs(request, self._restored)
+                reject_unknown_parameters(pb.parameters, _TENSOR_PARAMETERS, f"inputs[{pb.name}]")
+        inputs = decode_inputs(request, self._dtype_overrides)
         rows = self._registered.signature.check_inputs(inputs)
-        if self.layout is not None and rows <= self._most_rows:
-            self._remember(request, rows, self.layout)
+        if self.layout is not None and rows <= self._max_batch_rows:
+            self._cache_header(request, rows, self.layout)
         return inputs, rows
 
-    def _remember(self, request: oip.ModelInferRequest, rows: int, layout: Layout) -> None:
+    def _cache_header(self, request: oip.ModelInferRequest, rows: int, layout: InputLayout) -> None:
         if not request.raw_input_contents or tuple(pb.name for pb in request.inputs) != layout.names:
             return
-        if len(self._headers) >= MOST_REMEMBERED:
+        if len(self._headers) >= MAX_CACHED_HEADERS:
             self._headers.clear()
         for position, pb in enumerate(request.inputs):
             self._headers[pb.SerializeToString()] = (position, rows, rows * layout.row_bytes[position])
 
-    def selection(self, asked: Sequence[oip.ModelInferRequest.InferRequestedOutputTensor]) -> Selection:
-        """All outputs if none is asked for. InvalidInput for one that is unknown or asked for twice."""
-        if not asked:
-            return self._everything
-        key = tuple(output.SerializeToString() for output in asked)
+    def select_outputs(self, requested: Sequence[oip.ModelInferRequest.InferRequestedOutputTensor]) -> OutputSelection:
+        """The selection of a request; all outputs if it names none. InvalidInput for unknown or repeated outputs."""
+        if not requested:
+            return self._all_outputs
+        key = tuple(output.SerializeToString() for output in requested)
         found = self._selections.get(key)
         if found is None:
-            self._check(asked)
-            if len(self._selections) >= MOST_REMEMBERED:
+            self._check_requested(requested)
+            if len(self._selections) >= MAX_CACHED_HEADERS:
                 self._selections.clear()
-            found = self._selections[key] = _selection(tuple(output.name for output in asked), self._outputs)
+            found = self._selections[key] = _selection(tuple(output.name for output in requested), self._outputs)
         return found
 
-    def _check(self, asked: Sequence[oip.ModelInferRequest.InferRequestedOutputTensor]) -> None:
+    def _check_requested(self, requested: Sequence[oip.ModelInferRequest.InferRequestedOutputTensor]) -> None:
         seen: set[str] = set()
-        for output in asked:
+        for output in requested:
             place = f"outputs[{output.name}]"
             if output.name in seen or output.name not in self._outputs:
                 what = "is asked for twice" if output.name in seen else f"is unknown; the model has {[*self._outputs]}"
                 raise InvalidInput(f"{place} {what}", [Violation(place, "unknown or asked for twice")])
             seen.add(output.name)
-            refuse_unknown(output.parameters, _TENSOR_PARAMETERS, place)
+            reject_unknown_parameters(output.parameters, _TENSOR_PARAMETERS, place)
 
-    def respond(self, answer: Answer, selection: Selection, *, raw: bool) -> oip.ModelInferResponse:
-        """The answer with the outputs asked for, raw or typed; without the request's id."""
-        if not raw or selection.row_bytes is None or answer.joined is not None:
-            return self._response(answer.outputs, selection, raw=raw)
-        rows, batch = answer.rows, answer.batch
-        head, *marks = selection.heads.get(rows) or self._head(answer, selection)
+    def encode_response(
+        self, result: InferenceResult, selection: OutputSelection, *, raw: bool
+    ) -> oip.ModelInferResponse:
+        """The response with the selected outputs, as raw or typed contents; without the request's id."""
+        if not raw or selection.row_bytes is None or result.merged_outputs is not None:
+            return self._response(result.outputs, selection, raw=raw)
+        rows, batch = result.rows, result.batch
+        head, *field_prefixes = selection.prefixes.get(rows) or self._build_prefixes(result, selection)
         parts = [head]
-        for name, size, mark in zip(selection.names, selection.row_bytes, marks, strict=True):
-            packed = batch.packed.get(name)
-            if packed is None:  # made by the first answer that needs it, for all
-                packed = batch.packed[name] = raw_bytes(batch.outputs[name], name)
-            parts += (mark, packed[answer.at * size : (answer.at + rows) * size])
+        for name, size, field_prefix in zip(selection.names, selection.row_bytes, field_prefixes, strict=True):
+            encoded = batch.encoded.get(name)
+            if encoded is None:  # encoded once, for all responses of the batch
+                encoded = batch.encoded[name] = raw_bytes(batch.outputs[name], name)
+            parts += (field_prefix, encoded[result.first_row * size : (result.first_row + rows) * size])
         return oip.ModelInferResponse.FromString(b"".join(parts))
 
-    def _head(self, answer: Answer, selection: Selection) -> list[bytes]:
-        response = self._response(answer.outputs, selection, raw=True)
-        marks = [_mark(raw) for raw in response.raw_output_contents]
+    def _build_prefixes(self, result: InferenceResult, selection: OutputSelection) -> list[bytes]:
+        response = self._response(result.outputs, selection, raw=True)
+        field_prefixes = [_raw_field_prefix(raw) for raw in response.raw_output_contents]
         del response.raw_output_contents[:]
-        head = selection.heads[answer.rows] = [response.SerializeToString(), *marks]
+        head = selection.prefixes[result.rows] = [response.SerializeToString(), *field_prefixes]
         return head
 
-    def _response(self, outputs: Mapping[str, Array], selection: Selection, *, raw: bool) -> oip.ModelInferResponse:
+    def _response(
+        self, outputs: Mapping[str, Array], selection: OutputSelection, *, raw: bool
+    ) -> oip.ModelInferResponse:
         key = self._registered.key
         response = oip.ModelInferResponse(model_name=key.model, model_version=str(key.version))
         encode_outputs(response, {name: outputs[name] for name in selection.names}, raw=raw)
         return response
 
 
-def _mark(raw: bytes) -> bytes:
-    """What stands before raw contents of this length: their field and the length, as protobuf writes them."""
+def _raw_field_prefix(raw: bytes) -> bytes:
+    """The protobuf tag and length that precede raw contents of this length."""
     alone = oip.ModelInferResponse(raw_output_contents=[raw]).SerializeToString()
     return alone[: len(alone) - len(raw)]
 
 
-def _selection(names: tuple[str, ...], outputs: Mapping[str, TensorSpec]) -> Selection:
+def _selection(names: tuple[str, ...], outputs: Mapping[str, TensorSpec]) -> OutputSelection:
     sizes = [_row_bytes(outputs[name]) for name in names]
-    return Selection(names, tuple(size for size in sizes if size) if all(sizes) else None)
+    return OutputSelection(names, tuple(size for size in sizes if size) if all(sizes) else None)
 
 
 def _row_bytes(spec: TensorSpec) -> int:
-    """0 where rows have no fixed size."""
+    """Bytes of one row; 0 where rows have no fixed size."""
     if spec.dtype in {"STRING", "BYTES"} or -1 in spec.shape[1:]:
         return 0
     return numpy_dtype(spec.dtype).itemsize * prod(spec.shape[1:])

@@ -1,4 +1,4 @@
-"""`inference.GRPCInferenceService` over a repository: decode, call, encode."""
+"""The gRPC servicer of `inference.GRPCInferenceService`: decodes requests, calls the core, encodes responses."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from importlib.metadata import version as installed_version
@@ -8,9 +8,9 @@ from treadle.core.errors import FailedPrecondition, InvalidInput, TreadleError, 
 from treadle.core.model_ref import ModelRef
 from treadle.core.numbers import whole_number
 from treadle.inference.api import descriptions as describe
-from treadle.inference.api.data_plane import Inferring
-from treadle.inference.api.infer_codec import refuse_unknown
-from treadle.inference.models.entry import State
+from treadle.inference.api.data_plane import DataPlane
+from treadle.inference.api.infer_codec import reject_unknown_parameters
+from treadle.inference.models.entry import ModelState
 from treadle.inference.models.manifest_cache import ManifestCache
 from treadle.inference.models.repository import Repository
 from treadle.oip.service import Context
@@ -33,58 +33,58 @@ class InferenceServicer(oip.GRPCInferenceServiceServicer):
 
     def __init__(
         self,
-        inferring: Inferring,
+        data_plane: DataPlane,
         manifests: ManifestCache,
         *,
         save_pins: Callable[[], Awaitable[None]],
         max_batch_rows: int,
         stream_in_flight: int,
     ) -> None:
-        self._inferring = inferring
-        self._repository: Repository = inferring.repository
+        self._data_plane = data_plane
+        self._repository: Repository = data_plane.repository
         self._manifests = manifests
         self._save_pins = save_pins
         self._max_batch_rows = max_batch_rows
         self._stream_in_flight = stream_in_flight
 
     async def ServerLive(self, request: oip.ServerLiveRequest, context: Context) -> oip.ServerLiveResponse:
-        """True: this was answered."""
+        """Always true: the process responds."""
         return oip.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: oip.ServerReadyRequest, context: Context) -> oip.ServerReadyResponse:
-        """Whether requests are taken. Each model has a readiness of its own."""
+        """Always true; the readiness of a model is that of ModelReady."""
         return oip.ServerReadyResponse(ready=True)
 
     async def ModelReady(self, request: oip.ModelReadyRequest, context: Context) -> oip.ModelReadyResponse:
-        """Whether the version that a request would mean is READY."""
+        """Whether the version that a request of this name would use is READY."""
         entry = self._repository.find(request.name, request.version)
-        return oip.ModelReadyResponse(ready=entry.state is State.READY)
+        return oip.ModelReadyResponse(ready=entry.state is ModelState.READY)
 
     async def ServerMetadata(self, request: oip.ServerMetadataRequest, context: Context) -> oip.ServerMetadataResponse:
-        """Name, version, extensions as Triton names them."""
+        """Name, version and supported extensions, in Triton's names."""
         return oip.ServerMetadataResponse(
             name="treadle-inference", version=installed_version("treadle"), extensions=_EXTENSIONS
         )
 
     async def ModelMetadata(self, request: oip.ModelMetadataRequest, context: Context) -> oip.ModelMetadataResponse:
-        """UNAVAILABLE until the model is READY."""
-        served = self._repository.serving(request.name, request.version)
+        """Names, datatypes and shapes. UNAVAILABLE until the model is READY."""
+        served = self._repository.served_model(request.name, request.version)
         versions = [
             str(entry.key.version)
             for entry in self._repository.entries
-            if entry.key.model == request.name and entry.state is State.READY
+            if entry.key.model == request.name and entry.state is ModelState.READY
         ]
         return describe.metadata(served, versions)
 
     async def ModelConfig(self, request: oip.ModelConfigRequest, context: Context) -> oip.ModelConfigResponse:
-        """UNAVAILABLE until the model is READY."""
-        served = self._repository.serving(request.name, request.version)
+        """Triton's model configuration. UNAVAILABLE until the model is READY."""
+        served = self._repository.served_model(request.name, request.version)
         return oip.ModelConfigResponse(config=describe.config(served, self._max_batch_rows))
 
     async def ModelStatistics(
         self, request: oip.ModelStatisticsRequest, context: Context
     ) -> oip.ModelStatisticsResponse:
-        """Of one version, of all versions of a model, or of all models."""
+        """Statistics of one version, of all versions of a model, or of all models."""
         if request.name and request.version:
             found = [self._repository.find(request.name, request.version)]
         else:
@@ -96,24 +96,24 @@ class InferenceServicer(oip.GRPCInferenceServiceServicer):
         )
 
     async def ModelInfer(self, request: oip.ModelInferRequest, context: Context) -> oip.ModelInferResponse:
-        """One request; batched with others behind the scenes."""
-        return await self._inferring.infer(request)
+        """Runs one request, batched with concurrent ones."""
+        return await self._data_plane.infer(request)
 
     async def ModelStreamInfer(
         self, request_iterator: AsyncIterator[oip.ModelInferRequest], context: Context
     ) -> AsyncIterator[oip.ModelStreamInferResponse]:
-        """Many requests in flight at once, answered in their order."""
+        """Runs the requests of a stream concurrently; responses are in request order."""
         strict = call_context.current().metadata.get("triton_grpc_error", "") == "true"
 
         async def answer(request: oip.ModelInferRequest) -> oip.ModelStreamInferResponse:
-            return await self._streamed(request, strict)
+            return await self._infer_streamed(request, strict)
 
         async for response in answered(request_iterator, answer, self._stream_in_flight, in_order=True):
             yield response
 
-    async def _streamed(self, request: oip.ModelInferRequest, strict: bool) -> oip.ModelStreamInferResponse:
+    async def _infer_streamed(self, request: oip.ModelInferRequest, strict: bool) -> oip.ModelStreamInferResponse:
         try:
-            response = await self._inferring.infer(request)
+            response = await self._data_plane.infer(request)
         except TreadleError as error:
             if strict:
                 raise
@@ -128,22 +128,22 @@ class InferenceServicer(oip.GRPCInferenceServiceServicer):
     async def RepositoryIndex(
         self, request: oip.RepositoryIndexRequest, context: Context
     ) -> oip.RepositoryIndexResponse:
-        """Every version here with its state and, if it is UNAVAILABLE, the reason."""
+        """Every version of this process with its state and, if UNAVAILABLE, the reason."""
         return oip.RepositoryIndexResponse(
             models=[
                 oip.RepositoryIndexResponse.ModelIndex(
                     name=entry.key.model, version=str(entry.key.version), state=entry.state, reason=entry.reason
                 )
                 for entry in self._repository.entries
-                if entry.state is State.READY or not request.ready
+                if entry.state is ModelState.READY or not request.ready
             ]
         )
 
     async def RepositoryModelLoad(
         self, request: oip.RepositoryModelLoadRequest, context: Context
     ) -> oip.RepositoryModelLoadResponse:
-        """Loads a version and keeps it; answers when it is READY."""
-        version = _version(request.parameters, frozenset({"version"}))
+        """Loads and pins a version; responds when it is READY."""
+        version = _version_parameter(request.parameters, frozenset({"version"}))
         if version is None:
             key = await self._manifests.latest(request.model_name)
         else:
@@ -151,9 +151,9 @@ class InferenceServicer(oip.GRPCInferenceServiceServicer):
         new = key not in self._repository.pinned
         self._repository.pin([key])
         try:
-            await self._repository.loaded(key)
+            await self._repository.wait_until_loaded(key)
         except TreadleError:
-            if new:  # what never loaded is not kept; it stays only if a deployment asks for it
+            if new:  # a version that fails to load is not pinned
                 self._repository.unpin([key])
             raise
         await self._save_pins()
@@ -162,8 +162,8 @@ class InferenceServicer(oip.GRPCInferenceServiceServicer):
     async def RepositoryModelUnload(
         self, request: oip.RepositoryModelUnloadRequest, context: Context
     ) -> oip.RepositoryModelUnloadResponse:
-        """Lets go of one version or all; answers when they are gone."""
-        version = _version(request.parameters, frozenset({"version", "unload_dependents"}))
+        """Unpins and unloads one version or all; responds when they are unloaded. FAILED_PRECONDITION if deployed."""
+        version = _version_parameter(request.parameters, frozenset({"version", "unload_dependents"}))
         self._repository.find(request.model_name, "" if version is None else str(version))
         keys = [
             entry.key
@@ -175,13 +175,13 @@ class InferenceServicer(oip.GRPCInferenceServiceServicer):
             raise FailedPrecondition(f"deployments need {', '.join(needed)}; change them first")
         self._repository.unpin(keys)
         await self._save_pins()
-        await self._repository.gone(keys)
+        await self._repository.wait_until_unloaded(keys)
         return oip.RepositoryModelUnloadResponse()
 
 
-def _version(parameters: _Parameters, known: frozenset[str]) -> int | None:
+def _version_parameter(parameters: _Parameters, known: frozenset[str]) -> int | None:
     """The parameter `version`, or None without it."""
-    refuse_unknown(parameters, known, "the request")
+    reject_unknown_parameters(parameters, known, "the request")
     if "version" not in parameters:
         return None
     given = parameters["version"]

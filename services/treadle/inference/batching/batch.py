@@ -1,8 +1,7 @@
-"""Requests that run together: what a batch is, and how rows go into it and come out again.
+"""Queued requests, batches and results, and the concatenation and slicing of their rows.
 
-A request waits in one of two forms: as arrays, or, where the signature fixes the size of every row, as the bytes that
-came over the wire. Bytes are cheaper to put together: one join makes one array of the whole batch, and no array is
-made for each request.
+A queued request holds arrays or, where the signature fixes the size of every row, the bytes of the message. Bytes are
+cheaper to concatenate: one join gives the array of the whole batch, without an array for each request.
 """
 
 import asyncio
@@ -16,17 +15,17 @@ import numpy as np
 from treadle.core.dtypes import numpy_dtype
 from treadle.plugins.tensors import Array, Signature, Tensors
 
-Raws = Sequence[bytes]
+RawInputs = Sequence[bytes]
 """The bytes of each input in the order of the signature: little-endian, row by row."""
-# Of text no row has a fixed size; of booleans not every byte is one.
+# Rows of text have no fixed size; not every byte is a valid boolean.
 _NO_FIXED_BYTES = frozenset({"STRING", "BYTES", "BOOL"})
 
 
-class Layout:
-    """How the rows of a model's inputs lie in bytes."""
+class InputLayout:
+    """The byte layout of a model's input rows."""
 
     def __init__(self, signature: Signature) -> None:
-        """Of a signature whose rows have a fixed size."""
+        """`signature` has rows of a fixed size; see `of`."""
         self.names = tuple(spec.name for spec in signature.inputs)
         self._signature = signature
         self._tensors = [(spec.name, numpy_dtype(spec.dtype), spec.shape[1:]) for spec in signature.inputs]
@@ -34,14 +33,14 @@ class Layout:
 
     @classmethod
     def of(cls, signature: Signature) -> Self | None:
-        """None where rows have no fixed size."""
+        """The layout of a signature; None where rows have no fixed size."""
         if any(spec.dtype in _NO_FIXED_BYTES or -1 in spec.shape[1:] for spec in signature.inputs):
             return None
         return cls(signature)
 
-    def gathered(self, parts: Sequence[Raws], rows: int) -> Tensors:
-        """The inputs of several requests, one behind the other; `rows` is their sum. InvalidInput for NaN in a row
-        where the signature allows none."""
+    def to_tensors(self, parts: Sequence[RawInputs], rows: int) -> Tensors:
+        """The concatenated inputs of several requests; `rows` is their sum. InvalidInput for NaN where the signature
+        forbids it."""
         tensors = {
             name: np.frombuffer(raws[0] if len(raws) == 1 else b"".join(raws), dtype).reshape(rows, *shape)
             for (name, dtype, shape), raws in zip(self._tensors, zip(*parts, strict=True), strict=True)
@@ -51,81 +50,84 @@ class Layout:
 
 
 @dataclass(eq=False, slots=True)
-class Job:
-    """A request, or a slice of an oversize one, that waits for its outputs."""
+class QueuedRequest:
+    """A request, or a slice of a split one, that waits for its result."""
 
-    inputs: Tensors | Raws
+    inputs: Tensors | RawInputs
     rows: int
     bucket: object
-    """What requests must have in common to share a batch: their `Layout` if they are bytes, else see `bucket_of`."""
+    """Requests of equal buckets may share a batch: the `InputLayout` of bytes, the `bucket_key` of arrays."""
     deadline: float | None
     context: object
-    """Whatever the observer wants to know the request by; None: nothing."""
+    """Passed on to the listener: the span context of a traced request, else None."""
     queued_at: float
-    future: "asyncio.Future[Answer]"
-    waits: bool = True
-    """Until it is taken into a batch, or given up."""
+    future: "asyncio.Future[InferenceResult]"
+    is_queued: bool = True
+    """False once it is in a batch, cancelled or expired."""
 
 
 @dataclass(eq=False, slots=True)
-class Batch:
-    """What ran together, as the observer sees it."""
+class InferenceBatch:
+    """Requests that run together, with their outputs and timings."""
 
     id: int
-    jobs: Sequence[Job]
+    requests: Sequence[QueuedRequest]
     rows: int
     started_at: float
     input_seconds: float = 0.0
-    """Putting the inputs together."""
+    """Time to concatenate the inputs."""
     infer_seconds: float = 0.0
-    """Inside the model."""
+    """Time inside the model."""
     outputs: Tensors = field(default_factory=dict)
-    packed: dict[str, bytes] = field(default_factory=dict)
-    """Outputs as bytes, made once for all the answers that are cut from them."""
+    encoded: dict[str, bytes] = field(default_factory=dict)
+    """Outputs as bytes, encoded once for all responses that are sliced from them."""
 
 
 @dataclass(eq=False, slots=True)
-class Answer:
-    """Where the outputs of one request lie, and the company they were computed in."""
+class InferenceResult:
+    """The result of one request: its rows of a batch's outputs."""
 
-    batch: Batch
-    at: int
+    batch: InferenceBatch
+    first_row: int
     """Its first row in the batch."""
     rows: int
     queue_seconds: float
-    joined: Tensors | None = None
-    """The outputs of a request that was too large for one batch; `batch` is then the last of several."""
+    merged_outputs: Tensors | None = None
+    """The outputs of a split request; `batch` is then the last of its batches."""
 
     @property
     def outputs(self) -> Tensors:
-        """The request's own rows, without a copy."""
-        return cut(self.batch.outputs, self.at, self.at + self.rows) if self.joined is None else self.joined
+        """The outputs of the request; views of the batch's outputs unless it was split."""
+        if self.merged_outputs is not None:
+            return self.merged_outputs
+        return slice_rows(self.batch.outputs, self.first_row, self.first_row + self.rows)
 
 
-def bucket_of(inputs: Tensors) -> object:
-    """What requests must have in common to share a batch: tensor names, dtypes and row shapes."""
+def bucket_key(inputs: Tensors) -> object:
+    """Tensor names, dtypes and row shapes, in which the requests of one batch must agree."""
     return tuple(sorted((name, array.dtype.str, array.shape[1:]) for name, array in inputs.items()))
 
 
-def cut(tensors: Tensors, start: int, stop: int) -> dict[str, Array]:
-    """Some rows of each tensor, without a copy."""
+def slice_rows(tensors: Tensors, start: int, stop: int) -> dict[str, Array]:
+    """The rows [start, stop) of each tensor, without a copy."""
     return {name: array[start:stop] for name, array in tensors.items()}
 
 
-def gathered(jobs: Sequence[Job], rows: int) -> Tensors:
-    """The inputs of jobs of one bucket, one behind the other."""
-    layout = jobs[0].bucket
-    if isinstance(layout, Layout):
-        return layout.gathered([job.inputs for job in jobs], rows)  # type: ignore[misc]  # jobs of a layout hold bytes
-    arrays: list[Tensors] = [job.inputs for job in jobs]  # type: ignore[misc]  # and others arrays
+def concatenate_inputs(requests: Sequence[QueuedRequest], rows: int) -> Tensors:
+    """The concatenated inputs of requests of one bucket; `rows` is their sum."""
+    layout = requests[0].bucket
+    if isinstance(layout, InputLayout):
+        raws: list[RawInputs] = [request.inputs for request in requests]  # type: ignore[misc]  # bytes have a layout
+        return layout.to_tensors(raws, rows)
+    arrays: list[Tensors] = [request.inputs for request in requests]  # type: ignore[misc]  # arrays have none
     if len(arrays) == 1:
         return arrays[0]
     return {name: np.concatenate([part[name] for part in arrays]) for name in arrays[0]}
 
 
-def joined(answers: Sequence[Answer]) -> Answer:
-    """The answer to a request that was too large for one batch."""
-    parts = [answer.outputs for answer in answers]
+def concatenate_results(results: Sequence[InferenceResult]) -> InferenceResult:
+    """The result of a split request from the results of its slices."""
+    parts = [result.outputs for result in results]
     outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    rows = sum(answer.rows for answer in answers)
-    return Answer(answers[-1].batch, 0, rows, answers[0].queue_seconds, outputs)
+    rows = sum(result.rows for result in results)
+    return InferenceResult(results[-1].batch, 0, rows, results[0].queue_seconds, outputs)

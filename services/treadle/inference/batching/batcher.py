@@ -1,12 +1,12 @@
-"""The greedy batcher: whenever the model is free, it takes everything that waits and fits.
+"""The greedy batcher: whenever the model is idle, it runs the queued requests that fit into one batch.
 
-There is no timer. An idle model answers a lone request at once; a busy one finds more waiting each time it comes
-back, so that batches grow by themselves. Laws (tested): what a caller gets does not depend on its neighbours; a batch
-holds requests of one bucket (same tensors, dtypes, row shapes) and at most `max_rows` rows; late and cancelled requests
-are not computed; if a batch fails it is halved until only the requests that fail alone have failed.
+There is no timer. An idle model runs a single request at once; while it is busy the queue grows, and with it the next
+batch. Laws (tested): the result of a request does not depend on the other requests of its batch; a batch holds requests
+of one bucket (same tensors, dtypes, row shapes) and at most `max_rows` rows; expired and cancelled requests are not
+computed; a batch that fails is bisected until only the requests that fail alone have failed.
 
-All state is the event loop's. The model's thread is handed a batch and hands its answers back; batches that are known
-to take microseconds are not even handed over, but run on the loop (see `pace`).
+All state belongs to the event loop. Batches run on the model's thread and return their results to the loop; batches
+that are expected to take microseconds run on the loop itself (see `latency_model`).
 """
 
 import asyncio
@@ -20,39 +20,48 @@ from functools import partial
 
 from treadle.core.errors import DeadlineExceeded, InvalidInput, TreadleError, Unavailable
 from treadle.core.tasks import notify
-from treadle.inference.api.admission import Admission, Limits
-from treadle.inference.batching.batch import Answer, Batch, Job, Raws, bucket_of, cut, gathered, joined
-from treadle.inference.batching.latency_model import Pace
-from treadle.inference.batching.worker import Worker
+from treadle.inference.api.admission import ModelAdmission, ModelLimits
+from treadle.inference.batching.batch import (
+    InferenceBatch,
+    InferenceResult,
+    QueuedRequest,
+    RawInputs,
+    bucket_key,
+    concatenate_inputs,
+    concatenate_results,
+    slice_rows,
+)
+from treadle.inference.batching.latency_model import LatencyModel
+from treadle.inference.batching.model_thread import ModelThread
 from treadle.plugins.errors import BackendFault
 from treadle.plugins.tensors import Tensors
 
 Predict = Callable[[Tensors, int], Tensors]
-"""Outputs for the inputs and their number of rows; checked: N rows each. Raises BackendFault if the model broke."""
+"""Maps inputs of N rows, and N, to validated outputs of N rows. Raises BackendFault if the model fails."""
 
 
 @dataclass(frozen=True, slots=True)
-class Watching:
-    """Who is told what."""
+class BatchListener:
+    """Callbacks of a batcher."""
 
-    batch: Callable[[Batch], AbstractContextManager[object]]
-    """Around each batch, wherever it runs."""
-    answered: Callable[[Batch, float], None]
-    """After the requests of a batch have their answers; with the moment of that, on the batcher's clock."""
-    hangs: Callable[[str], None]
-    """When the model was given up, and why."""
+    around_batch: Callable[[InferenceBatch], AbstractContextManager[object]]
+    """A context manager around the execution of each batch, entered on the thread that runs it."""
+    batch_completed: Callable[[InferenceBatch, float], None]
+    """Called after the requests of a batch have their results, with that time on the batcher's clock."""
+    model_hung: Callable[[str], None]
+    """Called with the reason when a hung model is abandoned."""
 
 
 class Batcher:
-    """Runs the requests of one model version on its worker. Made and used on one event loop."""
+    """Queues and runs the requests of one model version. Created and used on one event loop."""
 
     def __init__(
         self,
         name: str,
         predict: Predict,
-        worker: Worker,
-        limits: Limits,
-        watching: Watching,
+        thread: ModelThread,
+        limits: ModelLimits,
+        listener: BatchListener,
         *,
         bounded: bool = False,
         clock: Callable[[], float] = time.monotonic,
@@ -60,263 +69,268 @@ class Batcher:
         """`bounded`: whether the model cannot hang, whatever the values."""
         self._name = name
         self._predict = predict
-        self._worker = worker
+        self._thread = thread
         self._limits = limits
-        self._watching = watching
+        self._listener = listener
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._pace = Pace(bounded=bounded)
-        self._admission = Admission(name, limits, self._pace, clock)
+        self._latency = LatencyModel(bounded=bounded)
+        self._admission = ModelAdmission(name, limits, self._latency, clock)
         self._ids = itertools.count(1)
-        self._refusal = ""
-        self._waiting: deque[Job] = deque()
-        self._waiting_rows = 0
-        self._taken: Sequence[Job] = ()
-        """Jobs of the batch that runs."""
-        self._running: Batch | None = None
-        """That batch, or the part of it that runs now."""
-        self._woken = False
-        self._watch: asyncio.TimerHandle | None = None
+        self._unavailable_reason = ""
+        self._queue: deque[QueuedRequest] = deque()
+        self._queued_rows = 0
+        self._current_requests: Sequence[QueuedRequest] = ()
+        """Requests of the batch in execution; empty while idle."""
+        self._running_batch: InferenceBatch | None = None
+        """The batch in execution, or after a failure the part of it that runs now."""
+        self._start_scheduled = False
+        self._hang_timer: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self._idle.set()
 
     @property
-    def waiting_rows(self) -> int:
-        """Rows in the queue, not counting those being computed."""
-        return self._waiting_rows
+    def queued_rows(self) -> int:
+        """Rows in the queue, without those in execution."""
+        return self._queued_rows
 
     def admit(self, deadline: float | None) -> None:
-        """Refuses what has no chance, before anything is spent on it.
+        """Refuses a request that cannot be served in time, before it is decoded.
 
-        Unavailable: the model is going away, or hangs. Overloaded: too much is here already, or what is here takes
-        longer than until `deadline` (on `clock`). DeadlineExceeded: that has passed.
+        Unavailable: the model is being unloaded, or hangs. Overloaded: the queue is full, or would take longer than
+        until `deadline` (on `clock`). DeadlineExceeded: the deadline has passed.
         """
-        if self._refusal:
-            raise Unavailable(self._refusal)
-        self._admission.check(self._waiting_rows, self._running, deadline)
+        if self._unavailable_reason:
+            raise Unavailable(self._unavailable_reason)
+        self._admission.check(self._queued_rows, self._running_batch, deadline)
 
     async def submit(
         self, inputs: Tensors, rows: int, *, deadline: float | None = None, context: object = None
-    ) -> Answer:
-        """The outputs for `rows` rows of arrays, which must have passed the signature's check.
+    ) -> InferenceResult:
+        """The result for `rows` rows of arrays, which must have passed the signature's check.
 
-        Raises what `admit` and `outcome` do.
+        `context` is passed on to the listener. A request of more than `max_rows` rows is split over several batches.
+        Errors as `admit` and `result`.
         """
         self.admit(deadline)
-        bucket, size = bucket_of(inputs), self._limits.max_rows
+        bucket, size = bucket_key(inputs), self._limits.max_rows
         if rows <= size:
-            return await self.outcome(self.enqueue(inputs, rows, bucket, deadline, context))
-        jobs = [
-            self.enqueue(cut(inputs, at, at + size), min(size, rows - at), bucket, deadline, context)
+            return await self.result(self.enqueue(inputs, rows, bucket, deadline, context))
+        requests = [
+            self.enqueue(slice_rows(inputs, at, at + size), min(size, rows - at), bucket, deadline, context)
             for at in range(0, rows, size)
         ]
         try:
-            return joined([await job.future for job in jobs])
+            return concatenate_results([await request.future for request in requests])
         finally:
-            self._forget(jobs)
+            self._cancel_queued(requests)
 
     def enqueue(
-        self, inputs: Tensors | Raws, rows: int, bucket: object, deadline: float | None, context: object
-    ) -> Job:
-        """Queues what was admitted and fits one batch: arrays with their `bucket_of`, or bytes with their `Layout`."""
-        job = Job(inputs, rows, bucket, deadline, context, self._clock(), self._loop.create_future())
+        self, inputs: Tensors | RawInputs, rows: int, bucket: object, deadline: float | None, context: object
+    ) -> QueuedRequest:
+        """Queues an admitted request of at most `max_rows` rows; `bucket` as in `QueuedRequest`."""
+        request = QueuedRequest(inputs, rows, bucket, deadline, context, self._clock(), self._loop.create_future())
         self._admission.limit.acquire_unchecked(rows)
-        self._waiting.append(job)
-        self._waiting_rows += rows
-        if not self._woken and not self._taken:
-            # Behind whatever else has arrived in this turn of the loop, which so joins the batch.
-            self._woken = True
-            self._loop.call_soon(self._next)
-        return job
+        self._queue.append(request)
+        self._queued_rows += rows
+        if not self._start_scheduled and not self._current_requests:
+            # Scheduled after the other requests of this loop iteration, which so join the batch.
+            self._start_scheduled = True
+            self._loop.call_soon(self._start_next_batch)
+        return request
 
-    async def outcome(self, job: Job) -> Answer:
-        """The answer to what was queued; a caller who goes away takes it out of the queue.
+    async def result(self, request: QueuedRequest) -> InferenceResult:
+        """The result of a queued request; cancelling the caller removes the request from the queue.
 
-        DeadlineExceeded: the deadline passed before it was computed. Unavailable: the model hangs. BackendFault: it
-        failed on these rows. InvalidInput: the rows are wrong, or the model said that it cannot take them.
+        DeadlineExceeded: the deadline passed in the queue. Unavailable: the model hangs. BackendFault: the model failed
+        on these rows. InvalidInput: the rows are invalid, or the model refuses them.
         """
         try:
-            return await job.future
+            return await request.future
         except asyncio.CancelledError:
-            self._forget([job])
+            self._cancel_queued([request])
             raise
 
     async def drain(self) -> None:
-        """Refuses new requests and waits until those accepted are answered."""
-        self._refusal = self._refusal or f"model {self._name} is being unloaded"
-        while self._waiting or self._taken:
+        """Refuses new requests and waits until all accepted requests are completed."""
+        self._unavailable_reason = self._unavailable_reason or f"model {self._name} is being unloaded"
+        while self._queue or self._current_requests:
             self._idle.clear()
             await self._idle.wait()
-        if self._watch is not None:  # it would keep the model in memory
-            self._watch.cancel()
+        if self._hang_timer is not None:  # its reference would keep the model in memory
+            self._hang_timer.cancel()
 
-    def _forget(self, jobs: Sequence[Job]) -> None:
-        """Takes requests whose caller has gone out of the queue, so that they hold no place in it."""
-        for job in jobs:
-            job.future.cancel()
-            if not job.future.cancelled():
-                job.future.exception()  # seen: the caller gets the first error of an oversize request
-            if job.waits:
-                self._give_up(job)
+    def _cancel_queued(self, requests: Sequence[QueuedRequest]) -> None:
+        """Cancels requests whose caller was cancelled, and frees their place in the queue."""
+        for request in requests:
+            request.future.cancel()
+            if not request.future.cancelled():
+                request.future.exception()  # marks it retrieved: the caller gets the first error of a split request
+            if request.is_queued:
+                self._drop(request)
 
-    def _give_up(self, job: Job) -> None:
-        """`_next` passes over it: looking for it in the queue would cost more."""
-        job.waits = False
-        self._waiting_rows -= job.rows
-        self._admission.limit.release_unmeasured(job.rows)
+    def _drop(self, request: QueuedRequest) -> None:
+        """Marks a request as removed; `_form_batch` skips it, which is cheaper than searching the queue."""
+        request.is_queued = False
+        self._queued_rows -= request.rows
+        self._admission.limit.release_unmeasured(request.rows)
 
-    def _next(self) -> None:
-        """Begins with the next batch, if anything waits."""
-        self._woken = False
-        jobs, rows = self._take()
-        if not jobs:
+    def _start_next_batch(self) -> None:
+        """Starts the next batch, unless the queue is empty."""
+        self._start_scheduled = False
+        requests, rows = self._form_batch()
+        if not requests:
             self._idle.set()
             return
-        self._taken = jobs
-        batch = self._begun(jobs, rows)
-        if self._pace.is_quick(rows):
-            for part, error in self._results(batch):
-                self._settle(part, error)
-            self._free()
+        self._current_requests = requests
+        batch = self._begin_batch(requests, rows)
+        if self._latency.is_quick(rows):
+            for part, error in self._run_with_bisection(batch):
+                self._complete_requests(part, error)
+            self._finish_batch()
         else:
-            if self._watch is None:
-                self._watch = self._loop.call_later(self._limits.predict_seconds, self._check)
-            self._worker.post(partial(self._work, batch))
+            if self._hang_timer is None:
+                self._hang_timer = self._loop.call_later(self._limits.predict_seconds, self._check_for_hang)
+            self._thread.post(partial(self._run_batch, batch))
 
-    def _take(self) -> tuple[list[Job], int]:
-        """The next batch: the oldest request, and all of its bucket behind it that fit; and its rows."""
-        now, most = self._clock(), self._limits.max_rows
-        taken, left, rows, bucket, full = list[Job](), deque[Job](), 0, None, False
-        for job in self._waiting:
-            if not job.waits:
+    def _form_batch(self) -> tuple[list[QueuedRequest], int]:
+        """Takes the oldest request and all later ones of its bucket that fit; returns them and their rows."""
+        now, max_rows = self._clock(), self._limits.max_rows
+        taken, left, rows, bucket, full = list[QueuedRequest](), deque[QueuedRequest](), 0, None, False
+        for request in self._queue:
+            if not request.is_queued:
                 continue
-            if job.deadline is not None and job.deadline <= now:
-                self._give_up(job)
-                _fail(job, DeadlineExceeded("the deadline passed while the request waited"))
-            elif taken and (full or job.bucket != bucket or rows + job.rows > most):
-                # A request that does not fit closes the batch: none behind it may overtake it.
-                full = full or job.bucket == bucket
-                left.append(job)
+            if request.deadline is not None and request.deadline <= now:
+                self._drop(request)
+                _fail(request, DeadlineExceeded("the deadline passed while the request waited"))
+            elif taken and (full or request.bucket != bucket or rows + request.rows > max_rows):
+                # A request that does not fit closes the batch, so that no later request overtakes it.
+                full = full or request.bucket == bucket
+                left.append(request)
             else:
-                bucket, job.waits = job.bucket, False
-                taken.append(job)
-                rows += job.rows
-        self._waiting = left
-        self._waiting_rows -= rows
+                bucket, request.is_queued = request.bucket, False
+                taken.append(request)
+                rows += request.rows
+        self._queue = left
+        self._queued_rows -= rows
         return taken, rows
 
-    def _begun(self, jobs: Sequence[Job], rows: int) -> Batch:
-        self._running = batch = Batch(next(self._ids), jobs, rows, self._clock())
+    def _begin_batch(self, requests: Sequence[QueuedRequest], rows: int) -> InferenceBatch:
+        self._running_batch = batch = InferenceBatch(next(self._ids), requests, rows, self._clock())
         return batch
 
-    # On the worker's thread, or for quick batches on the loop, from here …
+    # The next four methods run on the model's thread, or for quick batches on the loop.
 
-    def _work(self, batch: Batch) -> None:
-        for part, error in self._results(batch):
-            notify(self._loop, partial(self._settle, part, error))
-        # After the answers: the loop sends them, and takes in what has arrived, before the next batch begins. A model
-        # that holds the interpreter would otherwise keep it from both, and find next to nothing waiting.
-        notify(self._loop, self._free)
+    def _run_batch(self, batch: InferenceBatch) -> None:
+        for part, error in self._run_with_bisection(batch):
+            notify(self._loop, partial(self._complete_requests, part, error))
+        # Queued after the results, so that the loop sends responses and receives requests before the next batch starts.
+        # A model that holds the GIL would otherwise block both, and its next batch would be small.
+        notify(self._loop, self._finish_batch)
 
-    def _results(self, batch: Batch) -> Iterator[tuple[Batch, BaseException | None]]:
-        """The batch with its outputs; if it fails, the parts of it that do not, and the single requests that do."""
+    def _run_with_bisection(self, batch: InferenceBatch) -> Iterator[tuple[InferenceBatch, BaseException | None]]:
+        """Yields the batch with its outputs; if it fails, the halves that succeed and the single requests that fail."""
         try:
-            inputs = self._gathered(batch)
-            with self._watching.batch(batch):
+            inputs = self._concatenate_inputs(batch)
+            with self._listener.around_batch(batch):
                 self._compute(batch, inputs)
-        except BaseException as error:  # a backend may raise anything; it fails its request alone
-            if len(batch.jobs) == 1:
+        except BaseException as error:  # a backend may raise anything
+            if len(batch.requests) == 1:
                 yield batch, error
                 return
-            middle = len(batch.jobs) // 2
-            for half in (batch.jobs[:middle], batch.jobs[middle:]):
-                wanted = [job for job in half if not job.future.done()]
+            middle = len(batch.requests) // 2
+            for half in (batch.requests[:middle], batch.requests[middle:]):
+                wanted = [request for request in half if not request.future.done()]
                 if wanted:
-                    yield from self._results(self._begun(wanted, sum(job.rows for job in wanted)))
+                    yield from self._run_with_bisection(
+                        self._begin_batch(wanted, sum(request.rows for request in wanted))
+                    )
         else:
             yield batch, None
 
-    def _gathered(self, batch: Batch) -> Tensors:
-        inputs = gathered(batch.jobs, batch.rows)
+    def _concatenate_inputs(self, batch: InferenceBatch) -> Tensors:
+        inputs = concatenate_inputs(batch.requests, batch.rows)
         batch.input_seconds = self._clock() - batch.started_at
         return inputs
 
-    def _compute(self, batch: Batch, inputs: Tensors) -> None:
+    def _compute(self, batch: InferenceBatch, inputs: Tensors) -> None:
         began, cpu = self._clock(), time.thread_time()
         try:
             batch.outputs = self._predict(inputs, batch.rows)
         finally:
             batch.infer_seconds = self._clock() - began
-            self._pace.took(batch.rows, batch.infer_seconds, time.thread_time() - cpu)
+            self._latency.record(batch.rows, batch.infer_seconds, time.thread_time() - cpu)
 
-    # … to here. The rest is on the loop.
+    # The remaining methods run on the loop.
 
-    def _settle(self, batch: Batch, error: BaseException | None) -> None:
-        if not self._taken:  # it hung, and was given up
+    def _complete_requests(self, batch: InferenceBatch, error: BaseException | None) -> None:
+        if not self._current_requests:  # the model was abandoned meanwhile
             return
-        now, at, time_here = self._clock(), 0, 0.0
-        for job in batch.jobs:
-            time_here += job.rows * (now - job.queued_at)
+        now, first_row, total_seconds = self._clock(), 0, 0.0
+        for request in batch.requests:
+            total_seconds += request.rows * (now - request.queued_at)
             if error is not None:
-                _fail(job, _fault(self._name, error))
-            elif not job.future.done():
-                job.future.set_result(Answer(batch, at, job.rows, batch.started_at - job.queued_at))
-            at += job.rows
+                _fail(request, _to_backend_error(self._name, error))
+            elif not request.future.done():
+                request.future.set_result(
+                    InferenceResult(batch, first_row, request.rows, batch.started_at - request.queued_at)
+                )
+            first_row += request.rows
         if error is not None:
             self._admission.limit.release_unmeasured(batch.rows)
             return
-        self._admission.answered(batch.rows, time_here / batch.rows)
-        # The callers, whom the futures have woken, come first.
-        self._loop.call_soon(self._watching.answered, batch, now)
+        self._admission.batch_completed(batch.rows, total_seconds / batch.rows)
+        # Scheduled after the callers, which the futures have woken.
+        self._loop.call_soon(self._listener.batch_completed, batch, now)
 
-    def _free(self) -> None:
-        """The batch has been answered, each part of it."""
-        self._taken, self._running = (), None
-        if self._waiting:
-            self._woken = True
-            self._loop.call_soon(self._next)
+    def _finish_batch(self) -> None:
+        """Called when all parts of a batch are completed."""
+        self._current_requests, self._running_batch = (), None
+        if self._queue:
+            self._start_scheduled = True
+            self._loop.call_soon(self._start_next_batch)
         else:
             self._idle.set()
 
-    def _check(self) -> None:
-        """Looks whether the model hangs; runs while it works."""
-        self._watch = None
-        running = self._running
+    def _check_for_hang(self) -> None:
+        """Abandons the model if its batch exceeds `predict_seconds`; otherwise checks again when it would."""
+        self._hang_timer = None
+        running = self._running_batch
         if running is None:
             return
         due = running.started_at + self._limits.predict_seconds - self._clock()
         if due > 0:
-            self._watch = self._loop.call_later(due, self._check)
+            self._hang_timer = self._loop.call_later(due, self._check_for_hang)
         else:
-            self._abandon()
+            self._abandon_model()
 
-    def _abandon(self) -> None:
-        """Gives the model up. Its thread cannot be ended: it is left behind, and nobody waits for it."""
-        self._refusal = (
+    def _abandon_model(self) -> None:
+        """Fails all requests. The thread cannot be ended; it is left behind as a daemon."""
+        self._unavailable_reason = (
             f"model {self._name} hangs: a batch took over {self._limits.predict_seconds:g} s; "
             "its thread was abandoned; unload and load the model again"
         )
-        for job in (*self._taken, *self._waiting):
-            _fail(job, Unavailable(self._refusal))
-        self._waiting.clear()
-        self._waiting_rows = 0
-        self._taken, self._running = (), None
+        for request in (*self._current_requests, *self._queue):
+            _fail(request, Unavailable(self._unavailable_reason))
+        self._queue.clear()
+        self._queued_rows = 0
+        self._current_requests, self._running_batch = (), None
         self._idle.set()
-        self._watching.hangs(self._refusal)
+        self._listener.model_hung(self._unavailable_reason)
 
 
-def _fail(job: Job, error: TreadleError) -> None:
-    if not job.future.done():
-        job.future.set_exception(error)
+def _fail(request: QueuedRequest, error: TreadleError) -> None:
+    if not request.future.done():
+        request.future.set_exception(error)
 
 
-def _fault(name: str, error: BaseException) -> TreadleError:
+def _to_backend_error(name: str, error: BaseException) -> TreadleError:
     if isinstance(error, InvalidInput):
         return error
     if isinstance(error, BackendFault):
-        fault = BackendFault(f"model {name}: {error.message}")
+        wrapped = BackendFault(f"model {name}: {error.message}")
     else:
-        # The text of a foreign error may hold values of the request; its type does not.
-        fault = BackendFault(f"model {name} raised {type(error).__name__}")
-    fault.__cause__ = error
-    return fault
+        # The text of the error may contain values of the request; its type does not.
+        wrapped = BackendFault(f"model {name} raised {type(error).__name__}")
+    wrapped.__cause__ = error
+    return wrapped

@@ -1,7 +1,7 @@
-"""What a model version tells about itself: counters, metrics, and one span for each batch.
+"""Telemetry of a model version: statistics, metrics, and one span for each batch.
 
-Metrics of a batch cost more than the batch of a small model. So they are gathered, and told to the library ten times a
-second.
+Recording the metrics of a batch costs more than a batch of a small model. They are therefore collected and flushed to
+the metrics library ten times a second.
 """
 
 import asyncio
@@ -14,54 +14,54 @@ from opentelemetry import trace
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, StatusCode, Tracer
 
 from treadle.core.model_ref import ModelRef
-from treadle.inference.batching.batch import Batch
+from treadle.inference.batching.batch import InferenceBatch
 from treadle.observability.telemetry.metrics import SIZE_BUCKETS, Meters
 
 _LABELS = ("model", "version")
-_NOTHING = nullcontext()
-TOLD_EACH_SECONDS = 0.1
+_NO_SPAN = nullcontext()
+FLUSH_INTERVAL_SECONDS = 0.1
 
 
 @dataclass(slots=True)
-class Total:
-    """How often, and nanoseconds in sum."""
+class DurationTotal:
+    """A count, and a sum of durations in nanoseconds."""
 
     count: int = 0
     ns: int = 0
 
     def add(self, count: int, seconds: float) -> None:
-        """So many more, which took so long in sum."""
+        """Adds `count` events that took `seconds` in total."""
         self.count += count
         self.ns += int(seconds * 1e9)
 
 
 @dataclass(slots=True)
 class BatchTotals:
-    """Batches of one size, in rows."""
+    """Durations of the batches of one size (in rows)."""
 
-    compute_input: Total = field(default_factory=Total)
-    compute_infer: Total = field(default_factory=Total)
+    compute_input: DurationTotal = field(default_factory=DurationTotal)
+    compute_infer: DurationTotal = field(default_factory=DurationTotal)
 
 
 @dataclass(slots=True)
 class Statistics:
-    """What Triton's ModelStatistics asks for."""
+    """The values of Triton's ModelStatistics."""
 
     last_inference_ms: int = 0
     rows: int = 0
     batches: int = 0
-    success: Total = field(default_factory=Total)
-    fail: Total = field(default_factory=Total)
-    queue: Total = field(default_factory=Total)
-    compute_input: Total = field(default_factory=Total)
-    compute_infer: Total = field(default_factory=Total)
-    compute_output: Total = field(default_factory=Total)
+    success: DurationTotal = field(default_factory=DurationTotal)
+    fail: DurationTotal = field(default_factory=DurationTotal)
+    queue: DurationTotal = field(default_factory=DurationTotal)
+    compute_input: DurationTotal = field(default_factory=DurationTotal)
+    compute_infer: DurationTotal = field(default_factory=DurationTotal)
+    compute_output: DurationTotal = field(default_factory=DurationTotal)
     by_size: dict[int, BatchTotals] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
-class _Fresh:
-    """What the metrics have not been told yet."""
+class _PendingMetrics:
+    """Measurements that have not been flushed to the metrics library."""
 
     inference: list[float] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
@@ -85,7 +85,7 @@ class ModelMeters:
 
 
 class ModelObserver:
-    """Watches one model version."""
+    """Records the telemetry of one model version."""
 
     def __init__(self, key: ModelRef, tracer: Tracer, meters: ModelMeters) -> None:
         self.statistics = Statistics()
@@ -93,27 +93,27 @@ class ModelObserver:
         self._tracer = tracer
         self._meters = meters
         self._labels = {"model": key.model, "version": str(key.version)}
-        self._fresh = _Fresh()
-        self._telling: asyncio.TimerHandle | None = None
+        self._pending = _PendingMetrics()
+        self._flush_timer: asyncio.TimerHandle | None = None
 
-    def batch(self, batch: Batch) -> AbstractContextManager[object]:
-        """Around one batch, on the thread that runs it. Code of the backend finds the batch's span as the current one:
-        linked to every request in the batch that is sampled, and a child of the first of them."""
-        requests = [job.context for job in batch.jobs if isinstance(job.context, SpanContext)]
-        return self._span(batch, requests) if requests else _NOTHING
+    def around_batch(self, batch: InferenceBatch) -> AbstractContextManager[object]:
+        """The span of one batch, as current span on the thread that runs it: linked to every sampled request in the
+        batch, and a child of the first of them. No span without sampled requests."""
+        contexts = [request.context for request in batch.requests if isinstance(request.context, SpanContext)]
+        return self._span(batch, contexts) if contexts else _NO_SPAN
 
     @contextmanager
-    def _span(self, batch: Batch, requests: Sequence[SpanContext]) -> Iterator[None]:
+    def _span(self, batch: InferenceBatch, contexts: Sequence[SpanContext]) -> Iterator[None]:
         with self._tracer.start_as_current_span(
             "treadle.batch",
-            context=trace.set_span_in_context(NonRecordingSpan(requests[0])),
-            links=[Link(request) for request in requests],
+            context=trace.set_span_in_context(NonRecordingSpan(contexts[0])),
+            links=[Link(context) for context in contexts],
             attributes={
                 "treadle.model": self._key.model,
                 "treadle.version": self._key.version,
                 "treadle.batch.id": batch.id,
                 "treadle.batch.size": batch.rows,
-                "treadle.batch.queue_ms": (batch.started_at - batch.jobs[0].queued_at) * 1e3,
+                "treadle.batch.queue_ms": (batch.started_at - batch.requests[0].queued_at) * 1e3,
             },
             record_exception=False,  # its text may hold values
             set_status_on_exception=False,
@@ -125,10 +125,10 @@ class ModelObserver:
                 span.set_status(StatusCode.ERROR)
                 raise
 
-    def answered(self, batch: Batch, now: float) -> None:
-        """The requests of a batch succeeded. All that is counted of them is counted here, once for the batch."""
-        began, requests = batch.started_at, len(batch.jobs)
-        waited = [began - job.queued_at for job in batch.jobs]
+    def batch_completed(self, batch: InferenceBatch, now: float) -> None:
+        """Records a successful batch and its requests; `now` is the completion time on the batcher's clock."""
+        began, count = batch.started_at, len(batch.requests)
+        waited = [began - request.queued_at for request in batch.requests]
         queue_seconds = sum(waited)
         totals = self.statistics
         totals.batches += 1
@@ -139,40 +139,38 @@ class ModelObserver:
             size = totals.by_size[batch.rows] = BatchTotals()
         size.compute_input.add(1, batch.input_seconds)
         size.compute_infer.add(1, batch.infer_seconds)
-        totals.success.add(requests, queue_seconds + requests * (now - began))
-        totals.queue.add(requests, queue_seconds)
-        totals.compute_input.add(requests, requests * batch.input_seconds)
-        totals.compute_infer.add(requests, requests * batch.infer_seconds)
-        totals.compute_output.add(
-            requests, requests * max(0.0, now - began - batch.input_seconds - batch.infer_seconds)
-        )
-        fresh = self._fresh
-        fresh.inference.append(batch.infer_seconds)
-        fresh.rows.append(batch.rows)
-        fresh.waited += waited
-        self._count("OK", requests)
+        totals.success.add(count, queue_seconds + count * (now - began))
+        totals.queue.add(count, queue_seconds)
+        totals.compute_input.add(count, count * batch.input_seconds)
+        totals.compute_infer.add(count, count * batch.infer_seconds)
+        totals.compute_output.add(count, count * max(0.0, now - began - batch.input_seconds - batch.infer_seconds))
+        pending = self._pending
+        pending.inference.append(batch.infer_seconds)
+        pending.rows.append(batch.rows)
+        pending.waited += waited
+        self._count("OK", count)
 
-    def failed(self, code: str, seconds: float) -> None:
-        """One request failed."""
+    def request_failed(self, code: str, seconds: float) -> None:
+        """Records a failed request with the name of its status code."""
         self.statistics.fail.add(1, seconds)
         self._count(code, 1)
 
     def _count(self, code: str, requests: int) -> None:
-        codes = self._fresh.codes
+        codes = self._pending.codes
         codes[code] = codes.get(code, 0) + requests
-        if self._telling is None:
-            self._telling = asyncio.get_running_loop().call_later(TOLD_EACH_SECONDS, self.tell)
+        if self._flush_timer is None:
+            self._flush_timer = asyncio.get_running_loop().call_later(FLUSH_INTERVAL_SECONDS, self.flush)
 
-    def tell(self) -> None:
-        """Brings the metrics up to now."""
-        if self._telling is not None:
-            self._telling.cancel()
-            self._telling = None
-        fresh, self._fresh = self._fresh, _Fresh()
+    def flush(self) -> None:
+        """Writes all pending measurements to the metrics library."""
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+            self._flush_timer = None
+        pending, self._pending = self._pending, _PendingMetrics()
         meters, labels = self._meters, self._labels
-        meters.inference.observe_many(fresh.inference, **labels)
-        meters.batch_rows.observe_many(fresh.rows, **labels)
-        meters.queue.observe_many(fresh.waited, **labels)
-        meters.rows.add(sum(fresh.rows), **labels)
-        for code, requests in fresh.codes.items():
+        meters.inference.observe_many(pending.inference, **labels)
+        meters.batch_rows.observe_many(pending.rows, **labels)
+        meters.queue.observe_many(pending.waited, **labels)
+        meters.rows.add(sum(pending.rows), **labels)
+        for code, requests in pending.codes.items():
             meters.requests.add(requests, code=code, **labels)

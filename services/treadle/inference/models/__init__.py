@@ -1,1 +1,1 @@
-"""The lifecycle of model versions: fetched, loaded, verified, served, unloaded."""
+"""The lifecycle of model versions: download, load, verification, serving, unload."""

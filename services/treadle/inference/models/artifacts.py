@@ -1,68 +1,60 @@
 """A content-addressed cache of model files on disk, and the folders that models are loaded from.
 
-Every file is hashed at every load: what does not have its digest is fetched again, once, and never given to a backend.
+Every file is verified at every load. A file without its digest is downloaded again, once, and never given to a backend.
 """
 
 import asyncio
 import hashlib
 import os
 import shutil
-import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from treadle.core.errors import DataLoss
-from treadle.core.files import map_disk_full
-from treadle.inference.models.models import ModelFile, Registered
+from treadle.core.files import map_disk_full, replacing
+from treadle.inference.models.models import ModelFile, RegisteredVersion
 
 Fetch = Callable[[str], AsyncIterator[bytes]]
-"""The bytes of the artifact with this SHA-256, in chunks."""
+"""Yields the bytes of the artifact with a SHA-256, in chunks."""
 
 
-class Artifacts:
-    """Files by digest below `home/artifacts`; one folder for each loaded version below `home/models`."""
+class ArtifactCache:
+    """Caches files by digest below `home/artifacts`; each loaded version has a folder below `home/models`."""
 
     def __init__(self, home: Path, fetch: Fetch) -> None:
         self._cache = home / "artifacts"
         self._models = home / "models"
         self._fetch = fetch
 
-    async def prepare(self, registered: Registered) -> Path:
-        """A folder with the version's files, each checked just now.
+    async def prepare(self, registered: RegisteredVersion) -> Path:
+        """Creates the folder of the version with its files, each verified; returns its path.
 
-        DataLoss: the registry's bytes do not have the digest. StorageFull: no room here.
+        DataLoss: a downloaded file does not have its size and digest. StorageFull: the disk is full.
         """
         with map_disk_full(f"no room on disk for the files of model {registered.key}"):
             for file in registered.files:
-                if not await asyncio.to_thread(_intact, self._path(file), file):
+                if not await asyncio.to_thread(_has_digest, self._path(file), file):
                     await self._download(file)
-            return await asyncio.to_thread(self._lay_out, registered)
+            return await asyncio.to_thread(self._link_files, registered)
 
-    async def discard(self, registered: Registered) -> None:
-        """Removes the version's folder. What is cached stays, for a quick way back."""
+    async def discard(self, registered: RegisteredVersion) -> None:
+        """Deletes the version's folder. Cached files stay, so that loading it again is quick."""
         await asyncio.to_thread(shutil.rmtree, self._folder(registered), ignore_errors=True)
 
     async def _download(self, file: ModelFile) -> None:
-        target = self._path(file)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"{file.sha256}.{uuid.uuid4().hex}.partial")
         digest, size = hashlib.sha256(), 0
-        try:
-            with partial.open("wb") as out:
-                async for chunk in self._fetch(file.sha256):
-                    size += len(chunk)
-                    if size > file.size_bytes:
-                        break
-                    await asyncio.to_thread(_append, out.write, digest.update, chunk)
+        with replacing(self._path(file), durable=False) as out:
+            async for chunk in self._fetch(file.sha256):
+                size += len(chunk)
+                if size > file.size_bytes:
+                    break
+                await asyncio.to_thread(_append, out.write, digest.update, chunk)
             if size != file.size_bytes or digest.hexdigest() != file.sha256:
                 raise DataLoss(
                     f"file {file.path!r} does not have the size and SHA-256 that its manifest states; push it again"
                 )
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
 
-    def _lay_out(self, registered: Registered) -> Path:
+    def _link_files(self, registered: RegisteredVersion) -> Path:
         folder = self._folder(registered)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -78,7 +70,7 @@ class Artifacts:
     def _path(self, file: ModelFile) -> Path:
         return self._cache / file.sha256[:2] / file.sha256
 
-    def _folder(self, registered: Registered) -> Path:
+    def _folder(self, registered: RegisteredVersion) -> Path:
         return self._models / registered.key.model / str(registered.key.version)
 
 
@@ -87,8 +79,8 @@ def _append(write: Callable[[bytes], object], update: Callable[[bytes], None], c
     update(chunk)
 
 
-def _intact(path: Path, file: ModelFile) -> bool:
-    """Whether the cached file still has its digest; it is removed if not."""
+def _has_digest(path: Path, file: ModelFile) -> bool:
+    """Whether the cached file exists and has its digest; a corrupt file is deleted."""
     try:
         with path.open("rb") as stored:
             if hashlib.file_digest(stored, "sha256").hexdigest() == file.sha256:

@@ -1,4 +1,4 @@
-"""One model version of this process, and its state."""
+"""One model version of this process, and its lifecycle state."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -6,16 +6,16 @@ from enum import StrEnum
 
 from treadle.core.errors import TreadleError
 from treadle.core.model_ref import ModelRef
-from treadle.inference.api.infer_codec import Wire
+from treadle.inference.api.infer_codec import InferCodec
 from treadle.inference.batching.batcher import Batcher
 from treadle.inference.batching.metrics import ModelObserver
-from treadle.inference.batching.worker import Worker
-from treadle.inference.models.models import Registered
+from treadle.inference.batching.model_thread import ModelThread
+from treadle.inference.models.models import RegisteredVersion
 from treadle.plugins.checked import CheckedModel
 
 
-class State(StrEnum):
-    """The names are those of the protocol."""
+class ModelState(StrEnum):
+    """Lifecycle states, as the protocol names them."""
 
     LOADING = "LOADING"
     READY = "READY"
@@ -24,32 +24,32 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """A version in memory."""
+class ServedModel:
+    """A loaded version, ready to run requests."""
 
-    registered: Registered
+    registered: RegisteredVersion
     model: CheckedModel
     batcher: Batcher
     observer: ModelObserver
-    worker: Worker
-    wire: Wire
+    thread: ModelThread
+    codec: InferCodec
 
 
 @dataclass(slots=True, eq=False)
-class Entry:
-    """One version and its state."""
+class ModelEntry:
+    """A version in the repository, with its state and tasks."""
 
     key: ModelRef
-    state: State = State.LOADING
+    state: ModelState = ModelState.LOADING
     error: TreadleError | None = None
-    """What the last attempt to load, or to serve, failed of."""
-    registered: Registered | None = None
-    """Once it is known; its files may lie on disk from then on."""
-    served: Served | None = None
+    """The error of the last attempt to load, or of a hung model."""
+    registered: RegisteredVersion | None = None
+    """Set once the registry has described it; from then on its files may be on disk."""
+    served: ServedModel | None = None
     task: "asyncio.Task[None] | None" = None
-    lingering: "asyncio.Task[None] | None" = None
-    """Until it is let go of in the end."""
-    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    linger_task: "asyncio.Task[None] | None" = None
+    """The delayed unload of a version that is no longer needed."""
+    load_attempted: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once the first attempt to load has ended."""
 
     @property

@@ -9,7 +9,7 @@ from pathlib import Path
 from treadle.core.errors import DeadlineExceeded, NotFound, Unavailable
 from treadle.core.files import read_if_there, write_atomically
 from treadle.core.model_ref import ModelRef
-from treadle.inference.models.models import Registered
+from treadle.inference.models.models import RegisteredVersion
 from treadle.rpc.client.channel import Channel
 from treadle.v1 import registry_pb2
 from treadle.v1.registry_pb2_grpc import RegistryServiceStub
@@ -25,7 +25,7 @@ class ManifestCache:
     channel: Channel
     home: Path
 
-    async def describe(self, key: ModelRef) -> Registered:
+    async def describe(self, key: ModelRef) -> RegisteredVersion:
         """The version as the registry has it, or as it had it when it could last be asked: versions never change."""
         path = self.home / "manifests" / key.model / f"{key.version}.binpb"
         request = registry_pb2.GetModelVersionRequest(model=key.model, version=key.version)
@@ -39,7 +39,7 @@ class ManifestCache:
         else:
             with suppress(OSError):  # a full disk must not keep a model from serving
                 await asyncio.to_thread(_remember, path, pb.SerializeToString(deterministic=True))
-        return Registered.from_proto(pb)
+        return RegisteredVersion.from_proto(pb)
 
     async def latest(self, name: str) -> ModelRef:
         """The newest version of a model; NotFound if there is none."""

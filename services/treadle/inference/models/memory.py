@@ -1,15 +1,15 @@
-"""Memory that a model held goes back to the system.
+"""Return of freed memory to the system after a model was unloaded.
 
-The allocator of glibc keeps what was freed in pools of its own, one for each thread that has ever allocated; after some
-changes of version those hold more than the models do. Asked to, it gives them back.
+The allocator of glibc keeps freed memory in pools, one for each thread that has ever allocated; after several changes
+of version the pools hold more memory than the models.
 """
 
 import ctypes
 from collections.abc import Callable
 
 
-def give_back() -> None:
-    """Gives free memory back to the system, where the C library can. Takes milliseconds, without the interpreter."""
+def trim_allocator() -> None:
+    """Returns freed memory to the system, where the C library can. Takes milliseconds, without holding the GIL."""
     trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

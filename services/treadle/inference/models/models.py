@@ -1,4 +1,4 @@
-"""What the core knows of a model version: its key, and what the registry says of it."""
+"""Registered model versions as plain objects, decoded from the registry's messages."""
 
 import re
 from collections.abc import Mapping
@@ -31,20 +31,20 @@ class ModelFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Compiled:
-    """The faster form of a model that was kept with it."""
+class CompiledModel:
+    """The compiled form that is stored with a model."""
 
     backend: str
     folder: str
-    """Below the model's; holds some of its files."""
+    """Folder of its files, relative to the model's folder."""
     options: Mapping[str, str]
     tolerance: Tolerance
-    """Within which it answered as the original."""
+    """Tolerance within which it reproduced the original's outputs."""
 
 
 @dataclass(frozen=True, slots=True)
-class Registered:
-    """A version as registered, ready to be loaded."""
+class RegisteredVersion:
+    """A registered version: all that is needed to load it."""
 
     key: ModelRef
     backend: str
@@ -52,12 +52,12 @@ class Registered:
     options: Mapping[str, str]
     files: tuple[ModelFile, ...]
     sample: ManifestSample = field(default_factory=ManifestSample)
-    """To warm up on, and to be compared with."""
-    compiled: Compiled | None = None
+    """Inputs for the warm-up, and the outputs to compare with."""
+    compiled: CompiledModel | None = None
 
     @classmethod
-    def from_proto(cls, pb: registry_pb2.ModelVersion) -> "Registered":
-        """Raises InvalidInput for a manifest that cannot be used."""
+    def from_proto(cls, pb: registry_pb2.ModelVersion) -> "RegisteredVersion":
+        """Decodes and validates a version. Raises InvalidInput for an unusable manifest."""
         manifest = pb.manifest
         return cls(
             key=ModelRef.checked(pb.ref.model, pb.ref.version),
@@ -66,17 +66,17 @@ class Registered:
             options=dict(manifest.backend_options),
             files=tuple(ModelFile(file.path, file.sha256, file.size_bytes) for file in manifest.files),
             sample=ManifestSample.of(manifest),
-            compiled=_compiled(manifest),
+            compiled=_decode_compiled(manifest),
         )
 
 
-def _compiled(manifest: registry_pb2.Manifest) -> Compiled | None:
-    """None where the original serves."""
+def _decode_compiled(manifest: registry_pb2.Manifest) -> CompiledModel | None:
+    """The compiled form, or None where only the original exists."""
     pb = manifest.compiled
     if not pb.backend or pb.reason:
         return None
-    # Paths of files stay inside the model's folder; so a folder that holds one does.
+    # ModelFile ensures that paths stay inside the model's folder, and so does a folder that contains one of them.
     if not pb.folder or not any(file.path.startswith(f"{pb.folder}/") for file in manifest.files):
         raise InvalidInput(f"the manifest's compiled form lies in {pb.folder[:200]!r}, where it has no file")
     tolerance = Tolerance(pb.relative_tolerance, pb.absolute_tolerance)
-    return Compiled(pb.backend, pb.folder, dict(pb.backend_options), tolerance)
+    return CompiledModel(pb.backend, pb.folder, dict(pb.backend_options), tolerance)

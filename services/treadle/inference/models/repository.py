@@ -1,15 +1,14 @@
-"""Which model versions are here, and in what state.
+"""The model versions of this process and their lifecycle.
 
     (needed) → LOADING → READY → (lingers) → UNLOADING → (gone)
                   ↓  ↑      ↓
                UNAVAILABLE (with the reason)
 
-A version is needed while a deployment asks for it or somebody has pinned it. One that could not be loaded for a reason
-that may pass (the registry cannot be reached, the disk is full) is tried again; one that hangs stays UNAVAILABLE until
-it is loaded anew.
+A version is needed while a deployment names it or a caller has pinned it. A load that fails for a transient reason (the
+registry cannot be reached, the disk is full) is retried; a version that hangs stays UNAVAILABLE until it is reloaded.
 
-A version that deployments let go of lingers: it stays READY until the versions of its model that took its place are
-READY, and some seconds more, for callers learn of the change at moments of their own. So a swap fails no request.
+A version that no deployment names any more lingers: it stays READY until the versions that replace it are READY, and
+some seconds more, because gateways learn of the change at different times. So a swap fails no request.
 """
 
 import asyncio
@@ -23,84 +22,86 @@ from structlog.typing import FilteringBoundLogger
 from treadle.core.errors import Internal, InvalidInput, NotFound, StorageFull, TreadleError, Unavailable
 from treadle.core.model_ref import ModelRef
 from treadle.core.numbers import whole_number
-from treadle.inference.api.admission import Limits
-from treadle.inference.api.infer_codec import Wire
-from treadle.inference.batching.batcher import Batcher, Watching
+from treadle.inference.api.admission import ModelLimits
+from treadle.inference.api.infer_codec import InferCodec
+from treadle.inference.batching.batcher import Batcher, BatchListener
 from treadle.inference.batching.metrics import ModelObserver
-from treadle.inference.batching.worker import Worker
-from treadle.inference.models.entry import Entry, Served, State
-from treadle.inference.models.memory import give_back
-from treadle.inference.models.models import Registered
+from treadle.inference.batching.model_thread import ModelThread
+from treadle.inference.models.entry import ModelEntry, ModelState, ServedModel
+from treadle.inference.models.memory import trim_allocator
+from treadle.inference.models.models import RegisteredVersion
 from treadle.plugins.checked import CheckedModel
 
-Describe = Callable[[ModelRef], Awaitable[Registered]]
-Load = Callable[[Registered, Worker], Awaitable[CheckedModel]]
+Describe = Callable[[ModelRef], Awaitable[RegisteredVersion]]
+Load = Callable[[RegisteredVersion, ModelThread], Awaitable[CheckedModel]]
 FIRST_RETRY_SECONDS = 0.5
 LAST_RETRY_SECONDS = 30.0
 CLOSE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Tools:
-    """What the repository works with."""
+class RepositoryDependencies:
+    """Functions and settings that the repository uses."""
 
     describe: Describe
     load: Load
-    discard: Callable[[Registered], Awaitable[None]]
+    discard: Callable[[RegisteredVersion], Awaitable[None]]
     observer: Callable[[ModelRef], ModelObserver]
     announce: Callable[[str, bool], Awaitable[None]]
-    """Tells health whether "model/NAME/VERSION" serves."""
-    limits: Limits
+    """Sets the health status of "model/NAME/VERSION" and "model/NAME"."""
+    limits: ModelLimits
     log: FilteringBoundLogger
     parallel_loads: int = 2
     linger_seconds: float = 10.0
 
 
 class Repository:
-    """The versions of this process. Lives on one event loop."""
+    """The versions of this process. Created and used on one event loop."""
 
-    def __init__(self, tools: Tools, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
-        self._tools = tools
+    def __init__(
+        self, dependencies: RepositoryDependencies, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
+        self._dependencies = dependencies
         self._sleep = sleep
-        self._entries: dict[ModelRef, Entry] = {}
+        self._entries: dict[ModelRef, ModelEntry] = {}
         self._desired: frozenset[ModelRef] = frozenset()
         self._pinned: frozenset[ModelRef] = frozenset()
-        self._found: dict[tuple[str, str], Served] = {}
-        """What requests have meant since something last changed."""
+        self._resolved: dict[tuple[str, str], ServedModel] = {}
+        """Loaded models by (name, version) of requests; cleared whenever a version changes its state."""
         self._tasks: set[asyncio.Task[None]] = set()
-        self._loads = asyncio.Semaphore(tools.parallel_loads)
+        self._load_slots = asyncio.Semaphore(dependencies.parallel_loads)
         self._closing = False
-        self._turned = asyncio.Event()
+        self._state_changed = asyncio.Event()
         """Set, and replaced, whenever a version changes its state."""
 
     @property
-    def entries(self) -> list[Entry]:
-        """All of them, by name and version."""
+    def entries(self) -> list[ModelEntry]:
+        """All entries, sorted by name and version."""
         return [self._entries[key] for key in sorted(self._entries)]
 
     @property
     def pinned(self) -> frozenset[ModelRef]:
-        """Versions kept because somebody asked for them by name."""
+        """Versions that callers have pinned."""
         return self._pinned
 
     @property
     def desired(self) -> frozenset[ModelRef]:
-        """Versions that deployments ask for."""
+        """Versions that deployments name."""
         return self._desired
 
     def set_desired(self, keys: Iterable[ModelRef]) -> None:
-        """Makes these the versions that deployments ask for: loads what is new, later unloads what nobody needs."""
+        """Sets the versions that deployments name; loads new ones, later unloads unneeded ones."""
         self._desired = frozenset(keys)
-        self._found.clear()
+        self._resolved.clear()
         self._reconcile()
 
     def pin(self, keys: Iterable[ModelRef]) -> None:
-        """Keeps these until `unpin`."""
+        """Loads versions, and keeps them until `unpin`."""
         self._pinned |= frozenset(keys)
         self._reconcile()
 
     def unpin(self, keys: Iterable[ModelRef]) -> None:
-        """Unloads these at once; versions that deployments ask for stay."""
+        """Unpins versions and unloads them at once, except those that deployments name."""
         keys = frozenset(keys)
         self._pinned -= keys
         for key in keys - self._desired:
@@ -108,46 +109,46 @@ class Repository:
                 self._unload(self._entries[key])
         self._reconcile()
 
-    async def loaded(self, key: ModelRef) -> None:
-        """Returns once the pinned or desired version is READY; raises what kept it from being so. One that was
-        UNAVAILABLE is loaded anew first."""
+    async def wait_until_loaded(self, key: ModelRef) -> None:
+        """Waits until a pinned or desired version is READY; raises its error if it fails to load. An UNAVAILABLE
+        version is loaded again first."""
         entry = self._entries[key]
-        if entry.state is State.UNAVAILABLE:
+        if entry.state is ModelState.UNAVAILABLE:
             await self._stop(entry)
             self._reconcile()
             entry = self._entries[key]
-        await entry.settled.wait()
+        await entry.load_attempted.wait()
         if entry.error is not None:
             raise type(entry.error)(f"model {key} cannot be loaded: {entry.error.message}", entry.error.violations)
 
-    async def gone(self, keys: Iterable[ModelRef]) -> None:
-        """Waits until these are no longer here."""
+    async def wait_until_unloaded(self, keys: Iterable[ModelRef]) -> None:
+        """Waits until the versions are unloaded."""
         tasks = [entry.task for key in keys if (entry := self._entries.get(key)) and entry.task]
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def find(self, name: str, version: str = "") -> Entry:
-        """The entry that a request means. Without a version: the highest READY one that deployments ask for, else the
-        highest READY one, else the highest. NotFound if it is not here."""
+    def find(self, name: str, version: str = "") -> ModelEntry:
+        """The entry for a request. Without a version: the highest READY one that deployments name, else the highest
+        READY one, else the highest. NotFound if there is none."""
         if version:
-            entry = self._entries.get(_key(name, version))
+            entry = self._entries.get(_parse_key(name, version))
             if entry is None:
                 raise NotFound(f"model {name!r} version {version[:32]!r} is not here; deploy it, or load it")
             return entry
         found = [entry for entry in self._entries.values() if entry.key.model == name]
         if not found:
             raise NotFound(f"model {name[:128]!r} is not here; deploy it, or load it")
-        return max(found, key=lambda e: (e.state is State.READY, e.key in self._desired, e.key.version))
+        return max(found, key=lambda e: (e.state is ModelState.READY, e.key in self._desired, e.key.version))
 
-    def serving(self, name: str, version: str = "") -> Served:
-        """What runs the requests for a model. Unavailable, with the state, if it is not READY."""
-        served = self._found.get((name, version))
+    def served_model(self, name: str, version: str = "") -> ServedModel:
+        """The loaded model for a request. Unavailable, with the state, if it is not READY."""
+        served = self._resolved.get((name, version))
         if served is not None:
             return served
         entry = self.find(name, version)
-        if entry.served is None or entry.state is not State.READY:
+        if entry.served is None or entry.state is not ModelState.READY:
             why = f": {entry.reason}" if entry.reason else ""
             raise Unavailable(f"model {entry.key} is {entry.state}{why}")
-        self._found[name, version] = entry.served
+        self._resolved[name, version] = entry.served
         return entry.served
 
     async def close(self) -> None:
@@ -162,54 +163,54 @@ class Repository:
         needed = self._desired | self._pinned
         for key in sorted(needed - self._entries.keys()):
             if not self._closing:
-                entry = self._entries[key] = Entry(key)
+                entry = self._entries[key] = ModelEntry(key)
                 entry.task = self._start(self._load(entry))
         for entry in self.entries:
             if entry.key in needed:
-                _cancel(entry.lingering)
-                entry.lingering = None
-            elif entry.state is not State.READY:
+                _cancel(entry.linger_task)
+                entry.linger_task = None
+            elif entry.state is not ModelState.READY:
                 self._unload(entry)
-            elif entry.lingering is None:
-                entry.lingering = self._start(self._linger(entry))
+            elif entry.linger_task is None:
+                entry.linger_task = self._start(self._linger(entry))
 
-    async def _linger(self, entry: Entry) -> None:
-        while any(self._awaited(key, entry.key.model) for key in self._desired):
-            await self._turned.wait()
-        await self._sleep(self._tools.linger_seconds)
+    async def _linger(self, entry: ModelEntry) -> None:
+        while any(self._is_pending(key, entry.key.model) for key in self._desired):
+            await self._state_changed.wait()
+        await self._sleep(self._dependencies.linger_seconds)
         self._unload(entry)
 
-    def _awaited(self, key: ModelRef, name: str) -> bool:
+    def _is_pending(self, key: ModelRef, name: str) -> bool:
         entry = self._entries.get(key)
-        return key.model == name and (entry is None or entry.state is not State.READY)
+        return key.model == name and (entry is None or entry.state is not ModelState.READY)
 
-    def _turn(self, entry: Entry, state: State) -> None:
+    def _set_state(self, entry: ModelEntry, state: ModelState) -> None:
         entry.state = state
-        self._found.clear()
-        self._turned.set()
-        self._turned = asyncio.Event()
+        self._resolved.clear()
+        self._state_changed.set()
+        self._state_changed = asyncio.Event()
 
-    def _unload(self, entry: Entry) -> None:
-        if entry.state is not State.UNLOADING:
+    def _unload(self, entry: ModelEntry) -> None:
+        if entry.state is not ModelState.UNLOADING:
             loading = entry.task
-            if entry.lingering is not asyncio.current_task():
-                _cancel(entry.lingering)
-            self._turn(entry, State.UNLOADING)
-            entry.task = self._start(self._leave(entry, loading))
+            if entry.linger_task is not asyncio.current_task():
+                _cancel(entry.linger_task)
+            self._set_state(entry, ModelState.UNLOADING)
+            entry.task = self._start(self._finish_unload(entry, loading))
 
-    async def _stop(self, entry: Entry) -> None:
+    async def _stop(self, entry: ModelEntry) -> None:
         self._unload(entry)
         if entry.task is not None:
             await entry.task
 
     def _start(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        # In a context of its own: the call that caused it must not lend it its deadline or its trace.
+        # In a new context, so that the task does not inherit deadline and trace of the call that caused it.
         task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _load(self, entry: Entry) -> None:
+    async def _load(self, entry: ModelEntry) -> None:
         delay = FIRST_RETRY_SECONDS
         while True:
             try:
@@ -217,90 +218,92 @@ class Repository:
             except TreadleError as raised:
                 error = raised
             except Exception as raised:
-                self._tools.log.error("a model could not be loaded", model=str(entry.key), exc_info=raised)
+                self._dependencies.log.error("a model could not be loaded", model=str(entry.key), exc_info=raised)
                 error = Internal(f"loading raised {type(raised).__name__}; the log tells more")
             else:
                 entry.error = None
-                self._turn(entry, State.READY)
+                self._set_state(entry, ModelState.READY)
                 await self._announce(entry.key)
-                self._tools.log.info("model ready", model=entry.key.model, version=entry.key.version)
-                entry.settled.set()
+                self._dependencies.log.info("model ready", model=entry.key.model, version=entry.key.version)
+                entry.load_attempted.set()
                 return
-            await self._fail(entry, error)
-            entry.settled.set()
+            await self._mark_unavailable(entry, error)
+            entry.load_attempted.set()
             if not (error.retryable or isinstance(error, StorageFull)):
                 return
             await self._sleep(delay)
             delay = min(delay * 2, LAST_RETRY_SECONDS)
-            self._turn(entry, State.LOADING)
+            self._set_state(entry, ModelState.LOADING)
 
-    async def _serve(self, entry: Entry) -> Served:
-        registered = entry.registered = await self._tools.describe(entry.key)
-        worker = Worker(f"model-{entry.key}")
+    async def _serve(self, entry: ModelEntry) -> ServedModel:
+        registered = entry.registered = await self._dependencies.describe(entry.key)
+        thread = ModelThread(f"model-{entry.key}")
         try:
-            async with self._loads:
-                model = await self._tools.load(registered, worker)
+            async with self._load_slots:
+                model = await self._dependencies.load(registered, thread)
         except BaseException:
-            worker.stop()
+            thread.stop()
             raise
-        observer = self._tools.observer(entry.key)
+        observer = self._dependencies.observer(entry.key)
         batcher = Batcher(
             str(entry.key),
             model.predict,
-            worker,
-            self._tools.limits,
-            Watching(observer.batch, observer.answered, lambda reason: self._hangs(entry, reason)),
+            thread,
+            self._dependencies.limits,
+            BatchListener(observer.around_batch, observer.batch_completed, lambda reason: self._on_hang(entry, reason)),
             bounded=model.model.bounded,
         )
-        return Served(registered, model, batcher, observer, worker, Wire(registered, self._tools.limits.max_rows))
+        return ServedModel(
+            registered, model, batcher, observer, thread, InferCodec(registered, self._dependencies.limits.max_rows)
+        )
 
-    async def _fail(self, entry: Entry, error: TreadleError) -> None:
+    async def _mark_unavailable(self, entry: ModelEntry, error: TreadleError) -> None:
         entry.error = error
-        self._turn(entry, State.UNAVAILABLE)
-        self._tools.log.warning("model unavailable", model=str(entry.key), reason=entry.reason)
+        self._set_state(entry, ModelState.UNAVAILABLE)
+        self._dependencies.log.warning("model unavailable", model=str(entry.key), reason=entry.reason)
         await self._announce(entry.key)
 
-    def _hangs(self, entry: Entry, reason: str) -> None:
+    def _on_hang(self, entry: ModelEntry, reason: str) -> None:
         served, entry.served = entry.served, None
-        self._found.clear()
+        self._resolved.clear()
         if served is not None:
-            served.worker.stop()
-        entry.task = self._start(self._fail(entry, Unavailable(reason)))
+            served.thread.stop()
+        entry.task = self._start(self._mark_unavailable(entry, Unavailable(reason)))
 
-    async def _leave(self, entry: Entry, loading: "asyncio.Task[None] | None") -> None:
+    async def _finish_unload(self, entry: ModelEntry, loading: "asyncio.Task[None] | None") -> None:
         if loading is not None:
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)
-        self._turn(entry, State.UNLOADING)  # the load may have ended well at the same moment
+        self._set_state(entry, ModelState.UNLOADING)  # the load may have succeeded meanwhile
         await self._announce(entry.key)
         served = entry.served
         if served is not None:
             await served.batcher.drain()
-            await self._free(served)
-        if entry.registered is not None:  # also where it failed to load, or hung
-            await self._tools.discard(entry.registered)
+            await self._close_model(served)
+        if entry.registered is not None:  # also if it failed to load, or hung
+            await self._dependencies.discard(entry.registered)
         entry.served = served = None
-        await asyncio.to_thread(give_back)
-        entry.settled.set()
+        await asyncio.to_thread(trim_allocator)
+        entry.load_attempted.set()
         del self._entries[entry.key]
         await self._announce(entry.key)
-        self._tools.log.info("model unloaded", model=entry.key.model, version=entry.key.version)
+        self._dependencies.log.info("model unloaded", model=entry.key.model, version=entry.key.version)
         self._reconcile()
 
-    async def _free(self, served: Served) -> None:
+    async def _close_model(self, served: ServedModel) -> None:
         try:
-            await asyncio.wait_for(served.worker.call(served.model.close), CLOSE_SECONDS)
+            await asyncio.wait_for(served.thread.call(served.model.close), CLOSE_SECONDS)
         except Exception as error:
             key = str(served.registered.key)
-            self._tools.log.warning("closing a model failed", model=key, error=type(error).__name__)
-        served.worker.stop()
-        served.observer.tell()
+            self._dependencies.log.warning("closing a model failed", model=key, error=type(error).__name__)
+        served.thread.stop()
+        served.observer.flush()
 
     async def _announce(self, key: ModelRef) -> None:
-        """Health of the version, and of the model: it serves if any version of it does."""
-        ready = [e.key for e in self._entries.values() if e.state is State.READY and e.key.model == key.model]
-        await self._tools.announce(f"model/{key}", key in ready)
-        await self._tools.announce(f"model/{key.model}", bool(ready))
+        """Sets the health of the version and of the model, which serves if any of its versions does."""
+        ready = [e.key for e in self._entries.values() if e.state is ModelState.READY and e.key.model == key.model]
+        await self._dependencies.announce(f"model/{key}", key in ready)
+        await self._dependencies.announce(f"model/{key.model}", bool(ready))
 
 
 def _cancel(task: "asyncio.Task[None] | None") -> None:
@@ -308,7 +311,7 @@ def _cancel(task: "asyncio.Task[None] | None") -> None:
         task.cancel()
 
 
-def _key(name: str, version: str) -> ModelRef:
+def _parse_key(name: str, version: str) -> ModelRef:
     if not (version.isascii() and version.isdigit()):
         raise InvalidInput(f"{version[:32]!r} is no version; versions are numbers from 1")
     try:

@@ -146,5 +146,5 @@ def _metrics(listen: str, telemetry: Telemetry) -> MetricsServer:
     host, _, port = listen.rpartition(":")
     try:
         return serve_metrics(telemetry.meters, host, int(port))
-    except (OSError, ValueError, OverflowError) as error:
+    except OSError as error:
         raise FailedPrecondition(f"TREADLE_METRICS_LISTEN={listen}: {error}; choose another host:port") from None

@@ -1,4 +1,4 @@
-"""Threads of a model: the fewest that serve it well, by a clock that the models themselves move."""
+"""Threads of a model: the choose that serve it well, on a clock that the models advance."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from treadle.core.errors import FailedPrecondition, InvalidInput
-from treadle.inference.batching.threads import Trial
+from treadle.inference.batching.thread_tuner import ThreadTuner
 from treadle.plugins.backend import LoadedModel
 from treadle.plugins.checked import CheckedModel
 from treadle.plugins.tensor_spec import TensorSpec
@@ -16,12 +16,12 @@ from treadle.plugins.tensors import Signature, Tensors
 SIGNATURE = Signature((TensorSpec("x", "FP64", (-1,)),), (TensorSpec("x", "FP64", (-1,)),))
 SAMPLE = {"x": np.arange(3.0)}
 Cost = Callable[[int, int], float]
-"""Seconds that so many rows take with so many threads."""
+"""Seconds by rows and threads."""
 
 
 @dataclass
 class Machine:
-    """Models whose `predict` takes what `cost` says."""
+    """Models whose `predict` advances the clock by `cost`."""
 
     cost: Cost
     load_seconds: float = 0.001
@@ -35,13 +35,13 @@ class Machine:
         self.now += self.load_seconds
         return CheckedModel(Costly(self, threads), SIGNATURE)
 
-    def fewest(self, most: int, *, largest: int = 1024, sample: Tensors = SAMPLE) -> tuple[int, str]:
-        chosen = Trial(self.load, sample, largest, lambda: self.now).fewest(most)
+    def choose(self, most: int, *, largest: int = 1024, sample: Tensors = SAMPLE) -> tuple[int, str]:
+        chosen = ThreadTuner(self.load, sample, largest, lambda: self.now).choose(most)
         assert isinstance(chosen.model.model, Costly)
         assert chosen.model.model.threads == chosen.threads
         assert self.open == [chosen.threads], "every other model is closed again"
         assert self.loads[-1] == chosen.threads, "what was tried last has set the limits of some libraries"
-        return chosen.threads, chosen.why
+        return chosen.threads, chosen.reason
 
 
 @dataclass
@@ -58,21 +58,21 @@ class Costly(LoadedModel):
 
 
 def scales(threads: int, rows: int) -> float:
-    """A batch is shared out; one row is not, and costs no more."""
+    """The rows of a batch are divided among threads; a single row is not."""
     return 1e-4 + rows * 1e-4 / threads
 
 
 def test_a_model_that_scales_gets_every_core() -> None:
-    threads, why = Machine(scales).fewest(4)
+    threads, reason = Machine(scales).choose(4)
     assert threads == 4
-    assert "times as fast" in why
+    assert "times as fast" in reason
 
 
 def test_a_quick_model_keeps_one_thread_and_nothing_else_is_tried() -> None:
     machine = Machine(lambda threads, rows: 1e-7 * rows)
-    threads, why = machine.fewest(8)
+    threads, reason = machine.choose(8)
     assert (threads, machine.loads) == (1, [1])
-    assert why == "1024 rows take 0.10 ms"
+    assert reason == "1024 rows take 0.10 ms"
 
 
 @pytest.mark.parametrize(
@@ -85,22 +85,22 @@ def test_a_quick_model_keeps_one_thread_and_nothing_else_is_tried() -> None:
     ],
     ids=["no gain", "little gain", "one row suffers", "worse"],
 )
-def test_more_threads_must_pay(cost: Cost) -> None:
+def test_more_threads_must_be_clearly_faster(cost: Cost) -> None:
     machine = Machine(cost)
-    threads, why = machine.fewest(4)
+    threads, reason = machine.choose(4)
     assert (threads, machine.loads) == (1, [1, 2, 1])
-    assert "more threads are not 1.3 times as fast" in why
+    assert "more threads are not 1.3 times as fast" in reason
 
 
-def test_it_stops_where_more_no_longer_pays() -> None:
+def test_tuning_stops_where_more_threads_are_not_faster() -> None:
     machine = Machine(lambda threads, rows: 1e-5 + rows * 1e-4 / min(threads, 2))
-    assert machine.fewest(8)[0] == 2
+    assert machine.choose(8)[0] == 2
     assert machine.loads == [1, 2, 4, 2]
 
 
-def test_cores_that_are_no_power_of_two_are_all_tried() -> None:
+def test_a_number_of_cores_that_is_not_a_power_of_two() -> None:
     machine = Machine(scales)
-    assert machine.fewest(3)[0] == 3
+    assert machine.choose(3)[0] == 3
     assert machine.loads == [1, 2, 3]
 
 
@@ -113,27 +113,29 @@ def test_cores_that_are_no_power_of_two_are_all_tried() -> None:
         (Machine(lambda threads, rows: 0.5), 4, SAMPLE, "too long to measure"),
     ],
 )
-def test_what_cannot_be_measured_gets_one_thread(machine: Machine, most: int, sample: Tensors, words: str) -> None:
-    threads, why = machine.fewest(most, sample=sample)
+def test_a_model_that_cannot_be_measured_gets_one_thread(
+    machine: Machine, most: int, sample: Tensors, words: str
+) -> None:
+    threads, reason = machine.choose(most, sample=sample)
     assert (threads, machine.loads) == (1, [1])
-    assert words in why
+    assert words in reason
 
 
 @pytest.mark.parametrize("seconds", [1e-6, 1e-4, 1e-3, 1e-2, 0.09])
 def test_measuring_ends_soon(seconds: float) -> None:
     machine = Machine(lambda threads, rows: rows * seconds / threads)
-    machine.fewest(4)
+    machine.choose(4)
     assert machine.now < 3
 
 
-def test_no_batch_is_larger_than_what_will_come() -> None:
+def test_no_measured_batch_exceeds_the_batch_limit() -> None:
     seen: list[int] = []
 
     def cost(threads: int, rows: int) -> float:
         seen.append(rows)
         return 1e-6 * rows
 
-    Machine(cost).fewest(2, largest=16)
+    Machine(cost).choose(2, largest=16)
     assert max(seen) == 16
 
 
@@ -145,9 +147,9 @@ def test_a_model_that_cannot_be_loaded_with_more_threads_keeps_one() -> None:
             raise FailedPrecondition("no room")
         return machine.load(threads)
 
-    assert Trial(load, SAMPLE, 1024, lambda: machine.now).fewest(4).threads == 1
+    assert ThreadTuner(load, SAMPLE, 1024, lambda: machine.now).choose(4).threads == 1
     with pytest.raises(InvalidInput):
-        Trial(_refused, SAMPLE, 1024, lambda: machine.now).fewest(4)
+        ThreadTuner(_refused, SAMPLE, 1024, lambda: machine.now).choose(4)
 
 
 def _refused(threads: int) -> CheckedModel:

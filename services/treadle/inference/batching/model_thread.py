@@ -1,7 +1,7 @@
-"""One thread that runs what it is given, in order; a model version lives on one of its own.
+"""A thread that runs callables in order; each model version has its own.
 
-It is a daemon: Python cannot end a thread that is stuck inside a backend, so a stuck worker is abandoned, and
-neither the event loop nor the end of the process waits for it.
+It is a daemon, because Python cannot end a thread that is stuck inside a backend: a stuck thread is abandoned, and
+neither the event loop nor the exit of the process waits for it.
 """
 
 import asyncio
@@ -15,8 +15,8 @@ from treadle.core.tasks import notify
 T = TypeVar("T")
 
 
-class Worker:
-    """Runs callables on its thread."""
+class ModelThread:
+    """Runs callables in order on one daemon thread."""
 
     def __init__(self, name: str) -> None:
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -27,7 +27,7 @@ class Worker:
         self._tasks.put(task)
 
     async def call(self, function: Callable[[], T]) -> T:
-        """Runs `function` on the thread; to its end, even if the caller leaves."""
+        """The result of `function`, run on the thread. Cancelling the caller does not stop it."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
@@ -42,8 +42,8 @@ class Worker:
         def task() -> None:
             try:
                 outcome: tuple[T | None, BaseException | None] = (function(), None)
-            except BaseException as error:  # backends may raise anything; it belongs to the caller
-                # StopIteration cannot travel through a future.
+            except BaseException as error:  # backends may raise anything; the caller gets it
+                # A future cannot hold StopIteration.
                 raised = RuntimeError("StopIteration") if isinstance(error, StopIteration) else error
                 outcome = (None, raised)
             notify(loop, lambda: settle(*outcome))
@@ -52,7 +52,7 @@ class Worker:
         return await future
 
     def stop(self) -> None:
-        """Ends the thread after what is queued; one that is stuck is left behind."""
+        """Ends the thread after the queued callables; a stuck thread is left behind."""
         self._tasks.put(None)
 
     def _run(self) -> None:
