@@ -1,4 +1,4 @@
-"""One real mesh for all end-to-end tests: six processes, a feature store, two models, a deployment with a fallback."""
+"""Real meshes for all end-to-end tests, with a feature store, three models and a deployment with fallbacks in each."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ import pytest
 from treadle.client import AsyncClient, Fallback
 from treadle.mesh.supervisor import Mesh
 
-from ..conftest import BasePort, needs_envoy
+from ..conftest import BasePort
 
 PROJECT = Path(__file__).parent / "project"
 CUSTOMERS = 200
@@ -27,11 +27,14 @@ T = TypeVar("T")
 class LiveMesh:
     """A mesh whose supervisor runs on a thread of its own, so that tests in any event loop can use it."""
 
-    def __init__(self, home: Path, base_port: int, host: str, *, colocate: bool = False) -> None:
+    def __init__(self, home: Path, base_port: int, host: str | None, *, colocate: bool = False) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        environ = {**os.environ, "TREADLE_GATEWAY_SPOOL_SEGMENT_SECONDS": "0.2", "TREADLE_HOST": host}
+        # What `treadle up` does with no setting made, whatever this run's environment holds.
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("TREADLE_")}
+        if host is not None:
+            environ["TREADLE_HOST"] = host
         self.mesh = Mesh(home, base_port, PROJECT, environ=environ, colocate=colocate)
         self.home = home
         self.run(self.mesh.__aenter__())
@@ -77,20 +80,22 @@ class LiveMesh:
         self._loop.close()
 
 
-APART, TOGETHER, ON_GRPCIO = (
-    pytest.param(("envoy", False), id="apart", marks=needs_envoy),
-    pytest.param(("envoy", True), id="together", marks=needs_envoy),
-    pytest.param(("grpcio", False), id="on grpcio"),
+DEFAULT = pytest.param((None, False), id="default")
+WAYS = (
+    DEFAULT,
+    pytest.param((None, True), id="colocated"),
+    pytest.param(("grpcio", False), id="grpcio"),
+    pytest.param(("grpcio", True), id="grpcio-colocated"),
 )
-apart_alone = pytest.mark.parametrize("live", [APART], indirect=True)
-"""For tests that stop single services."""
+default_alone = pytest.mark.parametrize("live", [DEFAULT], indirect=True)
+"""For tests that stop single services, or need no more than one mesh."""
 
 
-@pytest.fixture(scope="session", params=[APART, TOGETHER, ON_GRPCIO])
+@pytest.fixture(scope="session", params=WAYS)
 def live(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, base_port: BasePort
 ) -> Iterator[LiveMesh]:
-    """The mesh alone: its services in processes of their own or in one, on either host."""
+    """A mesh as `treadle up` starts it: on its default host (Envoy where it can run) or grpcio, colocated or not."""
     host, colocate = request.param
     mesh = LiveMesh(tmp_path_factory.mktemp("mesh"), base_port(), host, colocate=colocate)
     yield mesh

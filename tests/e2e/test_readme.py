@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import LiveMesh
+from .conftest import LiveMesh, default_alone
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+# The commands build on one another, so one worker runs them all.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_group("readme"), default_alone]
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -21,7 +22,7 @@ ELSEWHERE = {
     "make demo": "tests/e2e/test_demo.py",
     "make test": "this suite",
     "treadle up": "the live mesh",
-    "treadle up --colocate": "the live mesh, together",
+    "treadle up --colocate": "the live mesh, colocated",
 }
 
 

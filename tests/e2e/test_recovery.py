@@ -6,9 +6,9 @@ import pytest
 
 from treadle.core.errors import TreadleError, Unavailable
 
-from .conftest import apart_alone
+from .conftest import default_alone
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), apart_alone]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), default_alone]
 
 SERVICES = ("features", "inference", "evaluation", "registry", "gateway")
 
