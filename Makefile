@@ -22,7 +22,7 @@ up: .venv/demo ## start the mesh here and leave it running in the foreground
 	@$(BIN)/treadle up $(ARGS)
 
 test: .venv/dev ## every test (ARGS="-m 'not slow'" for the quick ones)
-	@$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+	@$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 coverage: .venv/dev ## what `make test ARGS=--cov` reached of each package, against its floor
 	@for floor in $(COVERAGE_FLOORS); do $(BIN)/coverage report --include="$${floor%:*}/*" --fail-under="$${floor#*:}"; done
