@@ -152,7 +152,7 @@ class Bench:
         prediction_pb2_grpc.add_PredictionServiceServicer_to_server(
             PredictionServicer(self.pipeline, 64), cast("grpc.aio.Server", server)
         )
-        sent = [grpc_framing.framed(data) for data in _requests_by_key()]
+        sent = [grpc_framing.frame_message(data) for data in _requests_by_key()]
         headers = [(b"content-type", b"application/grpc"), (b"te", b"trailers"), (b"user-agent", b"grpc-c/1.0")]
         scope = {"path": "/treadle.v1.PredictionService/Predict", "headers": headers}
         return _asgi(GrpcAdapter(server, 1 << 20), scope, sent)

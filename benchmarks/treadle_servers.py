@@ -31,8 +31,9 @@ class RunningMesh:
     """A mesh with its own home."""
 
     def __init__(
-        self, name: str, host: str, first_port: int, *, trace_ratio: float = 0.0, colocate: bool = False
+        self, name: str, host: str, first_port: int, *, trace_ratio: float | None = 0.0, colocate: bool = False
     ) -> None:
+        """Without a `trace_ratio` the default sampler decides."""
         self._name = name
         self._first_port = first_port
         self._host = host
@@ -71,7 +72,7 @@ class RunningMesh:
         environ = {
             **outer_environment(),
             "TREADLE_HOST": self._host,
-            "TREADLE_TRACE_RATIO": str(self._trace_ratio),
+            "TREADLE_TRACE_RATIO": "" if self._trace_ratio is None else str(self._trace_ratio),
             "TREADLE_DRAIN_SECONDS": "2",
         }
         mesh = Mesh(Path(home), free_base_port(self._first_port), environ=environ, colocate=self._colocate)

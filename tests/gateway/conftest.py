@@ -176,7 +176,7 @@ class Mesh:
         self, name: str = "gateway", *, telemetry: Telemetry | None = None, **settings: Any
     ) -> "AsyncIterator[Gate]":
         """A gateway before the mesh; its data survives a second one of the same name."""
-        peers = {name: self.addresses.get(name, "127.0.0.1:1") for name in SERVICES}
+        peers = dict.fromkeys(SERVICES, "127.0.0.1:1") | self.addresses
         settings = {"spool_segment_seconds": 0.0} | settings
         opened = running(
             gateway.open_service,

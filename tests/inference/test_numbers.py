@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from treadle import oip
-from treadle.core.errors import DeadlineExceeded, FailedPrecondition, InvalidInput, NotFound
+from treadle.core.errors import DeadlineExceeded, InvalidInput, NotFound
 from treadle.core.model_ref import ModelRef
 from treadle.inference.service import InferenceSettings
 from treadle.rpc.codec.tensors import encode_inputs
@@ -59,5 +59,5 @@ async def test_numbers_in_requests(registry: Any, inference: Any) -> None:
     ("name", "value"), [("parallel_loads", 0), ("predict_timeout_seconds", 0.0), ("load_timeout_seconds", float("nan"))]
 )
 def test_settings_that_would_refuse_every_request(name: str, value: float) -> None:
-    with pytest.raises(FailedPrecondition, match=f"TREADLE_INFERENCE_{name.upper()} must be over 0"):
+    with pytest.raises(InvalidInput, match=rf"InferenceSettings\.{name} must be"):
         InferenceSettings(**{name: value})  # type: ignore[arg-type]  # one value for settings of two types

@@ -104,7 +104,7 @@ async def test_an_artifact_that_is_corrupt_in_the_registry_is_never_loaded(
     await registry.deploy("live", odd_model=version)
     assert await inference.until("odd-model", version, "UNAVAILABLE")
     assert not odd.loaded
-    assert not await asyncio.to_thread(lambda: list((tmp_path / "inference" / "artifacts").rglob("*.partial")))
+    assert not await asyncio.to_thread(lambda: list((tmp_path / "inference" / "artifacts").rglob("*.draft")))
 
 
 async def test_a_registry_with_another_history_is_followed(run_registry: Any, serve: Any) -> None:

@@ -18,6 +18,7 @@ SIGNATURE = Signature(
     inputs=(
         TensorSpec("features", "FP32", (-1, 3), columns=("a", "b", "c"), units=("minutes", "miles", "knots")),
         TensorSpec("gaps", "FP64", (-1,), allow_nan=True),
+        TensorSpec("at", "TIMESTAMP", (-1,)),
         TensorSpec("carrier", "STRING", (-1,)),
         TensorSpec("image", "UINT8", (-1, -1, 2)),
     ),
@@ -29,6 +30,7 @@ def inputs(rows: int = 2, **changes: Any) -> dict[str, Any]:
     tensors: dict[str, Any] = {
         "features": np.ones((rows, 3), np.float32),
         "gaps": np.full(rows, np.nan),
+        "at": np.zeros(rows, "datetime64[us]"),
         "carrier": np.array(["UA"] * rows, dtype=object),
         "image": np.zeros((rows, 4, 2), np.uint8),
     }
@@ -63,12 +65,13 @@ def test_infinity_is_a_number() -> None:
         ({"gaps": None}, "gaps", "missing; FP64 of shape"),
         ({"extra": np.zeros(2)}, "extra", "unknown tensor; the model has 'features'"),
         ({"features": np.ones((2, 3))}, "features", "dtype is float64, FP32 is wanted"),
-        ({"features": np.ones(2, np.float32)}, "features", r"shape is \[2\], \[-1, 3\] is wanted"),
-        ({"features": np.ones((2, 4), np.float32)}, "features", r"shape is \[2, 4\]"),
-        ({"features": np.float32(1)}, "features", "shape is"),
-        ({"image": np.zeros((2, 4, 3), np.uint8)}, "image", r"shape is \[2, 4, 3\], \[-1, -1, 2\]"),
+        ({"features": np.ones(2, np.float32)}, "features", r"shape is \[-1\], \[-1, 3\] is wanted"),
+        ({"features": np.ones((2, 4), np.float32)}, "features", r"shape is \[-1, 4\]"),
+        ({"features": np.float32(1)}, "features", r"shape is \[\]"),
+        ({"image": np.zeros((2, 4, 3), np.uint8)}, "image", r"shape is \[-1, 4, 3\], \[-1, -1, 2\]"),
         ({"gaps": np.zeros(3)}, "gaps", "has 3 rows, the first tensor has 2"),
         ({"features": np.array([[1, 2, 3], [1, np.nan, 3]], np.float32)}, "features", "row 1 holds NaN"),
+        ({"at": np.array([1, "NaT"], "datetime64[us]")}, "at", "row 1 holds NaT"),
         ({"carrier": np.array(["UA", b"UA"], object)}, "carrier", "row 1 holds a bytes, STRING is wanted"),
         ({"carrier": np.array(["UA", None], object)}, "carrier", "row 1 holds a NoneType"),
         ({"carrier": np.array([1, 2])}, "carrier", "dtype is int64, STRING is wanted"),
@@ -86,7 +89,7 @@ def test_names_what_is_wrong(changes: dict[str, Any], field: str, words: str) ->
 def test_names_everything_that_is_wrong_at_once() -> None:
     with pytest.raises(InvalidInput) as caught:
         SIGNATURE.check_inputs({"features": np.ones((2, 9), np.float32), "typo": np.ones(2)})
-    assert [v.field for v in caught.value.violations] == ["typo", "features", "gaps", "carrier", "image"]
+    assert [v.field for v in caught.value.violations] == ["typo", "features", "gaps", "at", "carrier", "image"]
 
 
 def test_no_rows_is_refused() -> None:

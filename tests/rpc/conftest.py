@@ -19,7 +19,7 @@ from ..conftest import NoSettings, needs_envoy
 
 sys.path.insert(0, str(Path(__file__).parent / "importable"))
 
-from member import Answer, Member, opener
+from member import Answer, Member, finished_spans, opener
 
 __all__ = ["Answer", "Member", "Stubs", "echo", "opener", "over_a_network", "spans_by_the_sdk"]
 
@@ -93,8 +93,12 @@ async def _hosted(
     async def sample(name: str, labels: dict[str, str]) -> float | None:
         return telemetry.meters.registry.get_sample_value(name, labels)
 
-    member.sample = sample
-    serving = running(opener(member), NoSettings(), home=folder, telemetry=telemetry, local=servers, **options)
+    async def spans() -> list[tuple[str, str, str]]:
+        return finished_spans(telemetry)
+
+    member.sample, member.spans = sample, spans
+    opened = opener(member, http=options.pop("http", False))
+    serving = running(opened, NoSettings(), home=folder, telemetry=telemetry, local=servers, **options)
     async with serving as member.address:
         yield LocalChannel(servers["test"], service="member", telemetry=telemetry) if host == "local" else None, member
 

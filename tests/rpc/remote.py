@@ -28,7 +28,7 @@ class Bridge:
         self.member = Member(answer)
         self.address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._samples: dict[int, asyncio.Future[float | None]] = {}
+        self._samples: dict[int, asyncio.Future[Any]] = {}
         self._ids = itertools.count()
         self._writer: asyncio.StreamWriter
 
@@ -69,19 +69,28 @@ class Bridge:
 
     async def sample(self, name: str, labels: dict[str, str]) -> float | None:
         """A metric of the member's process."""
+        found: float | None = await self._look_up("sample", (name, labels))
+        return found
+
+    async def spans(self) -> list[tuple[str, str, str]]:
+        """The finished spans of the member's process."""
+        found: list[tuple[str, str, str]] = await self._look_up("spans", None)
+        return found
+
+    async def _look_up(self, kind: str, what: Any) -> Any:
         number = next(self._ids)
         self._samples[number] = asyncio.get_running_loop().create_future()
-        await send(self._writer, "sample", number, (name, labels))
+        await send(self._writer, kind, number, what)
         return await self._samples[number]
 
 
 @asynccontextmanager
 async def in_envoy(
-    answer: Answer, folder: Path, *, listen: Listen | None = None, drain_seconds: float = 5.0
+    answer: Answer, folder: Path, *, listen: Listen | None = None, drain_seconds: float = 5.0, http: bool = False
 ) -> AsyncIterator[Member]:
     """A member in an Envoy of its own. Leaving it drains."""
     wanted = listen or Listen()
-    told = Told(replace(wanted, address=probe_port(wanted.address)), folder, drain_seconds)
+    told = Told(replace(wanted, address=probe_port(wanted.address)), folder, drain_seconds, http)
     bridge, socket = Bridge(answer), folder / "s"
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -97,6 +106,7 @@ async def in_envoy(
             assert bridge.address.done(), f"the Envoy ended with status {process.returncode}"
             await _listening(bridge.address.result(), process)
             bridge.member.address, bridge.member.sample = bridge.address.result(), bridge.sample
+            bridge.member.spans = bridge.spans
             yield bridge.member
         finally:
             if process.returncode is None:

@@ -24,7 +24,7 @@ import click
 from treadle.cli.ui.output import Output
 from treadle.mesh.errors import NOT_RUNNING_HINT, CommandError
 from treadle.mesh.meshfile import DEFAULT_HOME, MeshFile
-from treadle.mesh.services import BASE_PORT, GATEWAY, HOST, SERVICES, TRACES
+from treadle.mesh.services import BASE_PORT, GATEWAY, HOST
 
 if TYPE_CHECKING:
     from treadle.client import AsyncClient
@@ -52,14 +52,6 @@ class Session:
         if self.address:
             return self.address
         return self.mesh.addresses[GATEWAY] if self.mesh is not None else f"{HOST}:{BASE_PORT}"
-
-    @property
-    def traces(self) -> str:
-        """The address of the trace store: that of the mesh in `home`, else the port next to the gateway's."""
-        if self.mesh is not None:
-            return self.mesh.addresses[TRACES]
-        host, _, port = self.gateway.rpartition(":")
-        return f"{host}:{int(port) + SERVICES[TRACES].offset}" if port.isdigit() else self.gateway
 
     @asynccontextmanager
     async def client(self) -> "AsyncIterator[AsyncClient]":

@@ -70,21 +70,15 @@ class Models(Versions):
     async def download_artifact(self, sha256: str, path: str | Path) -> int:
         """Writes an artifact to `path`; its size in bytes. Its digest is checked; DataLoss leaves no file."""
         from treadle.core.errors import DataLoss
+        from treadle.core.files import replacing
 
         path, digest, size = Path(path), hashlib.sha256(), 0
-        part = path.with_name(f".{path.name}.part")
-        try:
-            with part.open("wb") as file:  # chunks are small and the disk is local
-                async for message in self._registry.DownloadArtifact(
-                    registry_pb2.DownloadArtifactRequest(sha256=sha256)
-                ):
-                    digest.update(message.chunk)
-                    size += file.write(message.chunk)
+        with replacing(path, durable=False) as file:  # chunks are small and the disk is local
+            async for message in self._registry.DownloadArtifact(registry_pb2.DownloadArtifactRequest(sha256=sha256)):
+                digest.update(message.chunk)
+                size += file.write(message.chunk)
             if digest.hexdigest() != sha256:
                 raise DataLoss(f"artifact {sha256[:12]}… arrived with another digest; ask again")
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
         return size
 
     async def history(self, subject_prefix: str = "", *, limit: int = 50) -> list[registry_pb2.HistoryEvent]:

@@ -6,10 +6,12 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import Annotated
 
 from treadle import oip
+from treadle.core.settings import HOST_PORT, Settings, bounds
 from treadle.gateway.api.grpc.oip_servicer import OipServicer
-from treadle.gateway.api.grpc.passthrough import FORWARDED_SERVICES, forward
+from treadle.gateway.api.grpc.passthrough import forward_services
 from treadle.gateway.api.grpc.prediction_servicer import PredictionServicer
 from treadle.gateway.ledger.recorder import Recorder
 from treadle.gateway.ledger.sender import Sender
@@ -28,39 +30,39 @@ from treadle.v1 import evaluation_pb2_grpc, features_pb2_grpc, prediction_pb2_gr
 
 
 @dataclass(frozen=True)
-class GatewaySettings:
+class GatewaySettings(Settings):
     """TREADLE_GATEWAY_…"""
 
-    rest_listen: str | None = None
+    rest_listen: Annotated[str | None, HOST_PORT] = None
     """host:port of REST, port 0 picks a free one; no REST when empty. Without TLS: beyond loopback, put a proxy before
     it."""
-    max_body_bytes: int = 16 << 20
+    max_body_bytes: Annotated[int, bounds(1, 1 << 30)] = 16 << 20
     """Largest REST request body."""
-    max_request_rows: int = 10_000
+    max_request_rows: Annotated[int, bounds(1, 1_000_000)] = 10_000
     """Most rows of one request."""
-    max_in_flight: int = 1_024
+    max_in_flight: Annotated[int, bounds(1, 1_000_000)] = 1_024
     """Most predictions in work at once; more are refused with RESOURCE_EXHAUSTED."""
-    target_seconds: float = 0.5
+    target_seconds: Annotated[float, bounds(0.001, 600)] = 0.5
     """Of each deployment, no more predictions at once than are answered in this time on average; 16 at least."""
-    stream_in_flight: int = 64
+    stream_in_flight: Annotated[int, bounds(1, 65_536)] = 64
     """Most unanswered requests of one stream; no more are read until some are answered."""
-    coalesce_rows: int = 256
+    coalesce_rows: Annotated[int, bounds(1, 65_536)] = 256
     """Most rows of concurrent requests that share a batch, with one call to features and one to inference; 1: each
     request is a batch of its own."""
-    coalesce_calls: int = 1
+    coalesce_calls: Annotated[int, bounds(1, 1_024)] = 1
     """Batches of one kind in flight before further requests queue for the next batch. One that takes over 5 ms no
     longer counts. More than 1 helps where several quick replicas stand behind an address."""
-    shadow_in_flight: int = 16
+    shadow_in_flight: Annotated[int, bounds(0, 65_536)] = 16
     """Most shadow batches in flight; more are dropped."""
-    spool_max_bytes: int = 1 << 30
+    spool_max_bytes: Annotated[int, bounds(0, 1 << 50)] = 1 << 30
     """Most bytes of prediction records that wait on disk; past it records are dropped, counted and logged."""
-    spool_segment_bytes: int = 4 << 20
+    spool_segment_bytes: Annotated[int, bounds(1, 1 << 30)] = 4 << 20
     """A segment of the spool is closed, and can be sent, at this size …"""
-    spool_segment_seconds: float = 0.5
+    spool_segment_seconds: Annotated[float, bounds(0, 3_600)] = 0.5
     """… or this age."""
-    feature_refresh_seconds: float = 30.0
+    feature_refresh_seconds: Annotated[float, bounds(0.01, 86_400)] = 30.0
     """How often definitions of features are asked for again."""
-    start_seconds: float = 2.0
+    start_seconds: Annotated[float, bounds(0, 600)] = 2.0
     """How long to wait at start for the registry before serving the last good copy of the policies."""
 
 
@@ -166,5 +168,4 @@ def _register(
     )
     oip.add_GRPCInferenceServiceServicer_to_server(oip_servicer, server)
     runtime.reflect(oip.POOL)
-    for name, service in FORWARDED_SERVICES.items():
-        forward(service, runtime.connect(name), server)
+    forward_services(runtime)

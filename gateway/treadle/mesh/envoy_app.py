@@ -3,7 +3,6 @@
 The environment names the services to host (TREADLE_SERVING=gateway,features) and holds their settings.
 """
 
-import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
@@ -14,7 +13,6 @@ from treadle.rpc.app.serving import serve
 from treadle.rpc.hosts.envoy.config import EnvoySettings
 from treadle.rpc.hosts.envoy.host import EnvoyProcess
 from treadle.rpc.hosts.envoy.settings import envoy_settings
-from treadle.rpc.hosts.envoy.tracing import FLUSH_SECONDS
 
 APP = f"{__name__}:app"
 _SERVING = "TREADLE_SERVING"
@@ -53,8 +51,6 @@ async def _run(process: EnvoyProcess) -> None:
             make_host=process.host,
             started=process.started.set,
         )
-        if os.environ.get("TREADLE_OTLP_ENDPOINT"):
-            await asyncio.sleep(2 * FLUSH_SECONDS)  # on exit, Envoy drops the spans that it has not sent
     except BaseException as error:
         log_failure(services[0], error)
         raise

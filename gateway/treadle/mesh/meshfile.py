@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
 
+from treadle.core.files import write_atomically
+
 DEFAULT_HOME = ".treadle"
 _NAME = "mesh.json"
 
@@ -36,9 +38,7 @@ class MeshFile:
 
     def write(self, home: Path) -> None:
         """Replaces the file atomically, so that no reader sees a part of it."""
-        temporary = home / f"{_NAME}.{os.getpid()}"
-        temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
-        temporary.replace(home / _NAME)
+        write_atomically(home / _NAME, (json.dumps(asdict(self), indent=2) + "\n").encode())
 
     @staticmethod
     def remove(home: Path) -> None:

@@ -49,7 +49,8 @@ BACKGROUND_EDGES: tuple[Edge, ...] = (
 """Calls in traces of their own, outside of requests."""
 
 SERVICE_EDGES = REQUEST_EDGES + EVALUATION_EDGES + BACKGROUND_EDGES
-"""All declared calls. Also, the gateway forwards calls of clients to any service."""
+"""All declared calls. Also, the gateway forwards calls of clients to any service; those to the trace store, which read
+spans, leave none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,9 @@ class MetricFamily:
 
 METRICS: dict[str, MetricFamily] = {
     "rpc_server_call_duration_seconds": MetricFamily("histogram", "calls served, by method and status code"),
+    "http_server_request_duration_seconds": MetricFamily(
+        "histogram", "HTTP requests served, by method, route and status"
+    ),
     "rpc_client_call_duration_seconds": MetricFamily("histogram", "calls made, by method and status code"),
     "treadle_gateway_answers_total": MetricFamily("counter", "predictions, by what served them and whether degraded"),
     "treadle_gateway_answer_seconds": MetricFamily("histogram", "admission to answer, by deployment"),

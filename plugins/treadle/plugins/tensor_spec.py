@@ -48,7 +48,7 @@ class TensorSpec:
         )
 
 
-def faults(where: str, specs: Sequence[TensorSpec]) -> Iterator[Violation]:
+def validate_specs(where: str, specs: Sequence[TensorSpec]) -> Iterator[Violation]:
     """What makes a list of specs unusable; fields are named below `where`. An empty list has no fault."""
     seen: set[str] = set()
     for position, spec in enumerate(specs):
@@ -60,10 +60,10 @@ def faults(where: str, specs: Sequence[TensorSpec]) -> Iterator[Violation]:
             yield Violation(f"{place}.dtype", f"must be one of {', '.join(_DTYPES.values())}")
         if spec.allow_nan and spec.dtype not in FLOATS:
             yield Violation(f"{place}.allow_nan", f"{spec.dtype or 'a tensor without a type'} has no NaN")
-        yield from _shape_faults(place, spec)
+        yield from _validate_shape(place, spec)
 
 
-def _shape_faults(place: str, spec: TensorSpec) -> Iterator[Violation]:
+def _validate_shape(place: str, spec: TensorSpec) -> Iterator[Violation]:
     if not spec.shape or spec.shape[0] != -1 or any(size < -1 or size == 0 for size in spec.shape):
         yield Violation(
             f"{place}.shape", f"{list(spec.shape)}: the first axis is -1 (rows), the others 1 or more, or -1"

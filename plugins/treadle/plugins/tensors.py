@@ -16,7 +16,7 @@ import numpy as np
 from treadle.core.dtypes import dtype_name, numpy_dtype
 from treadle.core.errors import InvalidInput, Violation
 from treadle.plugins.errors import BackendFault
-from treadle.plugins.tensor_spec import FLOATS, TensorSpec, faults, fits
+from treadle.plugins.tensor_spec import FLOATS, TensorSpec, fits, validate_specs
 from treadle.v1 import types_pb2
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -54,7 +54,7 @@ class Signature:
     _outputs: tuple[_Check, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        violations = [*faults("inputs", self.inputs), *faults("outputs", self.outputs)]
+        violations = [*validate_specs("inputs", self.inputs), *validate_specs("outputs", self.outputs)]
         if not self.inputs:
             violations.append(Violation("inputs", "empty; a model has at least one"))
         if violations:
@@ -149,7 +149,7 @@ def _wrong(spec: TensorSpec, check: _Check, array: Array, rows: int) -> str:
     if array.dtype != check.dtype:
         return f"dtype is {_dtype_text(array)}, {spec.dtype} is wanted"
     if not array.ndim or not fits(check.row_shape, array.shape[1:]):
-        return f"shape is {list(array.shape)}, {list(spec.shape)} is wanted"
+        return f"shape is {[-1, *array.shape[1:]] if array.ndim else []}, {list(spec.shape)} is wanted"
     if array.shape[0] != rows:
         return f"has {array.shape[0]} rows, the first tensor has {rows}"
     if rows == 0:

@@ -4,9 +4,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 from treadle import oip
 from treadle.core.errors import FailedPrecondition
+from treadle.core.settings import Settings, bounds
 from treadle.evaluation.ledger.ledger import Ledger
 from treadle.evaluation.offline.metrics import EvaluationMetric, Floats, Task
 from treadle.evaluation.offline.predictor import Predictor
@@ -21,27 +23,19 @@ PURGE_INTERVAL_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
-class EvaluationSettings:
+class EvaluationSettings(Settings):
     """TREADLE_EVALUATION_…"""
 
-    parallel_evaluations: int = 2
+    parallel_evaluations: Annotated[int, bounds(1, 1_024)] = 2
     """Evaluations that run at once; more wait."""
-    live_metrics_rows: int = 200_000
+    live_metrics_rows: Annotated[int, bounds(1, 100_000_000)] = 200_000
     """The newest labelled rows of each version that live metrics are computed on; counts are of all rows. Bounds the
     memory of one query: about 100 bytes a row and score."""
-    retention_days: int = 0
+    retention_days: Annotated[int, bounds(0, 36_500)] = 0
     """Days that predictions and labels are kept after they arrived; 0 keeps all. Older rows are deleted once an hour,
     and their prediction ids too, so a prediction that is sent again after that counts as new."""
     blocked_plugins: str = ""
     """Names of plugins that must not be used, separated by commas."""
-
-    def __post_init__(self) -> None:
-        if self.parallel_evaluations < 1:
-            raise FailedPrecondition("TREADLE_EVALUATION_PARALLEL_EVALUATIONS must be 1 or more")
-        if self.live_metrics_rows < 1:
-            raise FailedPrecondition("TREADLE_EVALUATION_LIVE_METRICS_ROWS must be 1 or more")
-        if self.retention_days < 0:
-            raise FailedPrecondition("TREADLE_EVALUATION_RETENTION_DAYS must be 0 (keep all) or more")
 
 
 @asynccontextmanager

@@ -5,8 +5,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from treadle.core.errors import InvalidInput, TreadleError
+from treadle.core.settings import Settings, bounds
 from treadle.features.definition_store import DefinitionStore
 from treadle.features.metrics import FeatureMeters
 from treadle.features.online.lmdb_store import LmdbStoreKind
@@ -19,20 +21,20 @@ from treadle.v1 import features_pb2_grpc
 
 
 @dataclass(frozen=True)
-class FeatureSettings:
-    """TREADLE_FEATURES_…"""
+class FeatureSettings(Settings):
+    """What a features service can be told."""
 
     store: str = "lmdb"
     """The online store: "lmdb", or the name of a store that a plugin provides."""
     store_options: str = ""
     """Options of the store: "host=10.0.0.7,port=6379"."""
-    map_mib: int = 16_384
+    map_mib: Annotated[int, bounds(1, 1 << 26)] = 16_384
     """Size limit of the LMDB store in MiB. It reserves address space only; the file grows with its rows."""
-    max_rows: int = 100_000
+    max_rows: Annotated[int, bounds(1, 10_000_000)] = 100_000
     """Maximum number of rows in one lookup or one pushed message."""
-    transform_timeout_seconds: float = 2.0
+    transform_timeout_seconds: Annotated[float, bounds(0.001, 600)] = 2.0
     """Timeout of the request-time transforms of one lookup."""
-    transform_workers: int = 2
+    transform_workers: Annotated[int, bounds(1, 1_024)] = 2
     """Number of threads that run transforms."""
 
 
@@ -43,7 +45,6 @@ async def open_service(settings: FeatureSettings, runtime: Runtime) -> AsyncIter
     InvalidInput for a setting; NotFound for the store's plugin; DataLoss for damaged definitions; Unavailable when the
     store cannot be opened.
     """
-    _check(settings)
     store = _open_store(settings, runtime.home / "online")
     runner = TransformRunner(settings.transform_workers)
     try:
@@ -72,12 +73,6 @@ async def open_service(settings: FeatureSettings, runtime: Runtime) -> AsyncIter
     finally:
         runner.close()
         store.close()
-
-
-def _check(settings: FeatureSettings) -> None:
-    for name in ("map_mib", "max_rows", "transform_timeout_seconds", "transform_workers"):
-        if getattr(settings, name) <= 0:
-            raise InvalidInput(f"features: {name} must be over 0")
 
 
 def _open_store(settings: FeatureSettings, folder: Path) -> OnlineStore:

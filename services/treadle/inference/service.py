@@ -3,9 +3,10 @@
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Annotated
 
 from treadle import oip
-from treadle.core.errors import FailedPrecondition
+from treadle.core.settings import Settings, bounds
 from treadle.inference.api.admission import ModelLimits
 from treadle.inference.api.data_plane import DataPlane
 from treadle.inference.api.servicer import InferenceServicer
@@ -19,59 +20,39 @@ from treadle.plugins.checked import SAMPLE_TOLERANCE
 from treadle.plugins.manager import Plugins, names_in
 from treadle.rpc.app.runtime import Runtime
 
-_OVER_ZERO = (
-    "max_batch_rows",
-    "queue_rows",
-    "max_request_rows",
-    "load_timeout_seconds",
-    "predict_timeout_seconds",
-    "target_seconds",
-    "parallel_loads",
-    "stream_in_flight",
-)
-
 
 @dataclass(frozen=True)
-class InferenceSettings:
+class InferenceSettings(Settings):
     """TREADLE_INFERENCE_MAX_BATCH_ROWS and so on."""
 
-    max_batch_rows: int = 1024
+    max_batch_rows: Annotated[int, bounds(1, 1_000_000)] = 1024
     """Rows in one batch; a larger request is split."""
-    queue_rows: int = 16_384
+    queue_rows: Annotated[int, bounds(1, 100_000_000)] = 16_384
     """Rows that may wait for one model version; more are refused with RESOURCE_EXHAUSTED."""
-    max_request_rows: int = 100_000
+    max_request_rows: Annotated[int, bounds(1, 100_000_000)] = 100_000
     """Rows in one request."""
-    threads_per_model: int = 0
+    threads_per_model: Annotated[int, bounds(0, 1_024)] = 0
     """Threads that one version may use inside its backend; 0: the fewest that a measurement at load finds good."""
     compiled: bool = True
     """Serve the compiled form of a model where it has one that answers as the original did."""
-    load_timeout_seconds: float = 120.0
+    load_timeout_seconds: Annotated[float, bounds(0.001, 86_400)] = 120.0
     """Time for loading and warming up, without the download."""
-    predict_timeout_seconds: float = 30.0
+    predict_timeout_seconds: Annotated[float, bounds(0.001, 86_400)] = 30.0
     """A batch that takes longer means that the model hangs: it becomes UNAVAILABLE."""
-    target_seconds: float = 0.25
+    target_seconds: Annotated[float, bounds(0.001, 600)] = 0.25
     """Where requests take longer than that from door to door, and than eight times a lone one, fewer are let in at a
     time; the others are refused with RESOURCE_EXHAUSTED."""
-    linger_seconds: float = 10.0
+    linger_seconds: Annotated[float, bounds(0, 86_400)] = 10.0
     """How long a version that deployments let go of stays once those in its place are READY: until every gateway has
     heard of the change."""
-    parallel_loads: int = 2
+    parallel_loads: Annotated[int, bounds(1, 1_024)] = 2
     """Versions that are loaded at the same time."""
-    sample_tolerance: float = SAMPLE_TOLERANCE
+    sample_tolerance: Annotated[float, bounds(0, 1)] = SAMPLE_TOLERANCE
     """Relative and absolute difference allowed between sample outputs at load and when the model was made."""
-    stream_in_flight: int = 64
+    stream_in_flight: Annotated[int, bounds(1, 65_536)] = 64
     """Requests of one stream that run at the same time."""
     blocked_plugins: str = ""
     """Names of plugins that must not be used, separated by commas."""
-
-    def __post_init__(self) -> None:
-        for name in _OVER_ZERO:
-            if not getattr(self, name) > 0:  # so written because NaN is not over 0 either
-                raise FailedPrecondition(f"TREADLE_INFERENCE_{name.upper()} must be over 0")
-        if not self.linger_seconds >= 0:
-            raise FailedPrecondition("TREADLE_INFERENCE_LINGER_SECONDS must be 0 or more")
-        if self.threads_per_model < 0:
-            raise FailedPrecondition("TREADLE_INFERENCE_THREADS_PER_MODEL must be 1 or more, or 0 to measure")
 
 
 @asynccontextmanager

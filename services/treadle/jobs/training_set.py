@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from treadle.core.errors import InvalidInput
+from treadle.core.files import replacing
 from treadle.features import definition_codec as codec
 from treadle.features.definitions import FeatureService, FeatureView
 
@@ -60,10 +61,8 @@ def build_training_set(
         data_digest(table),
         definitions_digest(service, by_name.values()),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft")
-    pq.write_table(table.replace_schema_metadata({_METADATA: _to_json(made)}), draft)
-    draft.replace(path)
+    with replacing(path) as file:
+        pq.write_table(table.replace_schema_metadata({_METADATA: _to_json(made)}), file)
     return made
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from treadle.core.model_ref import ModelRef
-from treadle.plugins.tensor_spec import TensorSpec, faults, fits
+from treadle.plugins.tensor_spec import TensorSpec, fits, validate_specs
 from treadle.registry.checks import ViolationCollector
 
 _MAX_PATH_CHARACTERS = 512
@@ -90,7 +90,7 @@ def _check_tensors(violations: ViolationCollector, field: str, tensors: Sequence
         violations.add(field, "must not be empty")
     for i, tensor in enumerate(tensors):
         violations.check_text(f"{field}[{i}].name", tensor.name, 256)
-    for fault in faults(field, tensors):
+    for fault in validate_specs(field, tensors):
         violations.add(fault.field, fault.description)
 
 

@@ -5,7 +5,9 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from treadle.core.settings import Settings, bounds
 from treadle.registry.artifacts import ArtifactStore
 from treadle.registry.servicer import RegistryServicer
 from treadle.registry.store import RegistryStore
@@ -15,20 +17,20 @@ from treadle.v1 import registry_pb2_grpc
 
 
 @dataclass(frozen=True)
-class RegistrySettings:
+class RegistrySettings(Settings):
     """TREADLE_REGISTRY_…"""
 
     database_url: str = ""
     """An SQLAlchemy URL, such as postgresql+psycopg://user@host/treadle. Empty: SQLite in the service's home."""
     artifacts: Path | None = None
     """The folder of artifacts; several registries may share one. Empty: in the service's home."""
-    artifact_limit_mib: int = 10_240
+    artifact_limit_mib: Annotated[int, bounds(1, 1 << 40)] = 10_240
     """The largest artifact."""
-    disk_reserve_mib: int = 64
+    disk_reserve_mib: Annotated[int, bounds(0, 1 << 40)] = 64
     """Space that artifacts leave free on their disk, so that the database beside them can still be written."""
-    busy_timeout_seconds: float = 30.0
+    busy_timeout_seconds: Annotated[float, bounds(0, 3_600)] = 30.0
     """How long a write waits for those of other processes (SQLite)."""
-    watch_poll_seconds: float = 1.0
+    watch_poll_seconds: Annotated[float, bounds(0.001, 3_600)] = 1.0
     """How often to look for changes that other registry processes wrote to the same database."""
 
 

@@ -1,6 +1,6 @@
-"""What the present call knows: how long it may take, for whom it runs, what its caller sent along.
+"""The request context of the present call: its deadline, tenant, trace and metadata.
 
-The server seam sets it for the time of a call; the client seam passes it on to the next hop.
+The instrumentation of servers sets it for the time of a call; `Channel` passes it on to the next service.
 """
 
 import time
@@ -8,29 +8,51 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
+from typing import Self
 
 TENANT = "treadle-tenant"
 ACTOR = "treadle-actor"
 # Asks the gateway for one version of a deployment.
 VERSION_HEADER = "treadle-pin-version"
-# Metadata that a hop passes on to the next.
+# Metadata that every service passes on to those that it calls.
 FORWARDED = (ACTOR, "baggage")
 
 
 @dataclass(slots=True)
 class RequestContext:
-    """One call. `deadline` is on `time.monotonic()`'s clock; None means no limit. Nobody changes it but `tracing`."""
+    """One call. `deadline` is on `time.monotonic()`'s clock; None means no limit. Nobody changes it but `tracing`.
+
+    Hosts make it by `from_metadata`, so that the same metadata means the same on each of them.
+    """
 
     deadline: float | None = None
     tenant: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     trace_id: str = ""
     traceparent: str = ""
-    """The span of this call where the host records it, "00-<trace>-<span>-<flags>"; empty where Python does."""
+    """The span of this call, "00-<trace>-<span>-<flags>"; empty where the OpenTelemetry SDK makes the span."""
+    parent_id: str = ""
+    """The caller's span, 16 hexadecimal digits; empty for a request that begins its trace, and with the SDK."""
     sampled: bool = False
-    """Whether the host records that span."""
+    """Whether the request is traced and its span is not the SDK's."""
+    keep_span: bool = False
+    """Whether an unsampled request leaves a span though it succeeds."""
     attributes: dict[str, object] = field(default_factory=dict)
-    """Of that span: the host adds them when the answer leaves."""
+    """Attributes of the span, added when the call ends."""
+
+    @classmethod
+    def from_metadata(
+        cls,
+        metadata: Mapping[str, str],
+        *,
+        deadline: float | None = None,
+        trace_id: str = "",
+        traceparent: str = "",
+        parent_id: str = "",
+        sampled: bool = False,
+    ) -> Self:
+        """The context of a call with this gRPC metadata or these HTTP headers, names in lower case, as text."""
+        return cls(deadline, metadata.get(TENANT, ""), metadata, trace_id, traceparent, parent_id, sampled)
 
 
 _NO_CALL = RequestContext()

@@ -15,11 +15,11 @@ def services() -> Iterator[ServiceDescriptor]:
     yield oip.POOL.FindServiceByName(oip.SERVICE)
 
 
-def streaming_paths() -> list[str]:
-    """ "/package.Service/Method" of every method that answers with a stream."""
-    return [
-        f"/{service.full_name}/{method.name}"
-        for service in services()
-        for method in service.methods
-        if method.server_streaming
-    ]
+# Health checks come every few seconds from machines and tell nothing about requests; spans about the sending or the
+# reading of spans would fill the trace store with itself.
+_UNTRACED = ("/grpc.health.", "/grpc.reflection.", "/opentelemetry.", "/treadle.v1.TraceQueryService/")
+
+
+def is_traced(path: str) -> bool:
+    """Whether calls of the method "/package.Service/Method" may leave spans, on either side."""
+    return not path.startswith(_UNTRACED)

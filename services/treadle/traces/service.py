@@ -8,9 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
 
+from treadle.core.settings import Settings, bounds
 from treadle.observability.telemetry.metrics import Counter
 from treadle.observability.telemetry.redaction import SpanGuard
 from treadle.observability.tracestore.store import Retention, SpanStore
@@ -20,16 +22,16 @@ from treadle.v1 import traces_pb2_grpc
 
 
 @dataclass(frozen=True)
-class TraceSettings:
+class TraceSettings(Settings):
     """TREADLE_TRACES_…"""
 
-    max_spans: int = 500_000
+    max_spans: Annotated[int, bounds(1, 1_000_000_000)] = 500_000
     """The oldest go beyond this many."""
-    max_mib: int = 512
+    max_mib: Annotated[int, bounds(1, 1 << 30)] = 512
     """The oldest go when the database is larger."""
-    max_age_hours: float = 168.0
+    max_age_hours: Annotated[float, bounds(0.001, 1_000_000)] = 168.0
     """The oldest go this long after they came."""
-    expire_seconds: float = 10.0
+    expire_seconds: Annotated[float, bounds(0.001, 3_600)] = 10.0
     """How often to look whether some must go."""
 
 

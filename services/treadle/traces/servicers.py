@@ -1,4 +1,4 @@
-"""The two doors of the store: OTLP's Export, and the queries of the command line."""
+"""The gRPC services of the trace store: OTLP's TraceService takes spans, TraceQueryService reads them."""
 
 import asyncio
 import re

@@ -69,7 +69,7 @@ async def test_a_killed_writer_loses_nothing_acknowledged_and_breaks_no_query(tm
     found = ledger.rows("d").table["prediction_id"].to_pylist()
     assert len(found) == len(set(found))
     assert {f"{index}-{row}" for index in range(acknowledged + 1) for row in range(3)} <= set(found)
-    assert not list((tmp_path / "ledger-home").rglob("*.tmp"))
+    assert not list((tmp_path / "ledger-home").rglob("*.draft"))
     await ledger.close()
 
 
@@ -129,7 +129,7 @@ async def test_files_that_the_catalog_does_not_list_are_ignored_and_swept(tmp_pa
     ledger = Ledger(tmp_path)
     await ledger.start()
     await ledger.record([prediction("a")])
-    for name in ("batches-torn.parquet", "batches-torn.parquet.tmp"):
+    for name in ("batches-torn.parquet", ".batches-torn.parquet.0.draft"):
         (tmp_path / "ledger" / name).write_bytes(b"PAR1 torn")
     assert ledger.rows("d").table.num_rows == 1
     assert FileStore(tmp_path / "ledger").sweep() == 2

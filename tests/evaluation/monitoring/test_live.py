@@ -165,7 +165,7 @@ async def test_a_service_with_retention_purges_older_rows(tmp_path: Path, teleme
 
 @pytest.mark.parametrize("wrong", [{"live_metrics_rows": 0}, {"retention_days": -1}, {"parallel_evaluations": 0}])
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(FailedPrecondition, match="TREADLE_EVALUATION_"):
+    with pytest.raises(InvalidInput, match=rf"EvaluationSettings\.{next(iter(wrong))} must be"):
         EvaluationSettings(**wrong)
 
 

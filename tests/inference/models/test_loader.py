@@ -11,7 +11,7 @@ import pytest
 from structlog import wrap_logger
 from structlog.testing import CapturingLogger
 
-from treadle.core.errors import DataLoss, FailedPrecondition, InvalidInput
+from treadle.core.errors import DataLoss, InvalidInput
 from treadle.inference.batching.model_thread import ModelThread
 from treadle.inference.models.artifacts import ArtifactCache
 from treadle.inference.models.loader import LoadOptions, ModelLoader
@@ -155,5 +155,5 @@ async def test_a_compiled_form_outside_of_the_package_is_refused(loads: Loads, p
 
 def test_threads_are_measured_unless_they_are_set() -> None:
     assert InferenceSettings().threads_per_model == 0
-    with pytest.raises(FailedPrecondition, match="THREADS_PER_MODEL must be 1 or more, or 0 to measure"):
+    with pytest.raises(InvalidInput, match="threads_per_model must be a whole number, 0 to"):
         InferenceSettings(threads_per_model=-1)

@@ -2,12 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from treadle.core.errors import TreadleError
+from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.rpc import context
 from treadle.rpc.app.runtime import Runtime
+from treadle.rpc.server.http import TelemetryMiddleware, http_status
 from treadle.v1 import (
     features_pb2,
     features_pb2_grpc,
@@ -29,8 +32,12 @@ class Member:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a stream's handler has come to its end, however it ended."""
     address: str = ""
+    http_address: str = ""
+    """Of its HTTP port, where the host gives it one of its own."""
     sample: Callable[[str, dict[str, str]], Awaitable[float | None]] | None = None
     """A metric of the member's process, by name and labels."""
+    spans: Callable[[], Awaitable[list[tuple[str, str, str]]]] | None = None
+    """Finished spans of the member's process: name, trace id, parent's span id."""
 
     async def __call__(self, name: str) -> str:
         self.calls.append(context.current())
@@ -84,14 +91,46 @@ class Registry(registry_pb2_grpc.RegistryServiceServicer):
             self._member.ended.set()
 
 
-def opener(member: Member) -> Any:
-    """The `open_service` of a member."""
+def http_app(member: Member, telemetry: Telemetry) -> TelemetryMiddleware:
+    """Answers with what the member says to the path."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await respond(200, await member(scope["path"]))(scope, receive, send)
+
+    def respond(status: int, text: str) -> Any:
+        async def response(scope: Any, receive: Any, send: Any) -> None:
+            await send({"type": "http.response.start", "status": status, "headers": []})
+            await send({"type": "http.response.body", "body": text.encode()})
+
+        return response
+
+    def error_response(path: str, error: TreadleError) -> Any:
+        return respond(http_status(error), error.message)
+
+    return TelemetryMiddleware(app, telemetry, route_template=lambda _: "/{path}", error_response=error_response)
+
+
+def finished_spans(telemetry: Telemetry) -> list[tuple[str, str, str]]:
+    """Name, trace id and parent's span id of each span."""
+    return [
+        (span.name, f"{span.context.trace_id:032x}", f"{span.parent.span_id:016x}" if span.parent else "")
+        for span in telemetry.spans
+        if span.context is not None
+    ]
+
+
+def opener(member: Member, *, http: bool = False) -> Any:
+    """The `open_service` of a member; `http`: whether it answers HTTP as well."""
 
     @asynccontextmanager
     async def open_service(settings: object, runtime: Runtime) -> AsyncIterator[None]:
         prediction_pb2_grpc.add_PredictionServiceServicer_to_server(Predictions(member), runtime.server)
         features_pb2_grpc.add_FeatureServiceServicer_to_server(Features(member), runtime.server)  # type: ignore[abstract]  # what it lacks is never called
         registry_pb2_grpc.add_RegistryServiceServicer_to_server(Registry(member), runtime.server)  # type: ignore[abstract]  # nor here
-        yield
+        async with AsyncExitStack() as stack:
+            if http:
+                serving = runtime.http("127.0.0.1:0", http_app(member, runtime.telemetry))
+                member.http_address = await stack.enter_async_context(serving)
+            yield
 
     return open_service

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from member import Member, opener
+from member import Member, finished_spans, opener
 
 from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.rpc import context
@@ -32,6 +32,7 @@ class Told:
     listen: Listen
     home: Path
     drain_seconds: float
+    http: bool
 
 
 async def send(writer: asyncio.StreamWriter, *message: Any) -> None:
@@ -68,6 +69,9 @@ class Remote:
     async def listen(self, telemetry: Telemetry) -> None:
         while True:
             kind, number, value = await receive(self._reader)
+            if kind == "spans":
+                await send(self._writer, "sampled", number, finished_spans(telemetry))
+                continue
             if kind == "sample":
                 found = telemetry.meters.registry.get_sample_value(*value)
                 await send(self._writer, "sampled", number, found)
@@ -95,7 +99,7 @@ async def life(process: EnvoyProcess) -> None:
     telemetry, remote = Telemetry.recording(), Remote(reader, writer)
     tasks = [asyncio.create_task(remote.listen(telemetry)), asyncio.create_task(remote.say_ended())]
     serving = running(
-        opener(remote.member),
+        opener(remote.member, http=told.http),
         None,
         home=told.home,
         telemetry=telemetry,

@@ -6,8 +6,7 @@ from typing import Any
 
 import click
 
-from treadle.cli.command import Session, command, require_listening
-from treadle.mesh.services import TRACES
+from treadle.cli.command import Session, command
 
 _PIPE_WIDTH = 120
 
@@ -25,25 +24,21 @@ async def trace(
 
     Without TRACE_ID, the slowest ones; with it (its first digits are enough), that one hop by hop, batches included.
     """
-    address = session.traces
-    await require_listening(address)
-    from treadle.cli.ui.to_jsonable import to_jsonable
-    from treadle.observability.telemetry.telemetry import Telemetry
-    from treadle.observability.tracestore import waterfall
-    from treadle.observability.tracestore.proto_codec import summary_from_proto, trace_from_proto
-    from treadle.rpc.client.channel import Channel
-    from treadle.v1 import traces_pb2, traces_pb2_grpc
+    async with session.client() as client:
+        from treadle.cli.ui.to_jsonable import to_jsonable
+        from treadle.observability.tracestore import waterfall
+        from treadle.observability.tracestore.proto_codec import summary_from_proto, trace_from_proto
+        from treadle.v1 import traces_pb2, traces_pb2_grpc
 
-    async with Channel(address, service=TRACES, telemetry=Telemetry.off("cli")) as channel:
-        stub = traces_pb2_grpc.TraceQueryServiceStub(channel)
+        stub = traces_pb2_grpc.TraceQueryServiceStub(client.channel)
         if trace_id is not None:
-            found = await stub.GetTrace(traces_pb2.GetTraceRequest(trace_id=trace_id), timeout=session.timeout_seconds)
+            found = await stub.GetTrace(traces_pb2.GetTraceRequest(trace_id=trace_id))
             session.out.show(to_jsonable(found), lambda: waterfall.waterfall(trace_from_proto(found), width=_width()))
             return
         request = traces_pb2.SlowestTracesRequest(
             service=service, deployment=deployment, within_seconds=within, limit=limit
         )
-        slowest = await stub.SlowestTraces(request, timeout=session.timeout_seconds)
+        slowest = await stub.SlowestTraces(request)
         session.out.show(
             to_jsonable(slowest.traces),
             lambda: _picture(waterfall.slow_table(list(map(summary_from_proto, slowest.traces)))),

@@ -5,8 +5,11 @@ from treadle.rpc import tracing
 
 
 def annotate(deployment: str, prediction: PredictionResult) -> None:
-    """Adds deployment, model, rows and what degraded the answer to the span of the present request."""
-    if not tracing.is_recording():
+    """Adds deployment, model, rows and what degraded the answer to the span of the present request.
+
+    A request whose answer is degraded leaves a span whether it is sampled or not.
+    """
+    if not prediction.degraded_reason and not tracing.is_recording():
         return
     attributes: dict[str, str | int] = {
         "treadle.deployment": deployment,
@@ -17,4 +20,5 @@ def annotate(deployment: str, prediction: PredictionResult) -> None:
     }
     if prediction.degraded_reason:
         attributes["treadle.degraded_reason"] = prediction.degraded_reason
+        tracing.keep_span(attributes)
     tracing.annotate(attributes)

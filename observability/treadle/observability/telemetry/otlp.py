@@ -26,7 +26,7 @@ def encode(spans: Sequence[ReadableSpan]) -> ExportTraceServiceRequest:
     """The export request with `spans`, grouped by resource (in practice there is one)."""
     groups = [
         ResourceSpans(
-            resource=Resource(attributes=_attributes(group[0].resource.attributes)),
+            resource=Resource(attributes=encode_attributes(group[0].resource.attributes)),
             scope_spans=[ScopeSpans(scope=InstrumentationScope(name="treadle"), spans=[_span(span) for span in group])],
         )
         for group in (list(spans) for _, spans in itertools.groupby(spans, key=lambda span: id(span.resource)))
@@ -45,16 +45,16 @@ def _span(span: ReadableSpan) -> Span:
         kind=Span.SpanKind.ValueType(span.kind.value + 1),
         start_time_unix_nano=span.start_time or 0,
         end_time_unix_nano=span.end_time or 0,
-        attributes=_attributes(span.attributes),
+        attributes=encode_attributes(span.attributes),
         events=[
-            Span.Event(name=event.name, time_unix_nano=event.timestamp, attributes=_attributes(event.attributes))
+            Span.Event(name=event.name, time_unix_nano=event.timestamp, attributes=encode_attributes(event.attributes))
             for event in span.events
         ],
         links=[
             Span.Link(
                 trace_id=link.context.trace_id.to_bytes(16, "big"),
                 span_id=link.context.span_id.to_bytes(8, "big"),
-                attributes=_attributes(link.attributes),
+                attributes=encode_attributes(link.attributes),
             )
             for link in span.links
         ],
@@ -62,7 +62,8 @@ def _span(span: ReadableSpan) -> Span:
     )
 
 
-def _attributes(attributes: Mapping[str, object] | None) -> list[KeyValue]:
+def encode_attributes(attributes: Mapping[str, object] | None) -> list[KeyValue]:
+    """Attributes as OTLP has them; a value of a type that it does not know becomes text."""
     return [KeyValue(key=key, value=_value(value)) for key, value in attributes.items()] if attributes else []
 
 
@@ -101,21 +102,26 @@ class OtlpExporter(SpanExporter):
         self._on_lost = on_lost
         self._on_change = on_change
         self._channel: grpc.Channel | None = None
-        self._call: grpc.UnaryUnaryMultiCallable[ExportTraceServiceRequest, ExportTraceServiceResponse] | None = None
+        self._call: grpc.UnaryUnaryMultiCallable[bytes, ExportTraceServiceResponse] | None = None
         self._down = False
         self._closed = False
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         if self._closed:
             return SpanExportResult.FAILURE
+        sent = self.send(encode(spans).SerializeToString(), len(spans))
+        return SpanExportResult.SUCCESS if sent else SpanExportResult.FAILURE
+
+    def send(self, request: bytes, spans: int) -> bool:
+        """Sends an encoded `ExportTraceServiceRequest` with this many spans; False if they are lost."""
         try:
-            self._connect()(encode(spans), timeout=_TIMEOUT_SECONDS)
+            self._connect()(request, timeout=_TIMEOUT_SECONDS)
         except (grpc.RpcError, ValueError) as error:  # ValueError: the channel was closed under the call
-            self._on_lost(len(spans))
+            self._on_lost(spans)
             self._set_down(_reason(error))
-            return SpanExportResult.FAILURE
+            return False
         self._set_down("")
-        return SpanExportResult.SUCCESS
+        return True
 
     def shutdown(self) -> None:
         self._closed = True
@@ -125,7 +131,7 @@ class OtlpExporter(SpanExporter):
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         return True  # export() does not buffer
 
-    def _connect(self) -> "grpc.UnaryUnaryMultiCallable[ExportTraceServiceRequest, ExportTraceServiceResponse]":
+    def _connect(self) -> "grpc.UnaryUnaryMultiCallable[bytes, ExportTraceServiceResponse]":
         if self._call is None:  # on the exporting thread, at the first export
             # A collector that is reachable again is used within two seconds.
             options = [("grpc.max_reconnect_backoff_ms", 2_000), ("grpc.initial_reconnect_backoff_ms", 200)]
@@ -136,7 +142,6 @@ class OtlpExporter(SpanExporter):
             )
             self._call = self._channel.unary_unary(
                 EXPORT_METHOD,
-                request_serializer=ExportTraceServiceRequest.SerializeToString,
                 response_deserializer=ExportTraceServiceResponse.FromString,
             )
         return self._call

@@ -19,10 +19,10 @@ _KNOWN_FLAGS = 0b11  # sampled, and random trace id
 _EMPTY = Context()
 
 
-def extract(metadata: Iterable[tuple[str, str | bytes]]) -> Context:
+def extract(metadata: Iterable[tuple[str, str | bytes]], *, is_remote: bool = True) -> Context:
     """The context with the caller's span; an empty context without a header or with a malformed one.
 
-    Names must be lower case, as gRPC and ASGI provide them.
+    Names must be lower case, as gRPC and ASGI provide them. `is_remote` says whether the caller is another process.
     """
     parent = state = ""
     for key, value in metadata:
@@ -30,12 +30,12 @@ def extract(metadata: Iterable[tuple[str, str | bytes]]) -> Context:
             parent = _text(value)
         elif key == TRACESTATE:
             state = _text(value)
-    context = parse_traceparent(parent, state) if parent else None
+    context = parse_traceparent(parent, state, is_remote=is_remote) if parent else None
     return trace.set_span_in_context(NonRecordingSpan(context), _EMPTY) if context else _EMPTY
 
 
-def parse_traceparent(header: str, state: str = "") -> SpanContext | None:
-    """`00-<32 hex>-<16 hex>-<2 hex>` as a remote span context; None if it is malformed or all zeros."""
+def parse_traceparent(header: str, state: str = "", *, is_remote: bool = True) -> SpanContext | None:
+    """`00-<32 hex>-<16 hex>-<2 hex>` as a span context; None if it is malformed or all zeros."""
     parts = header.split("-")
     if len(parts) < 4 or [len(part) for part in parts[:4]] != [2, 32, 16, 2] or not _HEX.issuperset("".join(parts[:4])):
         return None
@@ -45,7 +45,7 @@ def parse_traceparent(header: str, state: str = "") -> SpanContext | None:
     context = SpanContext(
         int(trace_id, 16),
         int(span_id, 16),
-        is_remote=True,
+        is_remote=is_remote,
         trace_flags=TraceFlags(int(flags, 16) & _KNOWN_FLAGS),
         trace_state=TraceState.from_header([state]) if 0 < len(state) <= _MAX_HEADER_CHARACTERS else None,
     )
@@ -53,8 +53,8 @@ def parse_traceparent(header: str, state: str = "") -> SpanContext | None:
 
 
 def span_of(traceparent: str) -> Span:
-    """The span that a well-formed header names, as a non-recording span; the invalid span for any other text."""
-    context = parse_traceparent(traceparent)
+    """This process's span that a well-formed header names, as a non-recording span; else the invalid span."""
+    context = parse_traceparent(traceparent, is_remote=False)
     return trace.INVALID_SPAN if context is None else NonRecordingSpan(context)
 
 

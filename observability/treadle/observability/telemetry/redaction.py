@@ -45,6 +45,7 @@ _WORDS = re.compile(r"[a-z0-9]+|[A-Z]+(?![a-z])|[A-Z][a-z0-9]*")
 _SAFE_MODULES = ("treadle.", "grpc.")
 _SAFE_TYPES = (OSError, ImportError, MemoryError)
 _MAX_DEPTH = 6
+_MAX_REMEMBERED = 10_000  # names of attributes may come from peers
 
 
 class Redactor:
@@ -65,7 +66,7 @@ class Redactor:
         verdict = self._verdicts.get(key)
         if verdict is None:
             verdict = self._is_withheld(key)
-            if len(self._verdicts) < 10_000:  # bounded, because keys may come from callers
+            if len(self._verdicts) < _MAX_REMEMBERED:
                 self._verdicts[key] = verdict
         return verdict
 
@@ -113,14 +114,16 @@ class SpanGuard:
 
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
+        self._declared: dict[str, bool] = {}
 
     def allows(self, key: str) -> bool:
         """Whether an attribute of this name may be exported."""
-        return (
-            key.startswith(ALLOWED_PREFIXES)
-            and not key.startswith(_DROPPED_PREFIXES)
-            and not self._redactor.withholds(key)
-        )
+        declared = self._declared.get(key)
+        if declared is None:
+            declared = key.startswith(ALLOWED_PREFIXES) and not key.startswith(_DROPPED_PREFIXES)
+            if len(self._declared) < _MAX_REMEMBERED:
+                self._declared[key] = declared
+        return declared and not self._redactor.withholds(key)
 
     def clean(self, span: ReadableSpan) -> ReadableSpan:
         """A copy of `span` with allowed attributes only, and without messages and stack traces of exceptions.

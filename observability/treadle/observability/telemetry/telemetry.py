@@ -14,14 +14,23 @@ from importlib import metadata
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, Sampler, TraceIdRatioBased
-from opentelemetry.trace import NoOpTracer, Tracer
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler
+from opentelemetry.trace import NoOpTracer, SpanContext, SpanKind, Status, StatusCode, TraceFlags, Tracer
 from structlog.typing import FilteringBoundLogger
 
 from treadle.observability.telemetry.logs import capture_stdlib, make_logger
-from treadle.observability.telemetry.metrics import Meters
+from treadle.observability.telemetry.metrics import Counter, Meters
 from treadle.observability.telemetry.otlp import OtlpExporter
 from treadle.observability.telemetry.redaction import GuardedExporter, Redactor, SpanGuard
+from treadle.observability.telemetry.request_spans import RequestSpan, RequestSpanRecorder
+from treadle.observability.telemetry.sampling import (
+    TRACES_PER_SECOND,
+    AdaptiveSampler,
+    RatioSampler,
+    RequestSampler,
+    SpanSampler,
+    TraceBudget,
+)
 
 MAX_LINKS = 4096
 """A batch span links every request in it; the SDK's default would cut at 128."""
@@ -48,7 +57,12 @@ class Telemetry:
     log: FilteringBoundLogger
     redactor: Redactor = field(default_factory=Redactor)
     """Tell it the names of sensitive columns: `telemetry.redactor.add("income")`."""
+    sampler: RequestSampler | None = None
+    """Decides which requests are traced; None where no span is recorded."""
+    record: Callable[[RequestSpan], None] | None = None
+    """Takes the server spans that are not the SDK's; None where no span is recorded."""
     _provider: TracerProvider | None = None
+    _recorder: RequestSpanRecorder | None = None
     _finished: Callable[[], tuple[ReadableSpan, ...]] = tuple
 
     @classmethod
@@ -64,15 +78,22 @@ class Telemetry:
 
         redactor = redactor or Redactor()
         memory = InMemorySpanExporter()
-        provider = _provider(service, ParentBased(TraceIdRatioBased(1.0)))
-        provider.add_span_processor(SimpleSpanProcessor(GuardedExporter(SpanGuard(redactor), memory)))
+        sampler = RatioSampler(1.0)
+        provider, exporter = _provider(service, SpanSampler(sampler)), GuardedExporter(SpanGuard(redactor), memory)
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
         log = make_logger(service, redactor, level="critical")
+
+        def record(span: RequestSpan) -> None:
+            exporter.export([_as_sdk_span(span, provider.resource)])
+
         return cls(
             service,
             provider.get_tracer("treadle"),
             Meters(),
             log,
             redactor,
+            sampler,
+            record,
             _provider=provider,
             _finished=memory.get_finished_spans,
         )
@@ -84,6 +105,8 @@ class Telemetry:
 
     def close(self) -> None:
         """Sends what is queued and stops. Blocks for as long as one export may take: 5 s if no collector answers."""
+        if self._recorder is not None:
+            self._recorder.close()
         if self._provider is not None:
             self._provider.shutdown()
 
@@ -96,14 +119,14 @@ def setup(
     service: str,
     *,
     otlp_endpoint: str | None = None,
-    sample_ratio: float = 1.0,
+    sampler: RequestSampler | None = None,
     log_json: bool = True,
     log_level: str = "info",
 ) -> Telemetry:
     """The telemetry of a real process.
 
-    Without an endpoint no span is recorded, but trace ids are still made and passed on. ValueError for an unknown
-    level, a bad endpoint, or a ratio outside 0…1.
+    Without an endpoint no span is recorded, but trace ids are still made and passed on. Without a `sampler` at most
+    TRACES_PER_SECOND traces are. ValueError for an unknown level or a bad endpoint.
     """
     if service == "traces":  # exporting would make new spans of every export, for ever
         otlp_endpoint = None
@@ -111,11 +134,26 @@ def setup(
     log = make_logger(service, redactor, json=log_json, level=log_level)
     capture_stdlib(log, level=log_level)
     meters = Meters()
-    sampler = ParentBased(TraceIdRatioBased(sample_ratio)) if otlp_endpoint else ALWAYS_OFF
-    provider = _provider(service, sampler)
-    if otlp_endpoint:
-        provider.add_span_processor(_exporting(otlp_endpoint, meters, log, redactor))
-    return Telemetry(service, provider.get_tracer("treadle"), meters, log, redactor, _provider=provider)
+    if not otlp_endpoint:
+        provider = _provider(service, ALWAYS_OFF)
+        return Telemetry(service, provider.get_tracer("treadle"), meters, log, redactor, _provider=provider)
+    sampler = sampler or AdaptiveSampler(TraceBudget(TRACES_PER_SECOND))
+    provider, guard = _provider(service, SpanSampler(sampler)), SpanGuard(redactor)
+    lost = meters.counter("treadle_spans_lost_total", "Spans that no collector accepted, or that no queue held.")
+    exporter = _exporter(otlp_endpoint, lost, log)
+    provider.add_span_processor(
+        BatchSpanProcessor(
+            GuardedExporter(guard, exporter),
+            max_queue_size=16_384,
+            max_export_batch_size=512,
+            schedule_delay_millis=1_000,
+        )
+    )
+    recorder = RequestSpanRecorder(exporter.send, provider.resource.attributes, allows=guard.allows, on_lost=lost.add)
+    tracer = provider.get_tracer("treadle")
+    return Telemetry(
+        service, tracer, meters, log, redactor, sampler, recorder.record, _provider=provider, _recorder=recorder
+    )
 
 
 def _provider(service: str, sampler: Sampler) -> TracerProvider:
@@ -130,19 +168,27 @@ def _provider(service: str, sampler: Sampler) -> TracerProvider:
     return TracerProvider(sampler=sampler, resource=resource, span_limits=_LIMITS, shutdown_on_exit=False)
 
 
-def _exporting(endpoint: str, meters: Meters, log: FilteringBoundLogger, redactor: Redactor) -> BatchSpanProcessor:
-    lost = meters.counter("treadle_spans_lost_total", "Spans that no collector accepted.")
-
+def _exporter(endpoint: str, lost: Counter, log: FilteringBoundLogger) -> OtlpExporter:
     def changed(error: str) -> None:
         if error:
             log.warning("traces cannot be exported; spans are dropped until they can", endpoint=endpoint, error=error)
         else:
             log.info("traces are exported again", endpoint=endpoint)
 
-    exporter = OtlpExporter(endpoint, on_lost=lost.add, on_change=changed)
-    return BatchSpanProcessor(
-        GuardedExporter(SpanGuard(redactor), exporter),
-        max_queue_size=16_384,
-        max_export_batch_size=512,
-        schedule_delay_millis=1_000,
+    return OtlpExporter(endpoint, on_lost=lost.add, on_change=changed)
+
+
+def _as_sdk_span(span: RequestSpan, resource: Resource) -> ReadableSpan:
+    trace_id, flags = int(span.trace_id, 16), TraceFlags(TraceFlags.SAMPLED)
+    parent = SpanContext(trace_id, int(span.parent_id, 16), is_remote=True) if span.parent_id else None
+    return ReadableSpan(
+        span.name,
+        SpanContext(trace_id, int(span.span_id, 16), is_remote=False, trace_flags=flags),
+        parent,
+        resource,
+        {**dict(span.fixed), **span.attributes},  # type: ignore[dict-item]  # services set values that spans can hold
+        kind=SpanKind.SERVER,
+        status=Status(StatusCode.ERROR if span.failed else StatusCode.UNSET),
+        start_time=span.start_nanos,
+        end_time=span.end_nanos,
     )

@@ -10,7 +10,6 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from treadle.observability.telemetry.redaction import SpanGuard
-from treadle.observability.tracestore.envoy_spans import is_native, read_native
 from treadle.observability.tracestore.spans import KINDS, STATUSES, SpanEvent, SpanRecord, Value
 
 MAX_SPANS = 10_000
@@ -40,42 +39,40 @@ def read_request(request: ExportTraceServiceRequest, guard: SpanGuard) -> Intake
     """The spans of `request`. Spans past MAX_SPANS are rejected without being looked at."""
     total = sum(len(scope.spans) for resource in request.resource_spans for scope in resource.scope_spans)
     spans: list[SpanRecord] = []
-    for service, native, span in itertools.islice(_spans(request), MAX_SPANS):
-        record = _record(service, span, guard, native=native)
+    for service, span in itertools.islice(_spans(request), MAX_SPANS):
+        record = _record(service, span, guard)
         if record is not None:
             spans.append(record)
     return Intake(spans, total - len(spans))
 
 
-def _spans(request: ExportTraceServiceRequest) -> Iterator[tuple[str, bool, Span]]:
-    """Every span, with the service that it is of and whether Envoy recorded it."""
+def _spans(request: ExportTraceServiceRequest) -> Iterator[tuple[str, Span]]:
+    """Every span with its service."""
     for resource in request.resource_spans:
-        native = is_native(resource.resource.attributes)
         names = (item.value.string_value for item in resource.resource.attributes if item.key == "service.name")
         service = (next(names, "") or "unknown").removeprefix("treadle-")[:MAX_NAME]
         for scope in resource.scope_spans:
             for span in scope.spans:
-                yield service, native, span
+                yield service, span
 
 
-def _record(service: str, span: Span, guard: SpanGuard, *, native: bool) -> SpanRecord | None:
+def _record(service: str, span: Span, guard: SpanGuard) -> SpanRecord | None:
     if not _is_id(span.trace_id, 16) or not _is_id(span.span_id, 8):
         return None
     start, end = span.start_time_unix_nano, span.end_time_unix_nano
     if not 0 < start <= _MAX_NANOS or end > _MAX_NANOS:
         return None
-    name, said, status, attributes = _of_envoy(span, guard) if native else _of_sdk(span, guard)
     return SpanRecord(
         trace_id=span.trace_id.hex(),
         span_id=span.span_id.hex(),
         parent_id=span.parent_span_id.hex() if _is_id(span.parent_span_id, 8) else "",
-        service=said[:MAX_NAME] or service,
-        name=name[:MAX_NAME] or "?",
+        service=service,
+        name=span.name[:MAX_NAME] or "?",
         start_nanos=start,
         duration_nanos=max(0, end - start),
         kind=KINDS[span.kind] if 0 < span.kind < len(KINDS) else "internal",
-        status=status,
-        attributes=attributes,
+        status=STATUSES[span.status.code] if 0 <= span.status.code < len(STATUSES) else "unset",
+        attributes=_attributes(span.attributes, guard),
         links=tuple(
             (link.trace_id.hex(), link.span_id.hex())
             for link in itertools.islice(span.links, MAX_LINKS)
@@ -90,23 +87,6 @@ def _record(service: str, span: Span, guard: SpanGuard, *, native: bool) -> Span
             for event in itertools.islice(span.events, MAX_EVENTS)
         ),
     )
-
-
-def _of_sdk(span: Span, guard: SpanGuard) -> tuple[str, str, str, dict[str, Value]]:
-    """Name, service where it is not the resource's, status and attributes."""
-    status = STATUSES[span.status.code] if 0 <= span.status.code < len(STATUSES) else "unset"
-    return span.name, "", status, _attributes(span.attributes, guard)
-
-
-def _of_envoy(span: Span, guard: SpanGuard) -> tuple[str, str, str, dict[str, Value]]:
-    """As `_of_sdk`."""
-    said = read_native(span)
-    attributes = {
-        name: value[:MAX_TEXT] if isinstance(value, str) else value
-        for name, value in said.attributes.items()
-        if guard.allows(name)
-    }
-    return said.name, said.service, "error" if said.failed else "unset", attributes
 
 
 def _is_id(value: bytes, length: int) -> bool:

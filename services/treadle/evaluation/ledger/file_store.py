@@ -6,7 +6,6 @@ files by a large one in one transaction. The replaced files are kept until the n
 listed them already.
 """
 
-import os
 import sqlite3
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from treadle.core.errors import StorageFull
-from treadle.core.files import map_disk_full, sync_folder
+from treadle.core.files import map_disk_full, replacing
 from treadle.evaluation.ledger.tables import ARRIVED, KEYS, UNIQUE
 
 _SCHEMA = """
@@ -153,25 +152,14 @@ class FileStore:
         import pyarrow.parquet as pq
 
         name = f"{kind}-{uuid.uuid4().hex}.parquet"
-        temporary = self.folder / f"{name}.tmp"
-        try:
-            with temporary.open("wb") as file:
-                writer = None
-                for table in tables:
-                    repeating = [column for column in table.schema.names if column not in UNIQUE]
-                    writer = writer or pq.ParquetWriter(
-                        file, table.schema, compression="zstd", use_dictionary=repeating
-                    )
-                    writer.write_table(table)
-                if writer is not None:
-                    writer.close()
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.rename(self.folder / name)
-            sync_folder(self.folder)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with replacing(self.folder / name) as file:
+            writer = None
+            for table in tables:
+                repeating = [column for column in table.schema.names if column not in UNIQUE]
+                writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd", use_dictionary=repeating)
+                writer.write_table(table)
+            if writer is not None:
+                writer.close()
         return name
 
     @contextmanager

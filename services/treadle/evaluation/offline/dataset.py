@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from treadle.core.column import Array, Column
-from treadle.core.dtypes import numpy_dtype
 from treadle.core.errors import InvalidInput, NotFound
 from treadle.core.hints import unknown
-from treadle.plugins.tensor_spec import TensorSpec
+from treadle.plugins.assembly import InputColumn, assemble
 from treadle.plugins.tensors import Signature
 
 MAXIMUM_ROWS = 10_000_000
@@ -72,65 +72,28 @@ def read_columns(files: Sequence[Path], names: Sequence[str]) -> dict[str, Colum
     return {name: _column(name, table[name]) for name in wanted}
 
 
-def with_labels(columns: Mapping[str, Column], label: str) -> dict[str, Column]:
-    """The columns with only the rows that have a label. InvalidInput if there is none."""
+def with_labels(columns: Mapping[str, Column], label: str) -> tuple[dict[str, Column], NDArray[np.int64]]:
+    """The rows whose label is known, and their positions in the dataset; InvalidInput if there is no such row."""
     nulls = columns[label].nulls
     if nulls is None:
-        return dict(columns)
+        return dict(columns), np.arange(columns[label].rows)
     known = np.flatnonzero(~nulls)
     if not known.size:
         raise InvalidInput(f'no row of the dataset has a label: column "{label}" is null throughout')
     taken = {name: column.take(known) for name, column in columns.items()}
-    return taken | {label: Column(label, taken[label].dtype, taken[label].values)}
+    return taken | {label: Column(label, taken[label].dtype, taken[label].values)}, known
 
 
-def model_inputs(signature: Signature, columns: Mapping[str, Column]) -> dict[str, Array]:
-    """Tensors for all rows. A null is NaN where the signature allows it, else an InvalidInput that names the column."""
-    return {spec.name: _packed(spec, columns) if spec.columns else _single(spec, columns) for spec in signature.inputs}
-
-
-def _packed(spec: TensorSpec, columns: Mapping[str, Column]) -> Array:
-    dtype = numpy_dtype(spec.dtype)
-    rows = columns[spec.columns[0]].rows
-    packed = np.empty((rows, len(spec.columns)), dtype=dtype)
-    for index, name in enumerate(spec.columns):
-        packed[:, index] = _values(spec, columns[name])
-    return packed
-
-
-def _single(spec: TensorSpec, columns: Mapping[str, Column]) -> Array:
-    values = _values(spec, columns[spec.name])
-    return values[:, None] if spec.shape == (-1, 1) and values.ndim == 1 else values
-
-
-def _values(spec: TensorSpec, column: Column) -> Array:
-    """The column in the type of the tensor, losing nothing but float precision."""
-    wanted = numpy_dtype(spec.dtype)
-    if (wanted.kind == "O") != (column.values.dtype.kind == "O") or (wanted.kind == "O" and spec.dtype != column.dtype):
-        raise InvalidInput(
-            f'column "{column.name}" is {column.dtype}; input "{spec.name}" of the model wants {spec.dtype}'
-        )
-    if wanted.kind == "f":
-        values = column.as_float(spec.dtype)
-        if not spec.allow_nan and (bad := np.flatnonzero(np.isnan(values.reshape(len(values), -1)).any(axis=1))).size:
-            raise InvalidInput(_no_nulls(spec, column, bad))
-        return values
-    if column.nulls is not None and column.nulls.any():
-        raise InvalidInput(_no_nulls(spec, column, np.flatnonzero(column.nulls)))
-    values = column.values
-    if values.dtype != wanted:
-        converted = values.astype(wanted)
-        if not np.array_equal(converted.astype(values.dtype), values):
-            raise InvalidInput(f'column "{column.name}" is {column.dtype} with values that {spec.dtype} cannot hold')
-        return converted
-    return values
-
-
-def _no_nulls(spec: TensorSpec, column: Column, rows: Array) -> str:
-    return (
-        f'column "{column.name}" is null or NaN in {rows.size} rows, first in row {rows[0]}; input "{spec.name}" '
-        "of the model does not accept that: fill them, or sign the model with allow_nan"
-    )
+def model_inputs(
+    signature: Signature, columns: Mapping[str, Column], positions: NDArray[np.int64]
+) -> Mapping[str, Array]:
+    """Tensors for all rows, by the rule that serving has too. InvalidInput names the first column and row that the
+    model does not take; `positions` says where in the dataset each row stands."""
+    given = {name: InputColumn(column, source="dataset") for name, column in columns.items()}
+    made = assemble(signature, given, len(positions))
+    for refusal in made.refusals:
+        raise refusal.error(int(positions[refusal.first_row(0, len(positions)) or 0]))
+    return made.tensors
 
 
 def _column(name: str, array: Any) -> Column:
@@ -141,14 +104,16 @@ def _column(name: str, array: Any) -> Column:
     if pa.types.is_dictionary(kind):
         array, kind = array.dictionary_decode(), kind.value_type
     nulls = array.is_null().to_numpy(zero_copy_only=False) if array.null_count else None
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
-        filler = b"" if pa.types.is_binary(kind) else ""
-        return Column.of(name, array.fill_null(filler).to_numpy(zero_copy_only=False).astype(object), nulls,
-                         "BYTES" if filler == b"" else "STRING")  # fmt: skip
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if text or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        values = array.fill_null("" if text else b"").to_numpy(zero_copy_only=False).astype(object)
+        return Column(name, "STRING" if text else "BYTES", values, nulls)
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         array = array.cast(pa.timestamp("us"), safe=False)
         filled = array.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
         return Column(name, "TIMESTAMP", filled.astype("datetime64[us]"), nulls)
+    if pa.types.is_decimal(kind):
+        array, kind = array.cast(pa.float64()), pa.float64()
     if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
         zero = False if pa.types.is_boolean(kind) else 0
         return Column.of(name, array.fill_null(pa.scalar(zero, kind)).to_numpy(zero_copy_only=False), nulls)

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from treadle.core.column import Column
 from treadle.core.errors import InvalidInput
@@ -52,6 +53,8 @@ class _Version:
 class _Data:
     digest: str
     columns: Mapping[str, Column]
+    positions: NDArray[np.int64]
+    """Where in the dataset each row stands: rows without a label are left out."""
     labels: Floats
     slices: list[Slice]
 
@@ -147,7 +150,7 @@ class Runner:
             moved.set()
 
         yield Progress(stage, 0, rows)
-        inputs = await asyncio.to_thread(dataset.model_inputs, version.signature, data.columns)
+        inputs = await asyncio.to_thread(dataset.model_inputs, version.signature, data.columns, data.positions)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._peers.predictor.loaded(version.ref))
             work = asyncio.create_task(self._peers.predictor.scores(version.ref, inputs, version.output, on_rows))
@@ -192,10 +195,10 @@ def _load(source: pb.Dataset, task: Task, versions: Sequence[_Version]) -> _Data
     files = dataset.files_of(source.path)
     names = [source.label_column, *source.slice_columns]
     names += [name for version in versions for name in version.signature.columns()]
-    columns = dataset.with_labels(dataset.read_columns(files, names), source.label_column)
+    columns, positions = dataset.with_labels(dataset.read_columns(files, names), source.label_column)
     labels = as_labels(task, columns[source.label_column].values, column=source.label_column)
     slices = slices_of(len(labels), {name: columns[name] for name in source.slice_columns})
-    return _Data(dataset.digest_of(files), columns, labels, slices)
+    return _Data(dataset.digest_of(files), columns, positions, labels, slices)
 
 
 def _judge(

@@ -7,12 +7,11 @@ import asyncio
 import hashlib
 import os
 import shutil
-import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from treadle.core.errors import DataLoss
-from treadle.core.files import map_disk_full
+from treadle.core.files import map_disk_full, replacing
 from treadle.inference.models.models import ModelFile, RegisteredVersion
 
 Fetch = Callable[[str], AsyncIterator[bytes]]
@@ -43,24 +42,17 @@ class ArtifactCache:
         await asyncio.to_thread(shutil.rmtree, self._folder(registered), ignore_errors=True)
 
     async def _download(self, file: ModelFile) -> None:
-        target = self._path(file)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"{file.sha256}.{uuid.uuid4().hex}.partial")
         digest, size = hashlib.sha256(), 0
-        try:
-            with partial.open("wb") as out:
-                async for chunk in self._fetch(file.sha256):
-                    size += len(chunk)
-                    if size > file.size_bytes:
-                        break
-                    await asyncio.to_thread(_append, out.write, digest.update, chunk)
+        with replacing(self._path(file), durable=False) as out:
+            async for chunk in self._fetch(file.sha256):
+                size += len(chunk)
+                if size > file.size_bytes:
+                    break
+                await asyncio.to_thread(_append, out.write, digest.update, chunk)
             if size != file.size_bytes or digest.hexdigest() != file.sha256:
                 raise DataLoss(
                     f"file {file.path!r} does not have the size and SHA-256 that its manifest states; push it again"
                 )
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
 
     def _link_files(self, registered: RegisteredVersion) -> Path:
         folder = self._folder(registered)

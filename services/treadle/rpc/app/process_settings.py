@@ -3,31 +3,42 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 from treadle.core.errors import FailedPrecondition
+from treadle.core.settings import HOST_PORT, HTTP_URL, LISTEN_ADDRESS, Settings, bounds, one_of
+from treadle.observability.telemetry.sampling import (
+    TRACES_PER_SECOND,
+    AdaptiveSampler,
+    RatioSampler,
+    RequestSampler,
+    TraceBudget,
+)
 from treadle.rpc.client.channel import Tls
 from treadle.rpc.hosts.listen import Listen
 
 
 @dataclass(frozen=True)
-class ProcessSettings:
+class ProcessSettings(Settings):
     """What every process of the mesh is told: TREADLE_LISTEN, TREADLE_HOME, …"""
 
-    listen: str = "127.0.0.1:0"
+    listen: Annotated[str, LISTEN_ADDRESS] = "127.0.0.1:0"
     """host:port for gRPC."""
-    metrics_listen: str | None = None
+    metrics_listen: Annotated[str | None, HOST_PORT] = None
     """host:port of the Prometheus endpoint; none when empty."""
     home: Path = Path(".treadle")
     """Where data lies; each service has a folder of its own in it."""
     project: Path | None = None
     """Folder of modules that users wrote (transforms, rules); put on the import path."""
-    otlp_endpoint: str | None = None
+    otlp_endpoint: Annotated[str | None, HTTP_URL] = None
     """Where spans go, such as http://127.0.0.1:7705; nowhere when empty."""
-    trace_ratio: float = 1.0
-    """Share of the traces that begin here which are recorded, 0 to 1."""
-    log_level: str = "info"
-    """debug, info, warning, error or critical."""
+    traces_per_second: Annotated[int, bounds(0, 1_000_000)] = TRACES_PER_SECOND
+    """Most traces that this process records a second, in bursts of as many at most. Requests that fail, are refused or
+    are degraded leave a span besides."""
+    trace_ratio: Annotated[float | None, bounds(0, 1)] = None
+    """Forces this share of the traces that begin here in place of the bound; callers decide for theirs."""
+    log_level: Annotated[str, one_of("debug", "info", "warning", "error", "critical")] = "info"
+    """The lowest level that is logged."""
     log_json: bool = True
     """One JSON object a line; otherwise lines for people."""
     tls_cert: Path | None = None
@@ -38,9 +49,9 @@ class ProcessSettings:
     """With it, peers must show certificates that it signed, and so does this process when it calls them."""
     allow_plaintext: bool = False
     """Whether to listen beyond loopback without TLS: only for a network that is private by other means."""
-    max_message_mib: int = 64
+    max_message_mib: Annotated[int, bounds(1, 2_047)] = 64
     """Largest gRPC message that is accepted."""
-    drain_seconds: float = 10.0
+    drain_seconds: Annotated[float, bounds(0, 3_600)] = 10.0
     """How long calls in flight may take after SIGTERM."""
     reflection: bool = True
     """Whether tools such as grpcurl may list the services."""
@@ -56,6 +67,12 @@ class ProcessSettings:
             raise FailedPrecondition("TLS needs both TREADLE_TLS_CERT and TREADLE_TLS_KEY")
         return Tls(self.tls_cert, self.tls_key, self.tls_ca)
 
+    def request_sampler(self) -> RequestSampler:
+        """The sampler of all services of the process."""
+        if self.trace_ratio is not None:
+            return RatioSampler(self.trace_ratio)
+        return AdaptiveSampler(TraceBudget(self.traces_per_second))
+
     def to_listen(self) -> Listen:
         """What the host is told."""
         return Listen(
@@ -67,7 +84,7 @@ class ProcessSettings:
         return replace(
             self,
             listen=environ.get(f"TREADLE_LISTEN_{service.upper()}", "127.0.0.1:0"),
-            metrics_listen=environ.get(f"TREADLE_METRICS_LISTEN_{service.upper()}"),
+            metrics_listen=environ.get(f"TREADLE_METRICS_LISTEN_{service.upper()}") or None,
         )
 
     def of_each(self, services: Sequence[str], environ: Mapping[str, str]) -> list[Self]:

@@ -13,6 +13,7 @@ from treadle.core.errors import FailedPrecondition
 from treadle.core.imports import add_path
 from treadle.core.settings import settings_from
 from treadle.observability.telemetry.metrics import MetricsServer, serve_metrics
+from treadle.observability.telemetry.sampling import RequestSampler
 from treadle.observability.telemetry.telemetry import Telemetry, setup
 from treadle.rpc.app.process_settings import ProcessSettings
 from treadle.rpc.app.runtime import Health, OpenService, Runtime, ServiceSpec
@@ -90,11 +91,12 @@ async def serve(
         add_path(process.project)
     peers = peer_addresses(environ)
     local: dict[str, Server] = {}
+    sampler = process.request_sampler()
     async with AsyncExitStack() as stack:
         # Opened from the back: what the first one calls is there when it starts.
         for spec in reversed(specs):
             own = process if spec is specs[0] else process.of(spec.name, environ)
-            await stack.enter_async_context(_serving(spec, own, environ, peers, local, make_host))
+            await stack.enter_async_context(_serving(spec, own, environ, peers, local, make_host, sampler))
         started()
         await stopping.wait()
 
@@ -107,13 +109,14 @@ async def _serving(
     peers: Mapping[str, str],
     local: dict[str, Server],
     make_host: MakeHost,
+    sampler: RequestSampler,
 ) -> AsyncIterator[None]:
     """One service of a process, with telemetry of its own."""
     settings = settings_from(spec.settings_class, environ, spec.name.upper())
     telemetry = setup(
         spec.name,
         otlp_endpoint=process.otlp_endpoint,
-        sample_ratio=process.trace_ratio,
+        sampler=sampler,
         log_json=process.log_json,
         log_level=process.log_level,
     )
@@ -143,5 +146,5 @@ def _metrics(listen: str, telemetry: Telemetry) -> MetricsServer:
     host, _, port = listen.rpartition(":")
     try:
         return serve_metrics(telemetry.meters, host, int(port))
-    except (OSError, ValueError, OverflowError) as error:
+    except OSError as error:
         raise FailedPrecondition(f"TREADLE_METRICS_LISTEN={listen}: {error}; choose another host:port") from None

@@ -25,6 +25,7 @@ from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.rpc import context as call_context
 from treadle.rpc.client.retries import service_config
 from treadle.rpc.client.stream_status import RequestStream, StreamStatus
+from treadle.rpc.contracts import is_traced
 
 _OPTIONS = (
     ("grpc.service_config", service_config()),
@@ -189,8 +190,10 @@ class _Outbound:
         self._started = time.perf_counter()
         call = call_context.current()
         self._span: trace.Span = trace.INVALID_SPAN
-        if call.traceparent and not call.sampled:  # nothing to record, and the next hop shall know that
+        if call.traceparent and not call.sampled:  # nothing to record, which the peer is told by the flag
             self._metadata = [(TRACEPARENT, call.traceparent)]
+        elif not is_traced(f"/{self._method}"):
+            self._metadata = inject(trace.get_current_span())
         else:
             self._span = self._start_span()
             self._metadata = inject(self._span)

@@ -155,6 +155,8 @@ class _Ended:
 class LocalContext(CallStatus):
     """The `ServicerContext` of a local call."""
 
+    is_local = True
+
     def __init__(self, metadata: Metadata, timeout: float | None) -> None:
         super().__init__()
         self._metadata = metadata

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 
 from treadle.core.errors import Internal, InvalidInput
 from treadle.observability.telemetry.telemetry import Telemetry
-from treadle.rpc.server.instrumentation import CallScope, MethodInstrumentation, unexpected
+from treadle.rpc.server.instrumentation import GrpcCallScope, MethodInstrumentation, unexpected
 
 # Generic in the type stubs alone.
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -56,9 +56,9 @@ class Server(grpc.GenericRpcHandler):
         return unexpected(self._telemetry, method, error)
 
     @property
-    def name(self) -> str:
-        """The bare name of the service, such as "gateway"."""
-        return self._telemetry.service
+    def telemetry(self) -> Telemetry:
+        """What the service emits."""
+        return self._telemetry
 
     @property
     def service_names(self) -> list[str]:
@@ -98,14 +98,14 @@ class Server(grpc.GenericRpcHandler):
 
 def _coroutine(instrumentation: "MethodInstrumentation", behaviour: Behaviour, read: _Reader) -> Behaviour:
     async def call(request: Any, context: Any) -> Any:
-        scope = CallScope(instrumentation, context)
+        scope = GrpcCallScope(instrumentation, context)
         try:
             scope.begin()
             response = await behaviour(read(request), context)
         except BaseException as error:
             await scope.failed(error)
             raise
-        scope.ended("OK")
+        scope.succeeded()
         return response
 
     return call
@@ -113,7 +113,7 @@ def _coroutine(instrumentation: "MethodInstrumentation", behaviour: Behaviour, r
 
 def _generator(instrumentation: "MethodInstrumentation", behaviour: Behaviour, read: _Reader) -> Behaviour:
     async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-        scope = CallScope(instrumentation, context)
+        scope = GrpcCallScope(instrumentation, context)
         try:
             scope.begin()
             async for response in behaviour(read(request), context):
@@ -121,7 +121,7 @@ def _generator(instrumentation: "MethodInstrumentation", behaviour: Behaviour, r
         except BaseException as error:
             await scope.failed(error)
             raise
-        scope.ended("OK")
+        scope.succeeded()
 
     return stream
 

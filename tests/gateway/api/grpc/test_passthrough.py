@@ -10,7 +10,10 @@ import pytest
 
 from treadle import oip
 from treadle.core.errors import DataLoss, InvalidInput, NotFound, Unavailable
+from treadle.observability.telemetry.telemetry import Telemetry
+from treadle.rpc.app.serving import running
 from treadle.rpc.codec.tensors import decode_outputs, encode_inputs
+from treadle.traces import service as traces
 from treadle.v1 import (
     evaluation_pb2,
     evaluation_pb2_grpc,
@@ -18,6 +21,8 @@ from treadle.v1 import (
     features_pb2_grpc,
     registry_pb2,
     registry_pb2_grpc,
+    traces_pb2,
+    traces_pb2_grpc,
 )
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -70,6 +75,34 @@ async def test_errors_arrive_with_their_details(mesh: Any) -> None:
         await mesh.stop("features")
         with pytest.raises(Unavailable):
             await features.ListFeatureViews(features_pb2.ListFeatureViewsRequest())
+
+
+async def test_the_trace_store_is_reached_through_the_gateway_which_records_no_span_of_it(
+    mesh: Any, tmp_path: Any
+) -> None:
+    telemetry = Telemetry.recording("gateway")
+    async with running(traces.open_service, traces.TraceSettings(), home=tmp_path / "traces") as address:
+        mesh.addresses["traces"] = address
+        async with mesh.gateway(telemetry=telemetry) as gate:
+            store = gate.stub(traces_pb2_grpc.TraceQueryServiceStub)
+            assert not (await store.SlowestTraces(traces_pb2.SlowestTracesRequest())).traces
+            with pytest.raises(NotFound, match="no trace abcd"):
+                await store.GetTrace(traces_pb2.GetTraceRequest(trace_id="abcd"))
+    assert not [span.name for span in telemetry.spans if "Trace" in span.name]
+
+
+async def test_a_trace_store_that_is_down_or_not_there_is_named(mesh: Any) -> None:
+    request = traces_pb2.SlowestTracesRequest()
+    async with mesh.gateway() as gate:
+        with pytest.raises(Unavailable, match=r"no traces service: .* TREADLE_PEER_TRACES"):
+            await gate.stub(traces_pb2_grpc.TraceQueryServiceStub).SlowestTraces(request)
+        assert (
+            await gate.stub(registry_pb2_grpc.RegistryServiceStub).ListModels(registry_pb2.ListModelsRequest())
+        ).models
+    mesh.addresses["traces"] = "127.0.0.1:1"
+    async with mesh.gateway() as gate:
+        with pytest.raises(Unavailable, match=r"the traces service at 127\.0\.0\.1:1 cannot be reached"):
+            await gate.stub(traces_pb2_grpc.TraceQueryServiceStub).SlowestTraces(request)
 
 
 async def test_garbage_is_the_services_to_refuse(gate: Any) -> None:

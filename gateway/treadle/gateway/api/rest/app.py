@@ -4,20 +4,19 @@ Treadle's own errors are `{"error": message, "code": "INVALID_ARGUMENT", "violat
 the code. OIP's paths under `/v2` answer errors in its form, `{"error": message}`, with the same statuses.
 """
 
-import time
-import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
-from contextlib import suppress
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
-import grpc
-from opentelemetry.trace import SpanKind, StatusCode
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp
 
-from treadle.core.errors import Cancelled, DeadlineExceeded, Internal, InvalidInput, TreadleError
+from treadle.core.errors import Cancelled, InvalidInput, TreadleError
 from treadle.gateway.api.annotation import annotate
 from treadle.gateway.api.grpc.oip_servicer import OipServicer
 from treadle.gateway.api.rest import json_codec, openapi
@@ -25,30 +24,14 @@ from treadle.gateway.api.rest import oip as rest_oip
 from treadle.gateway.api.rest.reply import reply
 from treadle.gateway.pipeline.pipeline import PredictionPipeline
 from treadle.gateway.pipeline.routing import parse_version
-from treadle.observability.telemetry.propagation import extract, trace_id_of
 from treadle.observability.telemetry.telemetry import Telemetry
-from treadle.rpc import tracing
-from treadle.rpc.context import TENANT, RequestContext, current, request_scope
+from treadle.rpc.context import current
+from treadle.rpc.server.http import AsgiApp, TelemetryMiddleware, http_status
 
-TIMEOUT_HEADER = "treadle-timeout-seconds"
-_HTTP_STATUS = {
-    grpc.StatusCode.INVALID_ARGUMENT: 400,
-    grpc.StatusCode.OUT_OF_RANGE: 400,
-    grpc.StatusCode.FAILED_PRECONDITION: 412,
-    grpc.StatusCode.UNAUTHENTICATED: 401,
-    grpc.StatusCode.PERMISSION_DENIED: 403,
-    grpc.StatusCode.NOT_FOUND: 404,
-    grpc.StatusCode.ALREADY_EXISTS: 409,
-    grpc.StatusCode.ABORTED: 409,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
-    grpc.StatusCode.CANCELLED: 499,
-    grpc.StatusCode.UNIMPLEMENTED: 501,
-    grpc.StatusCode.UNAVAILABLE: 503,
-    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
-}
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+UNTRACED = frozenset({"/healthz", "/v2/health/live", "/v2/health/ready"})
+"""Probes: they come every few seconds from machines and tell nothing about requests."""
+UNKNOWN_ROUTE = "other"
+"""The route of requests for which there is nothing, in spans and metrics."""
 
 
 class TooLarge(InvalidInput):
@@ -108,89 +91,48 @@ class Rest:
 
     async def _body(self, request: Request) -> bytes:
         received = bytearray()
-        async for chunk in request.stream():
-            received += chunk
-            if len(received) > self._max_body_bytes:
-                raise TooLarge(f"the body is larger than {self._max_body_bytes} bytes; send fewer rows")
+        try:
+            async for chunk in request.stream():
+                received += chunk
+                if len(received) > self._max_body_bytes:
+                    raise TooLarge(f"the body is larger than {self._max_body_bytes} bytes; send fewer rows")
+        except ClientDisconnect:
+            raise Cancelled("the caller went away") from None
         return bytes(received)
 
 
-def make_app(rest: Rest, telemetry: Telemetry) -> "Observed":
-    """The application as uvicorn (or Envoy) hosts it."""
+def make_app(rest: Rest, telemetry: Telemetry, mounts: Mapping[str, AsgiApp] = MappingProxyType({})) -> AsgiApp:
+    """The application as uvicorn (or Envoy) hosts it.
 
-    async def unexpected(request: Request, error: Exception) -> Response:
-        error_id = uuid.uuid4().hex[:12]
-        telemetry.log.error("a REST call failed unexpectedly", error_id=error_id, exc_info=error)
-        return _failed(request, Internal(f"internal error {error_id}: the server's log tells more under this id"))
+    `mounts` are further ASGI applications by their path prefix ("/console"). Their requests are instrumented as those
+    of REST, and what they raise is answered as REST's own errors.
+    """
+    routes: list[Route | Mount] = [*rest.routes(), *(Mount(prefix, app) for prefix, app in mounts.items())]
 
-    handlers: dict[Any, Any] = {
-        404: _no_route,
-        405: _no_route,
-        TreadleError: _failed_as_said,
-        ClientDisconnect: _gone,
-        Exception: unexpected,
-    }
-    return Observed(Starlette(routes=rest.routes(), exception_handlers=handlers), telemetry)
+    def route_template(path: str) -> str:
+        return next((route.path_format for route in routes if route.path_regex.match(path)), UNKNOWN_ROUTE)
 
-
-class Observed:
-    """Around every request: the span and the call's context."""
-
-    def __init__(self, app: Starlette, telemetry: Telemetry) -> None:
-        self._app = app
-        self._telemetry = telemetry
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
-        path: str = scope["path"]
-        span = self._telemetry.tracer.start_span(
-            f"{scope['method']} {openapi.template(path)}",
-            context=extract(headers.items()),
-            kind=SpanKind.SERVER,
-            attributes={"http.request.method": scope["method"], "url.path": path},
-        )
-
-        async def observed_send(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                span.set_attribute("http.response.status_code", message["status"])
-                if message["status"] >= 500:
-                    span.set_status(StatusCode.ERROR)
-            await send(message)
-
-        try:
-            with tracing.active(span):
-                await self._answer(scope, receive, observed_send, headers, trace_id_of(span))
-        finally:
-            span.end()
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str], trace_id: str) -> None:
-        try:
-            call = RequestContext(_deadline(headers), headers.get(TENANT, ""), headers, trace_id)
-        except TreadleError as error:
-            await _failed(Request(scope), error)(scope, receive, send)
-            return
-        # What is unexpected has been answered and logged when Starlette raises it again.
-        with request_scope(call), suppress(Exception):
-            await self._app(scope, receive, send)
+    return TelemetryMiddleware(
+        _Application(routes=routes, exception_handlers={HTTPException: _no_route}),
+        telemetry,
+        route_template=route_template,
+        error_response=error_response,
+        untraced=UNTRACED,
+    )
 
 
-async def _gone(request: Request, error: Exception) -> Response:
-    return _failed(request, Cancelled("the caller went away"))  # for the span: nobody reads it
+class _Application(Starlette):
+    """Routes alone: Starlette's own middleware would answer errors, which `TelemetryMiddleware` does."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return ExceptionMiddleware(self.router, self.exception_handlers)
 
 
-async def _failed_as_said(request: Request, error: Exception) -> Response:
-    return _failed(request, error)
-
-
-def _failed(request: Request, error: Exception) -> Response:
-    assert isinstance(error, TreadleError)  # noqa: S101  # that is what it is registered for
-    status = 413 if isinstance(error, TooLarge) else _HTTP_STATUS.get(error.code, 500)
+def error_response(path: str, error: TreadleError) -> Response:
+    """The answer to a request of `path` that ended with `error`, in the Open Inference Protocol's form below /v2."""
+    status = 413 if isinstance(error, TooLarge) else http_status(error)
     content: dict[str, Any] = {"error": error.message}
-    if not request.url.path.startswith("/v2"):
+    if not path.startswith("/v2"):
         content["code"] = error.code.name
         content["violations"] = [{"field": v.field, "description": v.description} for v in error.violations]
     headers = {}
@@ -199,22 +141,8 @@ def _failed(request: Request, error: Exception) -> Response:
     return reply(content, status, headers)
 
 
-def _deadline(headers: dict[str, str]) -> float | None:
-    text = headers.get(TIMEOUT_HEADER)
-    if text is None:
-        return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = float("nan")
-    if not 0 < seconds < 86_400:
-        if seconds <= 0:
-            raise DeadlineExceeded("the deadline had passed when the call arrived")
-        raise InvalidInput(f"header {TIMEOUT_HEADER} must be a number of seconds")
-    return time.monotonic() + seconds
-
-
 async def _no_route(request: Request, error: Exception) -> Response:
+    """The answer to a path, or a method on a path, for which there is no route."""
     status = int(getattr(error, "status_code", 404))
     what = "this path takes another method" if status == 405 else "there is nothing under this path"
     code = "UNIMPLEMENTED" if status == 405 else "NOT_FOUND"

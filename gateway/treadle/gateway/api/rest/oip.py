@@ -45,13 +45,13 @@ class OipRest:
 
     async def model_ready(self, request: Request) -> Response:
         """Whether the model, or the deployment's primary version, is ready."""
-        name, version = _named(request)
+        name, version = _model_and_version(request)
         found = await self._servicer.model_ready(oip.ModelReadyRequest(name=name, version=version))
         return reply({"name": name, "ready": found.ready}, 200 if found.ready else 503)
 
     async def metadata(self, request: Request) -> Response:
         """Inputs and outputs of the model, or of the deployment's primary version."""
-        name, version = _named(request)
+        name, version = _model_and_version(request)
         found = await self._servicer.model_metadata(oip.ModelMetadataRequest(name=name, version=version))
         return reply(
             {
@@ -65,7 +65,7 @@ class OipRest:
 
     async def infer(self, request: Request, body: Mapping[str, Any]) -> dict[str, Any]:
         """The protocol's answer to its request."""
-        name, version = _named(request)
+        name, version = _model_and_version(request)
         pb = oip.ModelInferRequest(model_name=name, model_version=version, id=_text(body, "id"))
         _refuse_unknown(body, {"id", "parameters", "inputs", "outputs"}, "the body")
         encode_inputs(pb, dict(_input(item, position) for position, item in enumerate(_list(body, "inputs"))))
@@ -84,7 +84,7 @@ class OipRest:
         }
 
 
-def _named(request: Request) -> tuple[str, str]:
+def _model_and_version(request: Request) -> tuple[str, str]:
     return request.path_params["model"], request.path_params.get("version", "")
 
 

@@ -1,7 +1,6 @@
-"""The OpenAPI document of the REST door, in one place, and the page that shows it."""
+"""The OpenAPI document of REST, and the page that shows it."""
 
 import html
-import re
 from typing import Any
 
 _ROWS = {"type": "array", "items": {}, "description": "One item a row; null is a null."}
@@ -226,15 +225,6 @@ DOCUMENT: dict[str, Any] = {
         }
     },
 }  # fmt: skip
-
-_PATTERNS = [
-    (re.compile(re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(path)) + "$"), path) for path in sorted(DOCUMENT["paths"])
-]
-
-
-def template(path: str) -> str:
-    """The documented path that a request's path matches, for span names; "other" for none."""
-    return next((documented for pattern, documented in _PATTERNS if pattern.match(path)), "other")
 
 
 def page() -> str:

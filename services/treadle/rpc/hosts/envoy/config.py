@@ -9,7 +9,7 @@ from typing import Any
 
 from treadle.core.errors import FailedPrecondition
 from treadle.rpc.client.channel import Tls
-from treadle.rpc.hosts.envoy.tracing import Tracing, without_forged_spans
+from treadle.rpc.hosts.envoy.call import ARRIVAL_HEADER
 from treadle.rpc.hosts.listen import Listen
 
 Json = dict[str, Any]
@@ -32,17 +32,12 @@ class EnvoySettings:
     """host:port of REST doors."""
     admin: Path | None = None
     """Socket of Envoy's admin interface, reached by this process alone."""
-    tracing: Tracing | None = None
 
 
 def envoy_config(settings: EnvoySettings) -> Json:
     """The whole configuration."""
-    tracing = settings.tracing
     config: Json = {
-        "static_resources": {
-            "listeners": [_listener(settings)],
-            "clusters": [tracing.cluster] if tracing else [],
-        },
+        "static_resources": {"listeners": [_listener(settings)]},
         "overload_manager": {
             "resource_monitors": [
                 {
@@ -55,8 +50,6 @@ def envoy_config(settings: EnvoySettings) -> Json:
             ]
         },
     }
-    if tracing and tracing.runtime:
-        config["layered_runtime"] = {"layers": [{"name": "treadle", "static_layer": dict(tracing.runtime)}]}
     if settings.admin is not None:
         config["admin"] = {"address": {"pipe": {"path": str(settings.admin), "mode": 0o600}}}
     return config
@@ -90,16 +83,13 @@ def _address(text: str) -> Json:
 
 
 def _connections(settings: EnvoySettings) -> Json:
-    tracing = settings.tracing
     config: Json = {
         "@type": f"{_TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "treadle",
         "codec_type": "AUTO",
-        "route_config": {
-            "virtual_hosts": [{"name": "treadle", "domains": ["*"], "routes": tracing.routes if tracing else []}]
-        },
-        "early_header_mutation_extensions": tracing.early if tracing else without_forged_spans(),
-        "http_filters": [*(tracing.filters if tracing else ()), _python(settings.app)],
+        "route_config": {"virtual_hosts": [{"name": "treadle", "domains": ["*"], "routes": []}]},
+        "early_header_mutation_extensions": [_arrival_header()],
+        "http_filters": [_python(settings.app)],
         "generate_request_id": False,
         "server_header_transformation": "PASS_THROUGH",
         "skip_xff_append": True,
@@ -110,9 +100,20 @@ def _connections(settings: EnvoySettings) -> Json:
             "initial_connection_window_size": _CONNECTION_WINDOW,
         },
     }
-    if tracing:
-        config["tracing"] = tracing.hcm
     return {"name": "envoy.filters.network.http_connection_manager", "typed_config": config}
+
+
+def _arrival_header() -> Json:
+    """Tells Python when a request arrived: what waits for the event loop belongs to the time of its span."""
+    name = "early_header_mutation.header_mutation"
+    header = {"key": ARRIVAL_HEADER, "value": "%START_TIME(%s%9f)%"}
+    return {
+        "name": f"envoy.http.{name}",
+        "typed_config": {
+            "@type": f"{_TYPES}.http.{name}.v3.HeaderMutation",
+            "mutations": [{"append": {"header": header, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}}],
+        },
+    }
 
 
 def _python(app: str) -> Json:

@@ -14,17 +14,17 @@ from treadle.rpc.server.status import Metadata
 Pairs = list[tuple[bytes, bytes]]
 
 CONTENT_TYPE = b"application/grpc"
-HEAD = 5
+FRAME_HEADER_BYTES = 5
 """Bytes before each message: whether it is compressed, and its length in four bytes."""
 ACCEPTED_ENCODINGS = b"identity,deflate,gzip"
 
 _UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _INFLATE = {"gzip": 31, "deflate": 15}
 # What is legible in grpc-message without escapes: printable ASCII but "%".
-_LEGIBLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
+_UNESCAPED = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
 
-def seconds_of(timeout: str) -> float | None:
+def parse_timeout(timeout: str) -> float | None:
     """The seconds of a grpc-timeout header such as "250m"; None for one that is malformed, which counts as absent."""
     unit = _UNITS.get(timeout[-1:])
     digits = timeout[:-1]
@@ -33,37 +33,37 @@ def seconds_of(timeout: str) -> float | None:
     return int(digits) * unit
 
 
-def framed(message: bytes) -> bytes:
+def frame_message(message: bytes) -> bytes:
     """One message, uncompressed, as it travels."""
     return b"\0" + len(message).to_bytes(4, "big") + message
 
 
-class Unframer:
+class Deframer:
     """Takes bytes as they come, gives whole messages. Errors are InvalidInput, StorageFull, Unimplemented."""
 
     def __init__(self, encoding: str, max_bytes: int) -> None:
         self._encoding = encoding
         self._max_bytes = max_bytes
-        self._held = bytearray()
+        self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """The messages that `data` completes."""
-        self._held += data
-        held, at = self._held, 0
-        while len(held) - at >= HEAD:
-            length = int.from_bytes(held[at + 1 : at + HEAD], "big")
+        self._buffer += data
+        buffer, at = self._buffer, 0
+        while len(buffer) - at >= FRAME_HEADER_BYTES:
+            length = int.from_bytes(buffer[at + 1 : at + FRAME_HEADER_BYTES], "big")
             check_size(length, self._max_bytes)
-            end = at + HEAD + length
-            if end > len(held):
+            end = at + FRAME_HEADER_BYTES + length
+            if end > len(buffer):
                 break
-            yield decoded(bytes(held[at:end]), self._encoding, self._max_bytes)
+            yield decode_frame(bytes(buffer[at:end]), self._encoding, self._max_bytes)
             at = end
-        del held[:at]
+        del buffer[:at]
 
     @property
-    def in_the_middle(self) -> bool:
+    def has_partial_message(self) -> bool:
         """Whether a message has begun that is not whole."""
-        return bool(self._held)
+        return bool(self._buffer)
 
 
 def check_size(length: int, max_bytes: int) -> None:
@@ -72,33 +72,39 @@ def check_size(length: int, max_bytes: int) -> None:
         raise StorageFull(f"received message larger than max ({length} vs. {max_bytes})")
 
 
-def decoded(frame: bytes, encoding: str, max_bytes: int) -> bytes:
+def decode_frame(frame: bytes, encoding: str, max_bytes: int) -> bytes:
     """The message in one whole frame; what a compressed one unpacks to is limited as well."""
     if not frame[0]:
-        return frame[HEAD:]
+        return frame[FRAME_HEADER_BYTES:]
     window = _INFLATE.get(encoding)
     if window is None:
         raise Unimplemented(f"messages are compressed with {encoding[:32]!r}; use gzip, deflate or identity")
     try:
-        unpacking = zlib.decompressobj(window)
-        message = unpacking.decompress(frame[HEAD:], max_bytes + 1)
+        inflate = zlib.decompressobj(window)
+        message = inflate.decompress(frame[FRAME_HEADER_BYTES:], max_bytes + 1)
     except zlib.error:
         raise InvalidInput("a compressed message cannot be unpacked") from None
     check_size(len(message), max_bytes)
-    if not unpacking.eof:
+    if not inflate.eof:
         raise InvalidInput("a compressed message ends too early")
     return message
 
 
-def unary_of(chunks: Sequence[bytes], encoding: str, max_bytes: int) -> bytes:
+def decode_unary(chunks: Sequence[bytes], encoding: str, max_bytes: int) -> bytes:
     """The one message of a call that sends one."""
     body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-    if len(body) < HEAD or len(body) != HEAD + int.from_bytes(body[1:HEAD], "big"):
+    if len(body) < FRAME_HEADER_BYTES or len(body) != FRAME_HEADER_BYTES + int.from_bytes(
+        body[1:FRAME_HEADER_BYTES], "big"
+    ):
         raise InvalidInput("the request is not one whole message")
-    return body[HEAD:] if not body[0] and len(body) - HEAD <= max_bytes else decoded(body, encoding, max_bytes)
+    return (
+        body[FRAME_HEADER_BYTES:]
+        if not body[0] and len(body) - FRAME_HEADER_BYTES <= max_bytes
+        else decode_frame(body, encoding, max_bytes)
+    )
 
 
-def binary_value(value: bytes) -> bytes:
+def decode_binary_header(value: bytes) -> bytes:
     """What a "-bin" header stands for; it may lack its padding. Empty if it is no base64."""
     try:
         return b64decode(value + b"=" * (-len(value) % 4))
@@ -106,7 +112,7 @@ def binary_value(value: bytes) -> bytes:
         return b""
 
 
-def headers_of(metadata: Metadata) -> Pairs:
+def metadata_to_headers(metadata: Metadata) -> Pairs:
     """Metadata as headers or trailers."""
     pairs: Pairs = []
     for key, value in metadata:
@@ -122,6 +128,6 @@ def status_trailers(code: grpc.StatusCode, message: str, metadata: Metadata) -> 
     """How a call ended."""
     trailers: Pairs = [(b"grpc-status", str(code.value[0]).encode())]
     if message:
-        trailers.append((b"grpc-message", quote_from_bytes(message.encode("utf-8", "replace"), _LEGIBLE).encode()))
-    trailers.extend(headers_of(metadata))
+        trailers.append((b"grpc-message", quote_from_bytes(message.encode("utf-8", "replace"), _UNESCAPED).encode()))
+    trailers.extend(metadata_to_headers(metadata))
     return trailers

