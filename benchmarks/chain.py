@@ -40,10 +40,10 @@ from treadle.gateway.ledger.recorder import Recorder
 from treadle.gateway.ledger.spool import Spool, SpoolLimits
 from treadle.gateway.metrics import GatewayMeters
 from treadle.gateway.pipeline.admission import Admission, AdmissionLimits
-from treadle.gateway.pipeline.coalescing_queue import CoalesceLimits
-from treadle.gateway.pipeline.ids import PredictionIds
+from treadle.gateway.pipeline.coalescing.coalescing_queue import CoalesceLimits
 from treadle.gateway.pipeline.pipeline import PipelineParts, PredictionPipeline
-from treadle.gateway.pipeline.shadowing import ShadowRunner
+from treadle.gateway.pipeline.stages.prediction_ids import PredictionIds
+from treadle.gateway.pipeline.stages.shadowing import ShadowRunner
 from treadle.gateway.pipeline.validation import RequestValidator
 from treadle.gateway.policy.deployments import (
     FeatureNeeds,

@@ -20,7 +20,7 @@ from treadle.evaluation.offline.metrics import Task, metrics_for
 from treadle.features.values import FeatureStatus
 from treadle.mesh.services import SERVICES
 from treadle.plugins import hookspecs as spec
-from treadle.plugins.new import new_plugin
+from treadle.plugins.authoring.new import new_plugin
 
 from .conftest import module_of_file
 

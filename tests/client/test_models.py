@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from treadle.client import AsyncClient, Fallback, ModelStatus, UploadProgress
+from treadle.client import AsyncClient, Fallback, ModelListing, UploadProgress
 from treadle.client.inference import _not_ready
 from treadle.client.uploads import CHUNK_BYTES
 from treadle.core.errors import Conflict, FailedPrecondition, InvalidInput, NotFound
@@ -166,7 +166,7 @@ async def test_deleted_deployments_are_gone(models: AsyncClient, package: Path) 
 
 def test_waiting_ends_with_the_reason_when_a_version_cannot_load() -> None:
     wanted = [types_pb2.ModelRef(model="delay", version=1), types_pb2.ModelRef(model="delay", version=2)]
-    ready, loading = ModelStatus("delay", "1", "READY", ""), ModelStatus("delay", "2", "LOADING", "")
+    ready, loading = ModelListing("delay", "1", "READY", ""), ModelListing("delay", "2", "LOADING", "")
     assert _not_ready(wanted, [ready, loading]) == ["delay/2"]
     assert _not_ready(wanted, [ready]) == ["delay/2"]
     assert _not_ready(wanted, [ready, loading._replace(state="READY")]) == []

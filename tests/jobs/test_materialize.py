@@ -14,7 +14,7 @@ from treadle.core.errors import InvalidInput, NotFound
 from treadle.features import Definitions, Entity, FeatureService, FeatureView, Field, Source
 from treadle.features import definition_codec as codec
 from treadle.features.offline.point_in_time import point_in_time_join
-from treadle.jobs.materialize import ROWS_PER_MESSAGE, MaterializeResult, latest_rows, materialize, to_micros
+from treadle.jobs.materialize import ROWS_PER_MESSAGE, MaterializationResult, latest_rows, materialize, to_micros
 from treadle.rpc.codec.columns import decode, encode
 from treadle.v1 import features_pb2 as pb
 
@@ -64,14 +64,14 @@ async def test_materializing_is_idempotent_and_older_rows_are_outdated(
 ) -> None:
     await stub.ApplyFeatures(codec.to_apply_request(Definitions((view,), (service,))))
     seen: list[tuple[int, int]] = []
-    assert await materialize(view, stub, progress=lambda done, total: seen.append((done, total))) == MaterializeResult(
-        2, 2, 0
-    )
+    assert await materialize(
+        view, stub, progress=lambda done, total: seen.append((done, total))
+    ) == MaterializationResult(2, 2, 0)
     assert seen == [(2, 2)]
-    assert await materialize(view, stub) == MaterializeResult(2, 2, 0)
+    assert await materialize(view, stub) == MaterializationResult(2, 2, 0)
     earlier = hours(1)
-    assert await materialize(view, stub, until=earlier) == MaterializeResult(2, 1, 1)
-    assert await materialize(view, stub, until=START) == MaterializeResult(0, 0, 0)
+    assert await materialize(view, stub, until=earlier) == MaterializationResult(2, 1, 1)
+    assert await materialize(view, stub, until=START) == MaterializationResult(0, 0, 0)
     (fresh,) = (await stub.GetFreshness(pb.GetFreshnessRequest())).views
     assert (fresh.entities, fresh.newest_event_micros) == (2, to_micros(START) + 3 * HOUR)
 
@@ -84,7 +84,9 @@ async def test_more_rows_than_a_message_holds(stub: "FeatureServiceAsyncStub", t
     many = FeatureView("many", [Entity("n", "INT64")], source, [Field("x", "FP64")])
     await stub.ApplyFeatures(codec.to_apply_request(Definitions((many,))))
     seen: list[int] = []
-    assert await materialize(many, stub, progress=lambda done, _: seen.append(done)) == MaterializeResult(rows, rows, 0)
+    assert await materialize(many, stub, progress=lambda done, _: seen.append(done)) == MaterializationResult(
+        rows, rows, 0
+    )
     assert seen == [ROWS_PER_MESSAGE, ROWS_PER_MESSAGE * 2, rows]
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from treadle.core.errors import AlreadyExists, InvalidInput, NotFound
-from treadle.plugins.check import check_plugin
+from treadle.plugins.authoring.check import check_plugin
+from treadle.plugins.authoring.new import new_plugin
 from treadle.plugins.manager import Plugins
-from treadle.plugins.new import new_plugin
 
 FAULTY = """
 import os

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from treadle.plugins.new import new_plugin
+from treadle.plugins.authoring.new import new_plugin
 
 HOUSE = Path(__file__).parents[2]
 PROJECT = HOUSE / "tests" / "plugin-project"
@@ -19,7 +19,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 import treadle.plugins
-from treadle.plugins.check import check_plugin
+from treadle.plugins.authoring.check import check_plugin
 from treadle.plugins.manager import Plugins
 
 prefix = Path(sys.prefix)

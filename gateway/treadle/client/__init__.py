@@ -11,7 +11,7 @@ from treadle.client.blocking import Client
 from treadle.client.deployments import Fallback
 from treadle.client.evaluation import RecordLabelsResult
 from treadle.client.features import PushResult
-from treadle.client.inference import ModelStatus
+from treadle.client.inference import ModelListing
 from treadle.client.predictions import FeatureProvenance, Prediction, StreamRequest, StreamResult
 from treadle.client.tables import Feature
 from treadle.client.uploads import UploadProgress
@@ -23,7 +23,7 @@ __all__ = [
     "Fallback",
     "Feature",
     "FeatureProvenance",
-    "ModelStatus",
+    "ModelListing",
     "Prediction",
     "PushResult",
     "RecordLabelsResult",

@@ -15,7 +15,7 @@ _LOAD_SECONDS = 180.0
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 1.0
 
 
-class ModelStatus(NamedTuple):
+class ModelListing(NamedTuple):
     """The state of one version in the inference service."""
 
     model: str
@@ -33,10 +33,10 @@ class Inference(RegistryConnection):
     def _oip(self) -> oip.GRPCInferenceServiceStub:
         return oip.GRPCInferenceServiceStub(self.channel)
 
-    async def loaded_models(self) -> list[ModelStatus]:
+    async def loaded_models(self) -> list[ModelListing]:
         """The state of every version in the inference service."""
         index = await self._oip.RepositoryIndex(oip.RepositoryIndexRequest())
-        return [ModelStatus(each.name, each.version, each.state, each.reason) for each in index.models]
+        return [ModelListing(each.name, each.version, each.state, each.reason) for each in index.models]
 
     async def load_model(self, version: str) -> None:
         """Loads, verifies and warms up a version ("model/3", "model@alias"), and pins it."""
@@ -96,7 +96,7 @@ class Inference(RegistryConnection):
         return str(largest.version) in known.versions
 
 
-def _not_ready(wanted: list[types_pb2.ModelRef], known: list[ModelStatus]) -> list[str]:
+def _not_ready(wanted: list[types_pb2.ModelRef], known: list[ModelListing]) -> list[str]:
     states = {f"{each.model}/{each.version}": each for each in known}
     waiting = []
     for name in map(format_ref, wanted):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 from treadle.core.model_ref import ModelRef
-from treadle.gateway.pipeline.prediction import PredictionRecord
+from treadle.gateway.pipeline.batch.prediction import PredictionRecord
 from treadle.observability.telemetry.metrics import SIZE_BUCKETS, Meters
 
 _Kind = tuple[str, ModelRef, str, bool]

@@ -20,7 +20,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
-class MaterializeResult:
+class MaterializationResult:
     """Number of rows pushed, and of these rows written, and outdated where the store had a newer row."""
 
     rows: int
@@ -34,7 +34,7 @@ async def materialize(
     *,
     until: datetime | None = None,
     progress: PushProgress | None = None,
-) -> MaterializeResult:
+) -> MaterializationResult:
     """Pushes the newest row of each entity with an event time up to `until` (None: all history).
 
     Idempotent. NotFound when the source does not exist; InvalidInput when its columns do not match the view.
@@ -60,12 +60,12 @@ async def push_table(
     rows: Any,
     *,
     progress: PushProgress | None = None,
-) -> MaterializeResult:
+) -> MaterializationResult:
     """Pushes an Arrow table with the view's columns and EVENT_TIME (`_event_micros`, int64), in its order."""
     if not rows.num_rows:
-        return MaterializeResult(0, 0, 0)
+        return MaterializationResult(0, 0, 0)
     answer = await stub.Push(_messages(view, rows, progress))
-    return MaterializeResult(rows.num_rows, answer.rows_written, answer.rows_outdated)
+    return MaterializationResult(rows.num_rows, answer.rows_written, answer.rows_outdated)
 
 
 async def _messages(view: FeatureView, rows: Any, progress: PushProgress | None) -> AsyncIterator[pb.PushRequest]:

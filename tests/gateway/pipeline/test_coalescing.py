@@ -20,10 +20,10 @@ from opentelemetry.trace import INVALID_SPAN_CONTEXT, NoOpTracer, SpanContext
 
 from treadle.core.column import Column
 from treadle.core.errors import DeadlineExceeded, InvalidInput, TreadleError, Unavailable
-from treadle.gateway.pipeline.coalescer import Coalescer, CoalescingKey, weight_of
-from treadle.gateway.pipeline.coalescing_queue import CoalesceLimits
-from treadle.gateway.pipeline.request import PredictionRequest
-from treadle.gateway.pipeline.request_batch import PendingRequest
+from treadle.gateway.pipeline.batch.request import PredictionRequest
+from treadle.gateway.pipeline.batch.request_batch import PendingRequest
+from treadle.gateway.pipeline.coalescing.coalescer import Coalescer, CoalescingKey, weight_of
+from treadle.gateway.pipeline.coalescing.coalescing_queue import CoalesceLimits
 from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.rpc.context import RequestContext, current, remaining, request_scope
 from treadle.rpc.tracing import active

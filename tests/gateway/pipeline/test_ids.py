@@ -3,7 +3,7 @@
 import random
 import uuid
 
-from treadle.gateway.pipeline.ids import PredictionIds
+from treadle.gateway.pipeline.stages.prediction_ids import PredictionIds
 
 
 def test_they_are_uuids_of_version_7_with_the_time_in_front() -> None:

@@ -15,10 +15,10 @@ from opentelemetry.trace import INVALID_SPAN_CONTEXT
 from treadle.core.column import Column
 from treadle.core.errors import Internal, InvalidInput, TreadleError, Unavailable
 from treadle.core.model_ref import ModelRef
-from treadle.gateway.pipeline.fallback import isolate_faults
-from treadle.gateway.pipeline.request import PredictionRequest
-from treadle.gateway.pipeline.request_batch import PendingRequest, RequestBatch
-from treadle.gateway.pipeline.upstream_errors import BATCH_WIDE_ERRORS
+from treadle.gateway.pipeline.batch.request import PredictionRequest
+from treadle.gateway.pipeline.batch.request_batch import PendingRequest, RequestBatch
+from treadle.gateway.pipeline.stages.fallback import isolate_faults
+from treadle.gateway.pipeline.stages.upstream_errors import BATCH_WIDE_ERRORS
 from treadle.gateway.policy.deployments import ServedDeployment, ServedShare
 from treadle.rpc.context import RequestContext
 

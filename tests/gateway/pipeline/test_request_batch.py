@@ -16,9 +16,9 @@ from treadle.core.column import Array, Column
 from treadle.core.dtypes import NUMPY_DTYPES, numpy_dtype
 from treadle.core.errors import Cancelled, Internal, InvalidInput, Unavailable
 from treadle.core.model_ref import ModelRef
-from treadle.gateway.pipeline.feature_batch import FeatureBatch, FeatureValues
-from treadle.gateway.pipeline.request import PARTS, ColumnHeader, PredictionRequest, Schema
-from treadle.gateway.pipeline.request_batch import PendingRequest, RequestBatch
+from treadle.gateway.pipeline.batch.feature_batch import FeatureBatch, FeatureValues
+from treadle.gateway.pipeline.batch.request import PARTS, ColumnHeader, PredictionRequest, Schema
+from treadle.gateway.pipeline.batch.request_batch import PendingRequest, RequestBatch
 from treadle.gateway.policy.deployments import ServedDeployment, ServedShare
 from treadle.rpc.context import RequestContext
 

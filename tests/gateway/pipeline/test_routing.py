@@ -11,9 +11,9 @@ from opentelemetry.trace import INVALID_SPAN_CONTEXT
 from treadle.core.column import Column
 from treadle.core.errors import FailedPrecondition, InvalidInput
 from treadle.core.model_ref import ModelRef
-from treadle.gateway.pipeline.request import PredictionRequest
-from treadle.gateway.pipeline.request_batch import PendingRequest, RequestBatch
-from treadle.gateway.pipeline.routing import (
+from treadle.gateway.pipeline.batch.request import PredictionRequest
+from treadle.gateway.pipeline.batch.request_batch import PendingRequest, RequestBatch
+from treadle.gateway.pipeline.stages.routing import (
     PINNED,
     TRAFFIC,
     Route,

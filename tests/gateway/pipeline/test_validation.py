@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from treadle.core.column import Column
 from treadle.core.errors import InvalidInput
 from treadle.core.model_ref import ModelRef
-from treadle.gateway.pipeline.request import CONTEXT, ENTITIES, PARTS, TENSORS, ColumnHeader, PredictionRequest
+from treadle.gateway.pipeline.batch.request import CONTEXT, ENTITIES, PARTS, TENSORS, ColumnHeader, PredictionRequest
 from treadle.gateway.pipeline.validation import RequestValidator
 from treadle.gateway.policy.deployments import FeatureNeeds, ServedDeployment, ServedShare, ServedVersion
 from treadle.plugins.tensor_spec import TensorSpec

@@ -1,4 +1,4 @@
-"""The server seam: what every call of every service gets."""
+"""What every call of every service gets from `Server`."""
 
 import asyncio
 import contextvars

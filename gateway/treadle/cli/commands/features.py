@@ -11,7 +11,7 @@ from treadle.cli.command import Session, command
 if TYPE_CHECKING:
     from treadle.client import AsyncClient, Feature
     from treadle.features.definitions import FeatureView
-    from treadle.jobs.materialize import MaterializeResult
+    from treadle.jobs.materialize import MaterializationResult
 
 
 @click.group()
@@ -58,7 +58,7 @@ async def materialize(session: Session, views: tuple[str, ...], until: datetime 
     moment = None if until is None else until.replace(tzinfo=UTC)
     async with session.client() as client:
         chosen = await _views(client, views)
-        done: dict[str, MaterializeResult] = {}
+        done: dict[str, MaterializationResult] = {}
         for view in chosen:
             done[view.name] = await _materialize(session, client, view, moment)
     rows = [(name, f"{each.rows:,}", f"{each.written:,}", f"{each.outdated:,}") for name, each in done.items()]
@@ -139,7 +139,7 @@ async def _views(client: "AsyncClient", names: tuple[str, ...]) -> "list[Feature
 
 async def _materialize(
     session: Session, client: "AsyncClient", view: "FeatureView", until: datetime | None
-) -> "MaterializeResult":
+) -> "MaterializationResult":
     from treadle.jobs.materialize import materialize as run
     from treadle.v1 import features_pb2_grpc
 

@@ -40,7 +40,7 @@ async def check(session: Session, name: str) -> None:
     """
     from treadle.cli.ui.output import table
     from treadle.cli.ui.to_jsonable import to_jsonable
-    from treadle.plugins.check import check_plugin
+    from treadle.plugins.authoring.check import check_plugin
 
     with session.out.progress(f"checking {name}"):
         results = await asyncio.to_thread(check_plugin, name)
@@ -57,7 +57,7 @@ async def check(session: Session, name: str) -> None:
 @click.option("--folder", type=click.Path(path_type=Path), help="Where; ./treadle-NAME without it.")
 async def new(session: Session, name: str, folder: Path | None) -> None:
     """Begin a plugin: a project with a backend that works and tests that pass."""
-    from treadle.plugins.new import new_plugin
+    from treadle.plugins.authoring.new import new_plugin
 
     where = folder or Path(f"treadle-{name}")
     written = [str(path) for path in new_plugin(name, where)]

@@ -1,6 +1,6 @@
 """What the span of a request says of its prediction."""
 
-from treadle.gateway.pipeline.prediction import PredictionResult
+from treadle.gateway.pipeline.batch.prediction import PredictionResult
 from treadle.rpc import tracing
 
 

@@ -7,7 +7,7 @@ from statistics import fmean
 from treadle.core.model_ref import ModelRef
 from treadle.gateway.ledger.spool import Spool
 from treadle.gateway.metrics import GatewayMeters
-from treadle.gateway.pipeline.prediction import PredictionRecord
+from treadle.gateway.pipeline.batch.prediction import PredictionRecord
 from treadle.rpc import tracing
 from treadle.rpc.codec.columns import encode_column
 from treadle.rpc.codec.feature_columns import encode_feature

@@ -13,19 +13,19 @@ from opentelemetry.trace import Tracer
 
 from treadle.core.errors import TreadleError
 from treadle.gateway.pipeline.admission import Admission
-from treadle.gateway.pipeline.answering import Answer
-from treadle.gateway.pipeline.coalescer import Coalescer, CoalescingKey, weight_of
-from treadle.gateway.pipeline.coalescing_queue import CoalesceLimits
-from treadle.gateway.pipeline.fallback import FallBack, isolate_faults
-from treadle.gateway.pipeline.feature_lookup import LookUpFeatures
-from treadle.gateway.pipeline.ids import PredictionIds
-from treadle.gateway.pipeline.inference import RunInference, assemble_inputs
-from treadle.gateway.pipeline.prediction import PredictionRecord, PredictionResult
-from treadle.gateway.pipeline.request import PredictionRequest
-from treadle.gateway.pipeline.request_batch import PendingRequest, RequestBatch
-from treadle.gateway.pipeline.routing import Route
-from treadle.gateway.pipeline.shadowing import Shadow, ShadowRunner
-from treadle.gateway.pipeline.stages import compose
+from treadle.gateway.pipeline.batch.prediction import PredictionRecord, PredictionResult
+from treadle.gateway.pipeline.batch.request import PredictionRequest
+from treadle.gateway.pipeline.batch.request_batch import PendingRequest, RequestBatch
+from treadle.gateway.pipeline.coalescing.coalescer import Coalescer, CoalescingKey, weight_of
+from treadle.gateway.pipeline.coalescing.coalescing_queue import CoalesceLimits
+from treadle.gateway.pipeline.stages.answering import AnswerRequests
+from treadle.gateway.pipeline.stages.fallback import FallBack, isolate_faults
+from treadle.gateway.pipeline.stages.feature_lookup import LookUpFeatures
+from treadle.gateway.pipeline.stages.inference import RunInference, assemble_inputs
+from treadle.gateway.pipeline.stages.prediction_ids import PredictionIds
+from treadle.gateway.pipeline.stages.routing import Route
+from treadle.gateway.pipeline.stages.shadowing import Shadow, ShadowRunner
+from treadle.gateway.pipeline.stages.stage import compose
 from treadle.gateway.pipeline.validation import RequestValidator
 from treadle.gateway.policy.deployments import PolicySnapshot, ServedDeployment
 from treadle.gateway.upstream.ports import FeatureClient, InferenceClient
@@ -66,7 +66,7 @@ class PredictionPipeline:
                 isolate_faults,  # the fault of one request stays its own
                 LookUpFeatures(parts.features, clock),
                 assemble_inputs,
-                Answer(parts.ids, parts.remember, clock),  # records the requests that were served, answers them
+                AnswerRequests(parts.ids, parts.remember, clock),  # after the record of them is written
                 RunInference(parts.inference, clock),
             ]
         )

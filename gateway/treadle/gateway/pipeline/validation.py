@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from treadle.core.errors import InvalidInput, Violation
-from treadle.gateway.pipeline.request import CONTEXT, ENTITIES, TENSORS, PredictionRequest, Schema
+from treadle.gateway.pipeline.batch.request import CONTEXT, ENTITIES, TENSORS, PredictionRequest, Schema
 from treadle.gateway.policy.deployments import ServedDeployment
 
 _SCHEMAS_KEPT = 1024

@@ -8,8 +8,8 @@ from treadle import oip
 from treadle.core.column import Column
 from treadle.core.errors import Internal, InvalidInput
 from treadle.core.model_ref import ModelRef
-from treadle.gateway.pipeline.feature_batch import FeatureBatch, FeatureValues
-from treadle.gateway.pipeline.request_batch import Tensors
+from treadle.gateway.pipeline.batch.feature_batch import FeatureBatch, FeatureValues
+from treadle.gateway.pipeline.batch.request_batch import Tensors
 from treadle.rpc.codec.columns import decode, encode_all
 from treadle.rpc.codec.tensors import decode_outputs, encode_inputs
 from treadle.v1 import features_pb2, features_pb2_grpc, types_pb2

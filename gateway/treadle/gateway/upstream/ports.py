@@ -5,8 +5,8 @@ from typing import Protocol
 
 from treadle.core.column import Column
 from treadle.core.model_ref import ModelRef
-from treadle.gateway.pipeline.feature_batch import FeatureBatch
-from treadle.gateway.pipeline.request_batch import Tensors
+from treadle.gateway.pipeline.batch.feature_batch import FeatureBatch
+from treadle.gateway.pipeline.batch.request_batch import Tensors
 
 
 class FeatureClient(Protocol):

@@ -16,9 +16,9 @@ from treadle.core.dtypes import NUMPY_DTYPES, numpy_dtype
 from treadle.core.errors import InvalidInput
 from treadle.core.model_ref import ModelRef
 from treadle.gateway.api.grpc.prediction_codec import decode_request, encode_response
-from treadle.gateway.pipeline.feature_batch import MISSING, NULL, PRESENT, STALE, FeatureBatch, FeatureValues
-from treadle.gateway.pipeline.prediction import PredictionRecord, PredictionResult
-from treadle.gateway.pipeline.request import PARTS, PredictionRequest
+from treadle.gateway.pipeline.batch.feature_batch import MISSING, NULL, PRESENT, STALE, FeatureBatch, FeatureValues
+from treadle.gateway.pipeline.batch.prediction import PredictionRecord, PredictionResult
+from treadle.gateway.pipeline.batch.request import PARTS, PredictionRequest
 from treadle.gateway.policy.deployments import ServedDeployment, ServedShare
 from treadle.rpc.codec.columns import VALUE_FIELDS, decode, decode_all, encode, to_proto
 from treadle.rpc.context import VERSION_HEADER

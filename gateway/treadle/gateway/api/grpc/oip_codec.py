@@ -11,8 +11,8 @@ from treadle import oip
 from treadle.core.dtypes import dtype_name
 from treadle.core.errors import InvalidInput
 from treadle.core.model_ref import ModelRef
-from treadle.gateway.pipeline.prediction import PredictionRecord, PredictionResult
-from treadle.gateway.pipeline.request import TENSORS, ColumnHeader, PredictionRequest
+from treadle.gateway.pipeline.batch.prediction import PredictionRecord, PredictionResult
+from treadle.gateway.pipeline.batch.request import TENSORS, ColumnHeader, PredictionRequest
 from treadle.gateway.policy.deployments import ServedDeployment
 from treadle.rpc.codec.protobuf_wire import field
 from treadle.rpc.codec.tensors import decode_inputs, encode_outputs, raw_rows

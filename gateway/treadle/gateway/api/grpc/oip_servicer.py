@@ -16,7 +16,7 @@ from treadle.gateway.api.annotation import annotate
 from treadle.gateway.api.grpc.oip_codec import decode_request, encode_response, encode_streamed
 from treadle.gateway.api.grpc.passthrough import forwarded_metadata
 from treadle.gateway.pipeline.pipeline import PredictionPipeline
-from treadle.gateway.pipeline.routing import parse_version, pinned
+from treadle.gateway.pipeline.stages.routing import parse_version, pinned
 from treadle.gateway.policy.deployments import ServedDeployment
 from treadle.oip.service import Context
 from treadle.rpc.context import current

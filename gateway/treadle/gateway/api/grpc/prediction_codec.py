@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treadle.core.model_ref import ModelRef
-from treadle.gateway.pipeline.feature_batch import FeatureBatch
-from treadle.gateway.pipeline.prediction import PredictionRecord, PredictionResult, provenance_of
-from treadle.gateway.pipeline.request import CONTEXT, ENTITIES, TENSORS, ColumnHeader, PredictionRequest, Values
-from treadle.gateway.pipeline.routing import parse_version
+from treadle.gateway.pipeline.batch.feature_batch import FeatureBatch
+from treadle.gateway.pipeline.batch.prediction import PredictionRecord, PredictionResult, provenance_of
+from treadle.gateway.pipeline.batch.request import CONTEXT, ENTITIES, TENSORS, ColumnHeader, PredictionRequest, Values
+from treadle.gateway.pipeline.stages.routing import parse_version
 from treadle.rpc.codec.columns import VALUE_FIELDS, decode, encode_column, encode_each_row, from_proto
 from treadle.rpc.codec.feature_columns import encode_feature
 from treadle.rpc.codec.protobuf_wire import field

@@ -23,7 +23,7 @@ from treadle.gateway.api.rest import json_codec, openapi
 from treadle.gateway.api.rest import oip as rest_oip
 from treadle.gateway.api.rest.reply import reply
 from treadle.gateway.pipeline.pipeline import PredictionPipeline
-from treadle.gateway.pipeline.routing import parse_version
+from treadle.gateway.pipeline.stages.routing import parse_version
 from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.rpc.context import current
 from treadle.rpc.server.http import AsgiApp, TelemetryMiddleware, http_status

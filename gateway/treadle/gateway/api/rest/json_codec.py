@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from treadle.core.column import Column
 from treadle.core.dtypes import numpy_dtype
 from treadle.core.errors import InvalidInput, Violation
-from treadle.gateway.pipeline.feature_batch import MISSING, NULL, PRESENT, STALE, FeatureBatch, FeatureValues
-from treadle.gateway.pipeline.prediction import PredictionRecord, PredictionResult, provenance_of
-from treadle.gateway.pipeline.request import PARTS, ColumnHeader, PredictionRequest, Values
+from treadle.gateway.pipeline.batch.feature_batch import MISSING, NULL, PRESENT, STALE, FeatureBatch, FeatureValues
+from treadle.gateway.pipeline.batch.prediction import PredictionRecord, PredictionResult, provenance_of
+from treadle.gateway.pipeline.batch.request import PARTS, ColumnHeader, PredictionRequest, Values
 from treadle.gateway.policy.deployments import ServedDeployment
 
 _STATUSES = {PRESENT: "PRESENT", NULL: "NULL", MISSING: "MISSING", STALE: "STALE"}

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 
 from treadle.core.column import Column
 from treadle.core.errors import InvalidInput, TreadleError, Violation
-from treadle.gateway.pipeline.feature_batch import FeatureBatch
-from treadle.gateway.pipeline.request_batch import RequestBatch
-from treadle.gateway.pipeline.stages import Handler
-from treadle.gateway.pipeline.upstream_errors import error_prefix
+from treadle.gateway.pipeline.batch.feature_batch import FeatureBatch
+from treadle.gateway.pipeline.batch.request_batch import RequestBatch
+from treadle.gateway.pipeline.stages.stage import Handler
+from treadle.gateway.pipeline.stages.upstream_errors import error_prefix
 from treadle.gateway.policy.deployments import ServedVersion
 from treadle.gateway.upstream.ports import FeatureClient
 

@@ -8,7 +8,7 @@ TreadleError says so of all its requests.
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
-from treadle.gateway.pipeline.request_batch import RequestBatch
+from treadle.gateway.pipeline.batch.request_batch import RequestBatch
 
 Handler = Callable[[RequestBatch], Awaitable[None]]
 Stage = Callable[[RequestBatch, Handler], Awaitable[None]]

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from treadle.core.model_ref import ModelRef
-from treadle.gateway.pipeline.prediction import PredictionResult
-from treadle.gateway.pipeline.request_batch import PendingRequest, RequestBatch
-from treadle.gateway.pipeline.stages import Handler
+from treadle.gateway.pipeline.batch.prediction import PredictionResult
+from treadle.gateway.pipeline.batch.request_batch import PendingRequest, RequestBatch
+from treadle.gateway.pipeline.stages.stage import Handler
 from treadle.gateway.policy.deployments import ServedStep
 from treadle.rpc.context import current, request_scope
 

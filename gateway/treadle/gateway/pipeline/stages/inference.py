@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from treadle.core.column import Column
 from treadle.core.errors import InvalidInput, Unavailable, Violation
-from treadle.gateway.pipeline.feature_batch import MISSING, NULL, STALE, FeatureValues
-from treadle.gateway.pipeline.request_batch import RequestBatch, Tensors
-from treadle.gateway.pipeline.stages import Handler
-from treadle.gateway.pipeline.upstream_errors import error_prefix
+from treadle.gateway.pipeline.batch.feature_batch import MISSING, NULL, STALE, FeatureValues
+from treadle.gateway.pipeline.batch.request_batch import RequestBatch, Tensors
+from treadle.gateway.pipeline.stages.stage import Handler
+from treadle.gateway.pipeline.stages.upstream_errors import error_prefix
 from treadle.gateway.policy.deployments import ServedVersion
 from treadle.gateway.upstream.ports import InferenceClient
 from treadle.plugins.assembly import InputColumn, ModelInputs, assemble, from_tensors

@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from treadle.core.model_ref import ModelRef
-from treadle.gateway.pipeline.ids import PredictionIds
-from treadle.gateway.pipeline.prediction import PredictionRecord, PredictionResult, record_of
-from treadle.gateway.pipeline.request_batch import RequestBatch
-from treadle.gateway.pipeline.stages import Handler
+from treadle.gateway.pipeline.batch.prediction import PredictionRecord, PredictionResult, record_of
+from treadle.gateway.pipeline.batch.request_batch import RequestBatch
+from treadle.gateway.pipeline.stages.prediction_ids import PredictionIds
+from treadle.gateway.pipeline.stages.stage import Handler
 
 
-class Answer:
+class AnswerRequests:
     """Gives each request that is still open its answer, once the record of it is written.
 
     Requests that are answered alike share a record. `remember` is called with each record before any caller gets its

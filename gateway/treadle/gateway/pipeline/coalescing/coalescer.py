@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 from opentelemetry.trace import Link, Tracer
 
-from treadle.gateway.pipeline.coalescing_queue import CoalesceLimits, CoalescingQueue, leader_of
-from treadle.gateway.pipeline.prediction import PredictionResult
-from treadle.gateway.pipeline.request import PredictionRequest, Schema
-from treadle.gateway.pipeline.request_batch import PendingRequest
+from treadle.gateway.pipeline.batch.prediction import PredictionResult
+from treadle.gateway.pipeline.batch.request import PredictionRequest, Schema
+from treadle.gateway.pipeline.batch.request_batch import PendingRequest
+from treadle.gateway.pipeline.coalescing.coalescing_queue import CoalesceLimits, CoalescingQueue, leader_of
 from treadle.rpc.context import FORWARDED, RequestContext, current, request_scope
 
 _ROW_BYTES = 4096

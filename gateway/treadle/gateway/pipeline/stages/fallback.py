@@ -5,9 +5,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from treadle.core.errors import DeadlineExceeded, TreadleError, Unavailable
-from treadle.gateway.pipeline.request_batch import PendingRequest, RequestBatch
-from treadle.gateway.pipeline.stages import Handler
-from treadle.gateway.pipeline.upstream_errors import BATCH_WIDE_ERRORS, CLIENT_ERRORS
+from treadle.gateway.pipeline.batch.request_batch import PendingRequest, RequestBatch
+from treadle.gateway.pipeline.stages.stage import Handler
+from treadle.gateway.pipeline.stages.upstream_errors import BATCH_WIDE_ERRORS, CLIENT_ERRORS
 from treadle.gateway.policy.deployments import ServedStep
 
 PRIMARY_TIMEOUT_FRACTION = 0.75

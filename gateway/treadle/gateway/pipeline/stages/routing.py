@@ -8,8 +8,8 @@ from hashlib import blake2b
 from treadle.core.errors import FailedPrecondition, InvalidInput, TreadleError, Violation
 from treadle.core.model_ref import ModelRef
 from treadle.core.numbers import whole_number
-from treadle.gateway.pipeline.request_batch import RequestBatch
-from treadle.gateway.pipeline.stages import Handler
+from treadle.gateway.pipeline.batch.request_batch import RequestBatch
+from treadle.gateway.pipeline.stages.stage import Handler
 from treadle.gateway.policy.deployments import ServedDeployment, ServedShare, ServedStep
 from treadle.rpc.context import VERSION_HEADER
 

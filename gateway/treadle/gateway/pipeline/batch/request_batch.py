@@ -15,13 +15,13 @@ from treadle.core.column import Array, Column
 from treadle.core.dtypes import numpy_dtype
 from treadle.core.errors import TreadleError, Unavailable
 from treadle.core.model_ref import ModelRef
-from treadle.gateway.pipeline.feature_batch import FeatureBatch
-from treadle.gateway.pipeline.request import CONTEXT, ENTITIES, PARTS, TENSORS, PredictionRequest, Schema, Values
+from treadle.gateway.pipeline.batch.feature_batch import FeatureBatch
+from treadle.gateway.pipeline.batch.request import CONTEXT, ENTITIES, PARTS, TENSORS, PredictionRequest, Schema, Values
 from treadle.gateway.policy.deployments import ServedDeployment, ServedStep
 from treadle.rpc.context import RequestContext
 
 if TYPE_CHECKING:
-    from treadle.gateway.pipeline.prediction import PredictionResult
+    from treadle.gateway.pipeline.batch.prediction import PredictionResult
 
 Tensors = Mapping[str, Array]
 """Arrays by tensor name, rows first."""

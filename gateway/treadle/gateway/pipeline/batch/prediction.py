@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from treadle.core.column import Column
 from treadle.core.model_ref import ModelRef
-from treadle.gateway.pipeline.feature_batch import MISSING, NULL, STALE, FeatureBatch
-from treadle.gateway.pipeline.request_batch import Columns, RequestBatch
+from treadle.gateway.pipeline.batch.feature_batch import MISSING, NULL, STALE, FeatureBatch
+from treadle.gateway.pipeline.batch.request_batch import Columns, RequestBatch
 from treadle.gateway.policy.deployments import ServedDeployment
 
 EncodedT = TypeVar("EncodedT")

@@ -8,7 +8,7 @@ from math import inf
 from typing import Any
 
 from treadle.core.errors import DeadlineExceeded
-from treadle.gateway.pipeline.request_batch import PendingRequest
+from treadle.gateway.pipeline.batch.request_batch import PendingRequest
 
 _KEEP_OPEN_SECONDS = 0.002
 
