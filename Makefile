@@ -7,8 +7,10 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
-# Percent of lines and branches; raised as tests come, never lowered.
-COVERAGE_FLOORS := gateway/treadle/gateway:0 services/treadle/core:0 services/treadle/rpc:0
+# Percent of lines and branches that a package's own tests reach; raised as tests come, never lowered. Other tests are
+# not traced: tracing is slow, and CPython 3.11 spins when a traced process ends a blocked thread, as transforms do.
+MEASURED := tests/gateway tests/core tests/rpc
+COVERAGE_FLOORS := gateway/treadle/gateway:96 services/treadle/core:95 services/treadle/rpc:79
 
 .PHONY: help demo up test coverage check protos bench bench-check bench-mesh constraints clean
 
@@ -24,8 +26,8 @@ up: .venv/demo ## start the mesh here and leave it running in the foreground
 test: .venv/dev ## every test (ARGS="-m 'not slow'" for the quick ones)
 	@$(BIN)/pytest -n 2 $(ARGS)
 
-coverage: .venv/dev ## every test, and the share of branches that they must reach
-	@$(BIN)/pytest -n 2 --cov --cov-report= $(ARGS)
+coverage: .venv/dev ## the tests of gateway, core and rpc, and the share of these packages that they must reach
+	@$(BIN)/pytest -n 2 --cov --cov-report= $(MEASURED)
 	for floor in $(COVERAGE_FLOORS); do $(BIN)/coverage report --include="$${floor%:*}/*" --fail-under="$${floor#*:}"; done
 
 check: .venv/dev ## formatting, lint, types, layers
