@@ -11,7 +11,8 @@ import pytest
 
 from .conftest import LiveMesh, default_alone
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), default_alone]
+# The commands build on one another, so one worker runs them all.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_group("readme"), default_alone]
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -22,7 +22,7 @@ from treadle.v1 import features_pb2_grpc
 
 @dataclass(frozen=True)
 class FeatureSettings(Settings):
-    """What a features service can be told."""
+    """TREADLE_FEATURES_…"""
 
     store: str = "lmdb"
     """The online store: "lmdb", or the name of a store that a plugin provides."""

@@ -1,9 +1,9 @@
-"""How Treadle's processes talk: one server seam, one client seam, one error tree, one table type.
+"""How Treadle's processes call each other over gRPC, and answer HTTP.
 
-- `errors`: every error, with its gRPC code and whether it may be retried
-- `columns`: the typed table that travels, and its codec
-- `context`: what the present call knows: deadline, tenant, metadata
-- `channel`: the client seam
-- `server`: the server seam
-- `service`, `serving`: what a service is, and how it is run
+- `context`: the request context of a call: deadline, tenant, trace, metadata
+- `client`: `Channel`, through which every outbound call leaves
+- `server`: `Server`, which instruments every handler, and `TelemetryMiddleware`, which instruments HTTP requests
+- `codec`: the wire form of columns and tensors
+- `hosts`: what answers the network: grpcio with uvicorn, or Envoy
+- `app`: a process of the mesh and the services that it runs
 """

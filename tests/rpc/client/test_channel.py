@@ -1,4 +1,4 @@
-"""The client seam: what every outbound call takes along, and what comes back when the peer is not well."""
+"""What every outbound call of a `Channel` takes along, and what comes back when the peer is not well."""
 
 import asyncio
 import json
@@ -139,7 +139,7 @@ async def third_is_bad(name):
 @pytest.mark.parametrize("size", [10, 200_000], ids=["small", "large"])
 async def test_a_stream_that_ends_while_more_is_sent_ends_with_the_servers_error(mesh, size):
     async with mesh(third_is_bad) as (stubs, _):
-        for _ in range(20):  # it is a race: without the seam about one in three is told as INTERNAL
+        for _ in range(20):  # it is a race: without `StreamStatus` about one in three is told as INTERNAL
             requests = (prediction_pb2.PredictRequest(deployment=str(n), request_id="x" * size) for n in range(100))
             with pytest.raises(InvalidInput, match="the third is bad") as caught:
                 async for _ in stubs.predictions.PredictStream(requests):

@@ -1,4 +1,4 @@
-"""What a service is: settings, and a function that opens it on a `Runtime`."""
+"""The types of a service: its settings, the function that opens it, and the `Runtime` that it is given."""
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -43,11 +43,11 @@ class Health:
 
 @dataclass(frozen=True)
 class Runtime:
-    """What a service is given to live on."""
+    """What a process gives to a service: its server, channels to others, telemetry, health, a folder, HTTP."""
 
     server: grpc.aio.Server
-    """Takes servicers: `add_FeatureServiceServicer_to_server(servicer, runtime.server)`. Behind the type that
-    generated code asks for stands the server seam; starting and stopping it are the host's business."""
+    """Takes servicers: `add_FeatureServiceServicer_to_server(servicer, runtime.server)`. It is a
+    `treadle.rpc.server.server.Server`, under the type that generated code asks for; the host starts and stops it."""
     reflect: Callable[[DescriptorPool], None]
     """Lets reflection describe the messages of a private descriptor pool."""
     connect: Callable[[str], Channel]

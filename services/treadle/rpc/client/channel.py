@@ -1,6 +1,6 @@
-"""The client seam: every outbound RPC leaves through `Channel`.
+"""The client of every outbound RPC: `Channel`.
 
-`Channel` is a `grpc.aio.Channel`, so generated stubs take it as it is. Each call gets what is left of the caller's
+It is a `grpc.aio.Channel`, so generated stubs take it as it is. Each call gets what is left of the caller's
 deadline, the trace context, tenant and actor; a span; metrics; retries with pushback; and its errors
 as `treadle.core.errors`. A call is awaited or iterated; the lower-level `Call` methods of grpcio (reading metadata,
 writing by hand) are not offered.
@@ -175,7 +175,7 @@ class Channel(grpc.aio.Channel):
 
 
 class _Outbound:
-    """One call, from leaving to answer: a span around it, its errors mapped."""
+    """One outbound call, from sending to answer: its deadline, metadata, span, metric, and mapped errors."""
 
     def __init__(self, channel: Channel, method: str, timeout: float | None, *, streams: bool = False) -> None:
         self._channel = channel
@@ -220,7 +220,7 @@ class _Outbound:
     def begin(
         self, callable_: Callable[..., Any], request: Any, metadata: Any, options: dict[str, Any], *, sends_many: bool
     ) -> tuple[Any, StreamStatus | None]:
-        """The call of grpc.aio, and what tells how it really ended where it sends a stream."""
+        """Starts the call of grpc.aio; for one that sends a stream, also the watcher of its true status."""
         requests = RequestStream(request) if sends_many else None
         sent = (*self._metadata, *(metadata or ()))
         call = callable_(requests or request, timeout=self._timeout, metadata=sent, **options)

@@ -26,7 +26,7 @@ Codec = Callable[[Any], Any] | None
 
 
 class LocalChannel(Channel):
-    """The client seam over the server of a peer in this process."""
+    """A `Channel` to the server of a peer in this process."""
 
     def __init__(self, server: Server, *, service: str, telemetry: Telemetry) -> None:
         super().__init__("local", service=service, telemetry=telemetry, transport=_Transport(server))
@@ -129,7 +129,7 @@ async def _each(convert: Callable[[Any], Any], requests: Any) -> AsyncIterator[A
 
 
 class _Ended:
-    """Gives the end of a handler the form that the client seam knows."""
+    """Turns the end of a handler into the errors that `Channel` expects from grpc.aio."""
 
     def __init__(self, call: _LocalCall, request: Any) -> None:
         self._call = call
@@ -163,7 +163,7 @@ class LocalContext(CallStatus):
         self._deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
 
     def invocation_metadata(self) -> Metadata:
-        """What the client seam sent along."""
+        """The metadata that `Channel` sent."""
         return self._metadata
 
     def time_remaining(self) -> float | None:
@@ -180,7 +180,7 @@ class LocalContext(CallStatus):
         return self._code not in (None, grpc.StatusCode.OK)
 
     async def send_initial_metadata(self, initial_metadata: Any) -> None:
-        """The client seam offers no way to read it."""
+        """Dropped: `Channel` offers no way to read it."""
 
     async def write(self, message: Any) -> None:
         """Replaced for calls that stream their answers."""

@@ -1,10 +1,10 @@
-"""How a call that sends a stream really ended.
+"""The true status of a call that sends a stream.
 
-grpc.aio tells it wrongly in two ways. When a server ends a call while a request is just being sent, it sees its own
+grpc.aio reports it wrongly in two ways. When a server ends a call while a request is just being sent, it sees its own
 sending fail and writes INTERNAL "Internal error from Core" over the server's status, or has it there until the status
 arrives a moment later. And when the stream of requests breaks, or can't be closed because the peer is gone, it cancels
 the call: its caller gets a `CancelledError` that nobody asked for, which would end a servicer without an answer.
-What the server said, or what broke the stream, is the truth; it is kept here.
+The status that the server sent, or the error that broke the stream, is kept here.
 """
 
 import asyncio
@@ -56,16 +56,16 @@ class StreamStatus:
         self._call = call
         self._requests = requests
         self._status: grpc.aio.AioRpcError | None = None
-        """What the server said; its code may be OK."""
+        """The status that the server sent; its code may be OK."""
         call.add_done_callback(self._read_status)
 
     async def cause(self, error: BaseException) -> BaseException | None:
-        """What the server said, or what broke the stream, where `error` hides it; else `error`. None: it ended well."""
+        """The server's status, or what broke the stream, where `error` hides it; else `error`. None: status OK."""
         if is_spurious_cancellation(error):
             return self._requests.failure or Unavailable("the peer was gone before the whole stream was sent")
         if not isinstance(error, grpc.aio.AioRpcError) or not _is_own_failure(error):
             return error
-        for _ in range(_MAX_POLLS):  # there is no event to wait for; it rarely takes a second look
+        for _ in range(_MAX_POLLS):  # there is no event to wait for; a second poll is rare
             if self._status is not None:
                 return None if self._status.code() is grpc.StatusCode.OK else self._status
             await asyncio.sleep(_POLL_SECONDS)
@@ -85,7 +85,7 @@ def _is_own_failure(error: grpc.aio.AioRpcError) -> bool:
 
 
 def _at_once(answer: Coroutine[Any, Any, T]) -> T:
-    """The result of a coroutine that has nothing to wait for: awaiting it later would read what was written over."""
+    """The result of a coroutine that never suspends: awaiting it later would read a status that was overwritten."""
     try:
         answer.send(None)
     except StopIteration as ended:

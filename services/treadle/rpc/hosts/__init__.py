@@ -1,1 +1,1 @@
-"""What a service is hosted by: `grpcio` (works everywhere) or `envoy` (faster). `choice` says which."""
+"""The hosts of services: `grpcio` works everywhere, `envoy` is faster; `choice` picks one."""

@@ -1,4 +1,4 @@
-"""Which host a service gets here, and why."""
+"""The choice of the host of a process on this machine, and the reason for it."""
 
 import importlib.util
 import os
@@ -11,7 +11,7 @@ from treadle.core.errors import FailedPrecondition
 GRPCIO, ENVOY = "grpcio", "envoy"
 HOSTS = (ENVOY, GRPCIO)
 DATA_PLANE = frozenset({"gateway", "features", "inference"})
-"""What every request goes through: Envoy where it can run. The rest is lighter on grpcio."""
+"""The services on the path of every request: on Envoy where it can run. The others are lighter on grpcio."""
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""The server side of every RPC: instrumentation, status, streams."""
+"""The server side of every call: instrumentation of gRPC and HTTP, status, streams."""

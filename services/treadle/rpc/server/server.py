@@ -1,8 +1,8 @@
-"""Every handler of every service runs inside the one wrapper made here.
+"""The gRPC server of a service, whatever its host.
 
 `Server` looks to generated `add_*Servicer_to_server` functions like a `grpc.aio.Server`. It collects handlers and
-wraps each so that a call has its `RequestContext`, its span, its metrics, and its errors mapped to a status. What then
-hosts the wrapped handlers (grpcio here) is told nothing about them.
+wraps each so that a call has its `RequestContext`, its span, its metrics, and its errors mapped to a status. Hosts take
+the wrapped handlers as they are.
 """
 
 import inspect

@@ -1,4 +1,4 @@
-"""How a call ends, as a servicer says it: the part of a `grpc.aio` context that hosts of our own share."""
+"""The status that a servicer sets on its context: shared by the contexts of the Envoy host and of local calls."""
 
 from collections.abc import Iterable
 from typing import NoReturn

@@ -1,4 +1,4 @@
-"""Many requests over one stream: worked on side by side, a bounded number at a time."""
+"""Concurrent answers to the requests of one stream, a bounded number at a time."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
