@@ -24,10 +24,10 @@ up: .venv/demo ## start the mesh here and leave it running in the foreground
 	@$(BIN)/treadle up $(ARGS)
 
 test: .venv/dev ## every test (ARGS="-m 'not slow'" for the quick ones)
-	@$(BIN)/pytest -n 2 $(ARGS)
+	@$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 coverage: .venv/dev ## the tests of gateway, core and rpc, and the share of these packages that they must reach
-	@$(BIN)/pytest -n 2 --cov --cov-report= $(MEASURED)
+	@$(BIN)/pytest -n 2 --dist loadfile --cov --cov-report= $(MEASURED)
 	for floor in $(COVERAGE_FLOORS); do $(BIN)/coverage report --include="$${floor%:*}/*" --fail-under="$${floor#*:}"; done
 
 check: .venv/dev ## formatting, lint, types, layers

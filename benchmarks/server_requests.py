@@ -75,7 +75,7 @@ def infer_chain(address: str, expected: Mapping[str, Array]) -> ServerRequest:
 
 def predict_by_key(address: str, expected: Mapping[str, Array]) -> ServerRequest:
     """Predict of the chain's deployment by entity key: the gateway looks the features up."""
-    request = client.Ask(CHAIN, {"patient": np.array([0])}).to_proto()
+    request = client.StreamRequest(CHAIN, {"patient": np.array([0])}).to_proto()
 
     def check(answer: bytes) -> None:
         response = prediction_pb2.PredictResponse.FromString(answer)

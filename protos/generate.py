@@ -1,4 +1,4 @@
-"""Generates the stubs that lie beside the contracts: `make protos`.
+"""Generates the committed stubs beside the contracts: `make protos`.
 
 `treadle/v1` becomes ordinary modules. `treadle/oip` becomes a descriptor set, loaded into a private pool
 by `treadle.oip`, and a `.pyi` that gives its messages types.

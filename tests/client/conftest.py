@@ -1,4 +1,4 @@
-"""A real registry, and a small prediction service that does as its requests say, on real servers."""
+"""A real registry, and a small fake prediction service, on real servers."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,7 +21,7 @@ from ..conftest import NoSettings
 
 
 class Doubling(prediction_pb2_grpc.PredictionServiceServicer, evaluation_pb2_grpc.EvaluationServiceServicer):
-    """Answers twice the tensor or context column `x`; deployment "broken" fails. Tells what metadata came."""
+    """Answers twice the tensor or context column `x`; deployment "broken" fails. Records metadata."""
 
     def __init__(self) -> None:
         self.labels: list[evaluation_pb2.LabelBatch] = []

@@ -1,4 +1,4 @@
-"""The sync face: complete, the same, and safe to leave."""
+"""The synchronous client has the methods of the async one, and leaves no stream or thread behind."""
 
 import asyncio
 import inspect
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from treadle.client import Ask, AsyncClient, Client
+from treadle.client import AsyncClient, Client, StreamRequest
 from treadle.core.errors import InvalidInput
 
 
@@ -21,7 +21,7 @@ def public_methods(cls: type) -> dict[str, Callable[..., Any]]:
     }
 
 
-def test_every_method_has_its_twin_with_the_same_parameters() -> None:
+def test_both_clients_have_the_same_methods_and_parameters() -> None:
     ours, theirs = public_methods(Client), public_methods(AsyncClient)
     assert set(ours) == set(theirs)
     for name, method in ours.items():
@@ -33,15 +33,15 @@ async def test_predicts_without_async(prediction_address: str) -> None:
     def use() -> tuple[Any, list[Any]]:
         with Client(prediction_address) as client:
             one = client.predict("any", context={"x": [1.0, 2.0]})
-            asks = [Ask("any", context={"x": [float(number)]}) for number in range(5)]
-            return one["twice"], [answer.result()["twice"][0] for answer in client.predict_stream(asks)]
+            requests = [StreamRequest("any", context={"x": [float(number)]}) for number in range(5)]
+            return one["twice"], [answer.result()["twice"][0] for answer in client.predict_stream(requests)]
 
     one, many = await asyncio.to_thread(use)
     np.testing.assert_array_equal(one, [2.0, 4.0])
     assert sorted(many) == [0.0, 2.0, 4.0, 6.0, 8.0]
 
 
-async def test_errors_pass_and_the_client_goes_on(prediction_address: str) -> None:
+async def test_errors_are_raised_and_the_client_stays_usable(prediction_address: str) -> None:
     def use() -> float:
         with Client(prediction_address) as client:
             with pytest.raises(InvalidInput, match="x is wrong"):
@@ -54,7 +54,7 @@ async def test_errors_pass_and_the_client_goes_on(prediction_address: str) -> No
 async def test_leaving_a_stream_early_ends_it(prediction_address: str) -> None:
     def use() -> float:
         with Client(prediction_address) as client:
-            for _ in client.predict_stream([Ask("any", context={"x": [1.0]})] * 100):
+            for _ in client.predict_stream([StreamRequest("any", context={"x": [1.0]})] * 100):
                 break
             return float(client.predict("any", context={"x": [5.0]})["twice"][0])
 

@@ -14,7 +14,7 @@ from treadle.rpc.codec.columns import decode
 from treadle.v1 import evaluation_pb2, registry_pb2, registry_pb2_grpc, types_pb2
 
 
-async def test_push_registers_and_tells_its_progress(models: AsyncClient, package: Path) -> None:
+async def test_push_registers_a_version_and_reports_progress(models: AsyncClient, package: Path) -> None:
     seen: list[UploadProgress] = []
     made = await models.push_model("delay", package, progress=seen.append)
     assert (made.ref.model, made.ref.version) == ("delay", 1)
@@ -67,7 +67,7 @@ async def test_reports_come_back_however_many_pages_they_take(models: AsyncClien
         await models.reports("delay/2")
 
 
-async def test_artifacts_come_back_whole(models: AsyncClient, package: Path, tmp_path: Path) -> None:
+async def test_artifacts_are_downloaded_unchanged(models: AsyncClient, package: Path, tmp_path: Path) -> None:
     made = await models.push_model("delay", package)
     file = made.manifest.files[0]
     size = await models.download_artifact(file.sha256, tmp_path / "copy")
@@ -79,7 +79,7 @@ async def test_artifacts_come_back_whole(models: AsyncClient, package: Path, tmp
 
 
 @pytest.mark.parametrize("text", ["delay", "delay/0", "delay/x", "DELAY/1", "delay@", "/1", "delay/1/2", ""])
-async def test_bad_references_are_refused_here(models: AsyncClient, text: str) -> None:
+async def test_invalid_references_are_refused_by_the_client(models: AsyncClient, text: str) -> None:
     with pytest.raises(InvalidInput, match="model/3 or model@alias"):
         await models.get_version(text)
 

@@ -1,4 +1,4 @@
-"""What a client sends and what it makes of the answer."""
+"""Requests that a client sends, and results that it returns."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from treadle.client import Ask, AsyncClient
+from treadle.client import AsyncClient, StreamRequest
 from treadle.core.errors import InvalidInput, Unavailable
 
 
-async def test_prediction_holds_all_of_the_answer(predictions: AsyncClient) -> None:
+async def test_a_prediction_contains_the_whole_response(predictions: AsyncClient) -> None:
     answer = await predictions.predict("any", {"tail_number": ["N1", "N2"]}, {"x": [1.5, 2.0]}, sticky_key="k")
     np.testing.assert_array_equal(answer["twice"], [3.0, 4.0])
     assert (answer.model, answer.version, len(answer)) == ("doubler", 1, 2)
@@ -24,7 +24,7 @@ async def test_prediction_holds_all_of_the_answer(predictions: AsyncClient) -> N
     assert answer.trace_id == "ab" * 16
 
 
-async def test_tenant_actor_and_pin_travel(predictions: AsyncClient) -> None:
+async def test_tenant_actor_and_pinned_version_are_sent(predictions: AsyncClient) -> None:
     answer = await predictions.predict("any", context={"x": [1.0]}, pin_version=7)
     assert answer.served_by == "airline/ada"
     assert answer.version == 7
@@ -47,18 +47,18 @@ async def test_errors_name_their_violations(predictions: AsyncClient) -> None:
     assert [each.field for each in caught.value.violations] == ["context[x]", "outputs"]
 
 
-async def test_mixed_column_is_refused_before_it_leaves(predictions: AsyncClient) -> None:
+async def test_a_column_of_mixed_types_is_refused_by_the_client(predictions: AsyncClient) -> None:
     with pytest.raises(InvalidInput, match="'x'"):
         await predictions.predict("any", context={"x": [1.0, "two"]})
 
 
-async def test_stream_matches_answers_and_goes_on_after_an_error(predictions: AsyncClient) -> None:
-    asks = [
-        Ask("any", context={"x": [1.0]}),
-        Ask("broken", context={"x": [1.0]}, request_id="bad"),
-        Ask("any", context={"x": [3.0]}, request_id="last"),
+async def test_a_stream_matches_results_and_continues_after_an_error(predictions: AsyncClient) -> None:
+    requests = [
+        StreamRequest("any", context={"x": [1.0]}),
+        StreamRequest("broken", context={"x": [1.0]}, request_id="bad"),
+        StreamRequest("any", context={"x": [3.0]}, request_id="last"),
     ]
-    answers = {answer.request_id: answer async for answer in predictions.predict_stream(asks)}
+    answers = {answer.request_id: answer async for answer in predictions.predict_stream(requests)}
     assert set(answers) == {"0", "bad", "last"}
     assert answers["last"].result()["twice"].tolist() == [6.0]
     with pytest.raises(InvalidInput, match="x is wrong"):
@@ -66,11 +66,11 @@ async def test_stream_matches_answers_and_goes_on_after_an_error(predictions: As
 
 
 async def test_stream_takes_async_iterators(predictions: AsyncClient) -> None:
-    async def asks() -> AsyncIterator[Ask]:
+    async def requests() -> AsyncIterator[StreamRequest]:
         for value in (1.0, 2.0):
-            yield Ask("any", context={"x": [value]})
+            yield StreamRequest("any", context={"x": [value]})
 
-    answers = [answer.result()["twice"][0] async for answer in predictions.predict_stream(asks())]
+    answers = [answer.result()["twice"][0] async for answer in predictions.predict_stream(requests())]
     assert sorted(answers) == [2.0, 4.0]
 
 

@@ -1,4 +1,4 @@
-"""From what people hold to columns, and back."""
+"""Conversion between Python values and columns."""
 
 from datetime import UTC, date, datetime, timedelta, timezone
 
@@ -37,7 +37,7 @@ def test_dtype_follows_the_values(values: object, dtype: str) -> None:
     assert pb.name == "x"
 
 
-def test_zones_become_utc() -> None:
+def test_time_zones_are_converted_to_utc() -> None:
     east = datetime(2013, 10, 1, 14, tzinfo=timezone(timedelta(hours=2)))
     assert to_micros([east, NOON], 2) == [int(NOON.timestamp() * 1e6)] * 2
 

@@ -11,7 +11,7 @@ import pytest
 
 from treadle import oip
 from treadle.client import AsyncClient
-from treadle.client.predictions import Ask
+from treadle.client.predictions import StreamRequest
 from treadle.rpc.codec.tensors import decode_outputs, encode_inputs
 
 from .conftest import CUSTOMERS, Shop
@@ -34,7 +34,7 @@ class Entries:
         return dict((await self.client.predict("purchase", rows["entities"], rows["context"])).outputs)
 
     async def stream_by_key(self, rows: dict[str, Any]) -> Answer:
-        ask = Ask("purchase", rows["entities"], rows["context"])
+        ask = StreamRequest("purchase", rows["entities"], rows["context"])
         (answer,) = [each async for each in self.client.predict_stream([ask])]
         return dict(answer.result().outputs)
 

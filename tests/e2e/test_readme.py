@@ -1,4 +1,7 @@
-"""Every command that the README shows is run here, with nothing changed but where the mesh is."""
+"""Every command that the README shows is run here, with nothing changed but where the mesh is.
+
+The commands build on one another: `make test` gives all tests of a file to one worker.
+"""
 
 import os
 import re
@@ -11,8 +14,7 @@ import pytest
 
 from .conftest import LiveMesh, default_alone
 
-# The commands build on one another, so one worker runs them all.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_group("readme"), default_alone]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), default_alone]
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""History into the online store, up to a moment."""
+"""Materialization of history into the online store, up to a given time."""
 
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ from treadle.core.errors import InvalidInput, NotFound
 from treadle.features import Definitions, Entity, FeatureService, FeatureView, Field, Source
 from treadle.features import definition_codec as codec
 from treadle.features.offline.point_in_time import point_in_time_join
-from treadle.jobs.materialize import ROWS_A_MESSAGE, MaterializationResult, latest_rows, materialize, to_micros
+from treadle.jobs.materialize import ROWS_PER_MESSAGE, MaterializationResult, latest_rows, materialize, to_micros
 from treadle.rpc.codec.columns import decode, encode
 from treadle.v1 import features_pb2 as pb
 
@@ -59,7 +59,7 @@ async def test_online_is_offline_at_the_moment_of_materializing(
         assert ages == offline[f"{name}__age"].to_pylist()
 
 
-async def test_again_changes_nothing_and_older_is_outdated(
+async def test_materializing_is_idempotent_and_older_rows_are_outdated(
     stub: "FeatureServiceAsyncStub", view: FeatureView, service: FeatureService
 ) -> None:
     await stub.ApplyFeatures(codec.to_apply_request(Definitions((view,), (service,))))
@@ -77,7 +77,7 @@ async def test_again_changes_nothing_and_older_is_outdated(
 
 
 async def test_more_rows_than_a_message_holds(stub: "FeatureServiceAsyncStub", tmp_path: Path) -> None:
-    rows = ROWS_A_MESSAGE * 2 + 1
+    rows = ROWS_PER_MESSAGE * 2 + 1
     table = pa.table({"n": np.arange(rows), "known_at": pa.array([START] * rows), "x": np.arange(rows) / 2})
     pq.write_table(table, tmp_path / "many.parquet")
     source = Source(str(tmp_path / "many.parquet"), "known_at")
@@ -87,7 +87,7 @@ async def test_more_rows_than_a_message_holds(stub: "FeatureServiceAsyncStub", t
     assert await materialize(many, stub, progress=lambda done, _: seen.append(done)) == MaterializationResult(
         rows, rows, 0
     )
-    assert seen == [ROWS_A_MESSAGE, ROWS_A_MESSAGE * 2, rows]
+    assert seen == [ROWS_PER_MESSAGE, ROWS_PER_MESSAGE * 2, rows]
 
 
 async def test_views_that_cannot_be_materialized(stub: "FeatureServiceAsyncStub", view: FeatureView) -> None:
@@ -100,7 +100,7 @@ async def test_views_that_cannot_be_materialized(stub: "FeatureServiceAsyncStub"
         await materialize(view, stub, until=datetime(2013, 1, 1))  # noqa: DTZ001  # the fault under test
 
 
-def test_the_last_of_equal_times_counts(tmp_path: Path) -> None:
+def test_the_last_row_of_equal_event_times_is_used(tmp_path: Path) -> None:
     for at, winds in enumerate([[1.0, 2.0], [3.0, -0.0]]):
         table = pa.table({"n": [7, 7], "known_at": pa.array([START] * 2), "x": winds})
         pq.write_table(table, tmp_path / f"{at}.parquet")

@@ -1,4 +1,4 @@
-"""Training sets and what they say about themselves."""
+"""Training sets, their metadata and digests."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 
 from treadle.core.errors import InvalidInput
 from treadle.features import FeatureService, FeatureView
-from treadle.jobs.training_set import build_training_set, data_digest, described, read_training_set
+from treadle.jobs.training_set import build_training_set, data_digest, read_metadata, read_training_set
 
 from .conftest import hours
 
@@ -25,7 +25,7 @@ def entity_rows(winds: int = 3) -> pa.Table:
     )
 
 
-def test_it_is_written_whole_with_its_lineage(tmp_path: Path, view: FeatureView, service: FeatureService) -> None:
+def test_a_training_set_is_written_with_its_lineage(tmp_path: Path, view: FeatureView, service: FeatureService) -> None:
     made = build_training_set(entity_rows(), service, [view], tmp_path / "sets" / "flights.parquet", provenance=True)
     table = pq.read_table(made.path)
     assert made.features == ("weather__wind", "weather__half", "weather__sky", "distance")
@@ -67,7 +67,7 @@ def test_any_difference_changes_the_digest(change: object) -> None:
     assert data_digest(change(entity_rows())) != data_digest(entity_rows())
 
 
-def test_how_it_is_chunked_does_not_change_the_digest() -> None:
+def test_chunks_do_not_change_the_digest() -> None:
     table = entity_rows()
     chunked = pa.concat_tables([table.slice(0, 1), table.slice(1)])
     assert data_digest(chunked) == data_digest(table)
@@ -90,9 +90,7 @@ def test_a_join_that_fails_leaves_the_old_file(tmp_path: Path, view: FeatureView
     assert read_training_set(path) == made
 
 
-def test_a_table_that_was_read_still_says_what_made_it(
-    tmp_path: Path, view: FeatureView, service: FeatureService
-) -> None:
+def test_a_table_that_was_read_keeps_its_metadata(tmp_path: Path, view: FeatureView, service: FeatureService) -> None:
     made = build_training_set(entity_rows(), service, [view], tmp_path / "flights.parquet")
-    assert described(pq.read_table(made.path).schema)["feature_service"] == service.name
-    assert described(entity_rows().schema) == {}
+    assert read_metadata(pq.read_table(made.path).schema)["feature_service"] == service.name
+    assert read_metadata(entity_rows().schema) == {}

@@ -240,10 +240,10 @@ async def test_pages_of_long_texts_fit_into_a_message_and_contain_every_item_onc
         models += [model.name for model in page.models]
         token = page.next_page_token
     while token or not subjects:
-        told = await registry.rpc.ListHistory(pb.ListHistoryRequest(page_size=1000, page_token=token))
-        assert told.ByteSize() < 4 << 20
-        subjects += [event.subject for event in told.events]
-        token = told.next_page_token
+        events_page = await registry.rpc.ListHistory(pb.ListHistoryRequest(page_size=1000, page_token=token))
+        assert events_page.ByteSize() < 4 << 20
+        subjects += [event.subject for event in events_page.events]
+        token = events_page.next_page_token
     assert models == names
     assert subjects == names[::-1]
 

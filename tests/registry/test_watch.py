@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.registry.conftest import Open, Registry
 
 
-def told(event: pb.DeploymentEvent) -> str:
+def describe(event: pb.DeploymentEvent) -> str:
     """ "flights@2", "-flights", or "caught up"."""
     match event.WhichOneof("change"):
         case "applied":
@@ -30,7 +30,7 @@ def told(event: pb.DeploymentEvent) -> str:
 
 
 async def take(events: AsyncIterator[pb.DeploymentEvent], count: int) -> list[str]:
-    return [told(await anext(events)) for _ in range(count)]
+    return [describe(await anext(events)) for _ in range(count)]
 
 
 async def until_caught_up(registry: "Registry", cursor: str = "") -> list[pb.DeploymentEvent]:
@@ -53,7 +53,7 @@ async def delete(registry: "Registry", name: str) -> None:
 
 
 async def test_an_empty_registry_is_caught_up_at_once(registry: "Registry") -> None:
-    assert [told(event) for event in await until_caught_up(registry)] == ["caught up"]
+    assert [describe(event) for event in await until_caught_up(registry)] == ["caught up"]
 
 
 async def test_a_watch_sends_the_snapshot_then_changes(registry: "Registry") -> None:
@@ -68,7 +68,7 @@ async def test_a_watch_sends_the_snapshot_then_changes(registry: "Registry") -> 
     await delete(registry, "a")
     await apply(registry, "c")
     event = await anext(events)
-    assert told(event) == "-a"
+    assert describe(event) == "-a"
     applied = (await anext(events)).applied
     assert applied == await registry.rpc.GetDeployment(pb.GetDeploymentRequest(name="c"))
 
@@ -77,14 +77,14 @@ async def test_a_cursor_resumes_after_its_event(registry: "Registry") -> None:
     await registry.make_version()
     await apply(registry, "a", "b", "a")
     seen = await until_caught_up(registry)
-    assert [told(event) for event in seen] == ["b@1", "a@2", "caught up"]
-    assert [told(e) for e in await until_caught_up(registry, seen[-1].cursor)] == ["caught up"]
+    assert [describe(event) for event in seen] == ["b@1", "a@2", "caught up"]
+    assert [describe(e) for e in await until_caught_up(registry, seen[-1].cursor)] == ["caught up"]
     # In the middle of the snapshot: the rest of it must still come.
-    assert [told(e) for e in await until_caught_up(registry, seen[0].cursor)] == ["a@2", "caught up"]
+    assert [describe(e) for e in await until_caught_up(registry, seen[0].cursor)] == ["a@2", "caught up"]
     await apply(registry, "a", "b")
     await delete(registry, "a")
     later = await until_caught_up(registry, seen[-1].cursor)
-    assert [told(event) for event in later] == ["a@3", "b@2", "-a", "caught up"]
+    assert [describe(event) for event in later] == ["a@3", "b@2", "-a", "caught up"]
 
 
 async def test_a_cursor_stays_valid_over_a_restart_and_many_changes(open_registry: "Open", tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ async def test_a_snapshot_contains_all_of_many_deployments(registry: "Registry")
     await registry.make_version()
     names = [f"d{i}" for i in range(230)]
     await apply(registry, *names)
-    assert [told(e) for e in await until_caught_up(registry)] == [*(f"{name}@1" for name in names), "caught up"]
+    assert [describe(e) for e in await until_caught_up(registry)] == [*(f"{name}@1" for name in names), "caught up"]
 
 
 @pytest.mark.parametrize("cursor", ["x", "7", "a" * 32 + "-1", "é", "-1", "\0", "a" * 32 + "-" + "9" * 40])
@@ -135,7 +135,7 @@ async def test_changes_by_another_process_are_sent(open_registry: "Open", tmp_pa
         assert await take(events, 1) == ["a@1"]
         cursor = (await until_caught_up(one))[-1].cursor
         await apply(other, "a")
-        assert [told(event) for event in await until_caught_up(other, cursor)] == ["a@2", "caught up"]
+        assert [describe(event) for event in await until_caught_up(other, cursor)] == ["a@2", "caught up"]
 
 
 async def test_a_watcher_that_does_not_read_delays_no_other(registry: "Registry") -> None:

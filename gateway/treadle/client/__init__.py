@@ -1,4 +1,4 @@
-"""The Python client of a Treadle mesh: `AsyncClient`, and `Client` for code that is not async.
+"""The Python client of a Treadle mesh: `AsyncClient`, and the synchronous `Client`.
 
 from treadle.client import Client
 
@@ -9,17 +9,15 @@ with Client() as treadle:
 from treadle.client.aio import AsyncClient
 from treadle.client.blocking import Client
 from treadle.client.deployments import Fallback
-from treadle.client.evaluation import Recorded
-from treadle.client.features import Pushed
+from treadle.client.evaluation import RecordLabelsResult
+from treadle.client.features import PushResult
 from treadle.client.inference import ModelListing
-from treadle.client.predictions import Answer, Ask, FeatureProvenance, Prediction
+from treadle.client.predictions import FeatureProvenance, Prediction, StreamRequest, StreamResult
 from treadle.client.tables import Feature
 from treadle.client.uploads import UploadProgress
 from treadle.rpc.client.channel import Tls
 
 __all__ = [
-    "Answer",
-    "Ask",
     "AsyncClient",
     "Client",
     "Fallback",
@@ -27,8 +25,10 @@ __all__ = [
     "FeatureProvenance",
     "ModelListing",
     "Prediction",
-    "Pushed",
-    "Recorded",
+    "PushResult",
+    "RecordLabelsResult",
+    "StreamRequest",
+    "StreamResult",
     "Tls",
     "UploadProgress",
 ]

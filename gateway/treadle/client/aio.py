@@ -1,4 +1,4 @@
-"""`AsyncClient`: everything a Treadle mesh offers, over one address."""
+"""`AsyncClient`: all services of a Treadle mesh, through the gateway's address."""
 
 from treadle.client.deployments import Deployments
 from treadle.client.evaluation import Evaluation
@@ -15,6 +15,6 @@ class AsyncClient(Predictions, Models, Deployments, Features, Evaluation, Infere
             answer = await treadle.predict("flight-delay", {"tail_number": ["N14228"]}, {"distance": [1400.0]})
             answer["probability"]        # an array of N rows
 
-    Arguments are those of `Connection`. What holds rows is numpy; documents (model versions, deployments, reports)
-    are the contract's own messages, in `treadle.v1`. Errors are `treadle.core.errors`.
+    Arguments are those of `Connection`. Rows are numpy arrays; documents (model versions, deployments, reports) are
+    messages of `treadle.v1`. Methods raise the errors of `treadle.core.errors`.
     """

@@ -1,8 +1,8 @@
-"""`Client`: the thin sync face of `AsyncClient`.
+"""`Client`: the synchronous form of `AsyncClient`.
 
-Each method below is the async one, run on an event loop that lives in a thread of the client's own. `_blocking` and
-`_iterating` are the whole mechanism; through `ParamSpec` type checkers and editors see each method's true
-parameters, result and docstring. A test compares the two classes method by method.
+Each method runs the async one on an event loop in the client's own thread. `_blocking` and `_iterating` convert the
+methods; `ParamSpec` keeps their parameters, results and docstrings visible to type checkers and editors. A test
+compares the two classes method by method.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ T = TypeVar("T")
 def _blocking(
     method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]],
 ) -> "Callable[Concatenate[Client, P], T]":
-    """A method that waits for the async one."""
+    """A method that runs the async method and waits for its result."""
 
     @functools.wraps(method)
     def call(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -35,7 +35,7 @@ def _blocking(
 def _iterating(
     method: Callable[Concatenate[AsyncClient, P], AsyncIterator[T]],
 ) -> "Callable[Concatenate[Client, P], Iterator[T]]":
-    """A method that iterates over what the async one yields; leaving the loop early ends the stream."""
+    """A method that iterates over the items of the async generator; leaving the loop early ends the stream."""
 
     @functools.wraps(method)
     def iterate(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
@@ -43,22 +43,22 @@ def _iterating(
         try:
             while True:
                 try:
-                    yield self._loop.run(_next(stream))
+                    yield self._loop.run(_next_item(stream))
                 except StopAsyncIteration:
                     return
         finally:
-            self._loop.run(_end(stream))
+            self._loop.run(_close_stream(stream))
 
     return iterate
 
 
 class Client:
-    """A typed client of one mesh, for code that is not async. Safe to share between threads.
+    """A synchronous typed client of one mesh. Thread-safe.
 
         with Client("127.0.0.1:7700") as treadle:
             treadle.predict("flight-delay", {"tail_number": ["N14228"]}, {"distance": [1400.0]})["probability"]
 
-    Callbacks for progress run in the client's thread.
+    Progress callbacks run in the client's thread.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Client:
 
 
 class _LoopThread:
-    """An event loop that runs in a thread until stopped."""
+    """An event loop that runs in a daemon thread until `stop`."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -140,7 +140,7 @@ class _LoopThread:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Waits for `work`; an interrupt while waiting cancels it."""
+        """The result of `work`, run on the loop; an interrupt while waiting cancels it. RuntimeError before `start`."""
         if self._loop is None:
             work.close()
             raise RuntimeError("Client is not open: use `with Client(...)`")
@@ -162,10 +162,10 @@ class _LoopThread:
         loop.close()
 
 
-async def _next(stream: AsyncIterator[T]) -> T:
+async def _next_item(stream: AsyncIterator[T]) -> T:
     return await anext(stream)
 
 
-async def _end(stream: AsyncIterator[Any]) -> None:
+async def _close_stream(stream: AsyncIterator[Any]) -> None:
     if isinstance(stream, AsyncGenerator):
         await stream.aclose()

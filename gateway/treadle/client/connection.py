@@ -1,4 +1,4 @@
-"""The one connection of a client: the gateway's address, and what every call through it carries."""
+"""The connection of a client to the gateway, with the metadata and deadline of its calls."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,11 +10,11 @@ from treadle.rpc.client.channel import Channel, Tls
 from treadle.rpc.context import ACTOR, TENANT
 
 DEFAULT_ADDRESS = "127.0.0.1:7700"
-_PREDICT = "/treadle.v1.PredictionService/"
-_CONTROL_SECONDS = 30.0
+_PREDICTION_METHODS = "/treadle.v1.PredictionService/"
+_DEFAULT_TIMEOUT_SECONDS = 30.0
 
 
-class Door(Channel):
+class GatewayChannel(Channel):
     """The channel to the gateway: adds tenant, actor and the client's deadline to each call.
 
     Streams get no deadline of their own: an upload or an evaluation takes as long as it takes.
@@ -32,48 +32,48 @@ class Door(Channel):
     ) -> None:
         super().__init__(address, service="gateway", telemetry=telemetry, tls=tls)
         self._timeout_seconds = timeout_seconds
-        self._carried = tuple((key, value) for key, value in ((TENANT, tenant), (ACTOR, actor)) if value)
+        self._metadata = tuple((key, value) for key, value in ((TENANT, tenant), (ACTOR, actor)) if value)
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """As `Channel`'s, with the client's deadline. Without one, a prediction takes its deployment's timeout."""
+        """As `Channel.unary_unary`, with the client's timeout; predictions default to their deployment's."""
         seconds = self._timeout_seconds
-        if seconds is None and not method.startswith(_PREDICT):
-            seconds = _CONTROL_SECONDS
+        if seconds is None and not method.startswith(_PREDICTION_METHODS):
+            seconds = _DEFAULT_TIMEOUT_SECONDS
         return self._with_defaults(super().unary_unary(method, *args, **kwargs), seconds)
 
     def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """As `Channel`'s."""
+        """As `Channel.stream_unary`, with the client\'s metadata."""
         return self._with_defaults(super().stream_unary(method, *args, **kwargs), None)
 
     def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """As `Channel`'s."""
+        """As `Channel.unary_stream`, with the client\'s metadata."""
         return self._with_defaults(super().unary_stream(method, *args, **kwargs), None)
 
     def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """As `Channel`'s."""
+        """As `Channel.stream_stream`, with the client\'s metadata."""
         return self._with_defaults(super().stream_stream(method, *args, **kwargs), None)
 
     def _with_defaults(self, call: Callable[..., Any], seconds: float | None) -> Callable[..., Any]:
-        return partial(_call, call, seconds, self._carried)
+        return partial(_call_with_defaults, call, seconds, self._metadata)
 
 
-def _call(
+def _call_with_defaults(
     call: Callable[..., Any],
     seconds: float | None,
-    carried: tuple[tuple[str, str], ...],
+    defaults: tuple[tuple[str, str], ...],
     request: Any,
     timeout: float | None = None,
     metadata: tuple[tuple[str, str], ...] = (),
 ) -> Any:
-    return call(request, timeout=seconds if timeout is None else timeout, metadata=(*carried, *metadata))
+    return call(request, timeout=seconds if timeout is None else timeout, metadata=(*defaults, *metadata))
 
 
 class Connection:
-    """What the parts of a client have in common: an open door. Use it as an async context manager.
+    """Base class of the parts of a client: an open gateway channel. Use it as an async context manager.
 
     `timeout_seconds` bounds each call; None leaves predictions to their deployment's timeout and gives
-    everything else 30 s. `tenant` and `actor` travel with every call; `actor` is who history will name.
-    Calls to a gateway that is away for a moment are tried again within the deadline.
+    everything else 30 s. `tenant` and `actor` are sent with every call; the registry's history names the
+    actor. Calls are retried within the deadline while the gateway is unavailable.
     """
 
     def __init__(
@@ -87,8 +87,8 @@ class Connection:
         telemetry: Telemetry | None = None,
     ) -> None:
         self.address = address
-        self._open_door = partial(
-            Door,
+        self._open_channel = partial(
+            GatewayChannel,
             address,
             telemetry=telemetry or Telemetry.off("client"),
             timeout_seconds=timeout_seconds,
@@ -96,17 +96,17 @@ class Connection:
             actor=actor,
             tls=tls,
         )
-        self._door: Door | None = None
+        self._channel: GatewayChannel | None = None
 
     @property
     def channel(self) -> Channel:
-        """The open connection, for stubs of contracts that this client has no method for."""
-        if self._door is None:
+        """The open channel, for stubs of RPCs that this client has no method for. RuntimeError unless open."""
+        if self._channel is None:
             raise RuntimeError(f"{type(self).__name__} is not open: use `async with {type(self).__name__}(...)`")
-        return self._door
+        return self._channel
 
     async def __aenter__(self) -> Self:
-        self._door = self._open_door()
+        self._channel = self._open_channel()
         return self
 
     async def __aexit__(
@@ -115,7 +115,7 @@ class Connection:
         await self.close()
 
     async def close(self) -> None:
-        """Ends the connection. A client is opened once."""
-        door, self._door = self._door, None
-        if door is not None:
-            await door.close()
+        """Closes the connection. A client cannot be opened again."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()

@@ -1,30 +1,30 @@
-"""Deployments: which versions serve, in what shares, and what answers when they can't."""
+"""Deployments: traffic shares of model versions, shadows, and the fallback chain."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from treadle.client.tables import Table, to_columns
-from treadle.client.versions import Versions
+from treadle.client.versions import RegistryConnection
 from treadle.core.errors import FailedPrecondition
 from treadle.v1 import registry_pb2
 
 
 @dataclass(frozen=True)
 class Fallback:
-    """One step of the chain that answers when the chosen version can't: another version, or a constant row."""
+    """One step of the fallback chain: another version, or a constant row."""
 
     name: str
     """Shown in `served_by` as "fallback:NAME"."""
     version: str = ""
     """ "model/3" or "model@alias"."""
     constant: Table | None = None
-    """One row for everyone, by output name: `{"probability": 0.2}`."""
+    """The constant answer, one row by output name: `{"probability": 0.2}`."""
     timeout_seconds: float = 0.0
-    """0: what is left of the deadline."""
+    """0: the remaining deadline."""
 
 
-class Deployments(Versions):
-    """The part of a client that decides what serves."""
+class Deployments(RegistryConnection):
+    """The deployment methods of a client."""
 
     async def deploy(
         self,
@@ -43,8 +43,8 @@ class Deployments(Versions):
     ) -> registry_pb2.Deployment:
         """Creates or changes a deployment: `deploy("flight-delay", {"flight-delay/2": 90, "flight-delay/3": 10})`.
 
-        Shares are percent and sum to 100. Versions are "model/3" or "model@alias"; an alias is resolved now.
-        `strict_features`: a stale value counts as missing. With `expected_revision`, Conflict if someone else
+        Shares are percent and sum to 100. RegistryConnection are "model/3" or "model@alias"; an alias is resolved now.
+        `strict_features`: stale values count as missing. With `expected_revision`, Conflict if someone else
         changed the deployment since that revision; with -1, AlreadyExists if it exists.
         """
         policy = registry_pb2.FEATURE_POLICY_STRICT if strict_features else registry_pb2.FEATURE_POLICY_SERVE
@@ -65,22 +65,22 @@ class Deployments(Versions):
         return await self._apply(wanted, reason, expected_revision)
 
     async def deployments(self) -> list[registry_pb2.Deployment]:
-        """Every deployment as it is now."""
+        """The current revision of every deployment."""
         answer = await self._registry.ListDeployments(registry_pb2.ListDeploymentsRequest())
         return list(answer.deployments)
 
     async def get_deployment(self, name: str, revision: int = 0) -> registry_pb2.Deployment:
-        """A deployment as it is now, or as it was at a revision; NotFound."""
+        """A deployment at its current revision (0) or a given one; NotFound."""
         request = registry_pb2.GetDeploymentRequest(name=name, revision=revision)
         return await self._registry.GetDeployment(request)
 
     async def delete_deployment(self, name: str, reason: str = "") -> None:
-        """Ends a deployment; its history stays."""
+        """Deletes a deployment; its history stays."""
         request = registry_pb2.DeleteDeploymentRequest(name=name, reason=reason)
         await self._registry.DeleteDeployment(request)
 
     async def promote(self, name: str, version: str, *, reason: str = "") -> registry_pb2.Deployment:
-        """Sends all traffic of a deployment to one version ("model/3", "model@alias"); the rest stays as it is.
+        """Sends all traffic of a deployment to one version ("model/3", "model@alias"); everything else stays.
 
         Conflict if someone else changed the deployment meanwhile.
         """
@@ -94,10 +94,10 @@ class Deployments(Versions):
         return await self._apply(wanted, reason or f"promote {ref.model}/{ref.version}", now.revision)
 
     async def rollback(self, name: str, *, to_revision: int = 0, reason: str = "") -> registry_pb2.Deployment:
-        """Makes a deployment what it was at the previous revision, or at `to_revision`, as a new revision.
+        """Restores the previous revision of a deployment, or `to_revision`, as a new revision.
 
-        The new one's `restored_revision` says which it is again, so that a rollback after a rollback goes further
-        back. FailedPrecondition if there is no earlier one; Conflict if someone else changed it meanwhile.
+        The new revision's `restored_revision` names the restored one, so that a rollback after a rollback goes further
+        back. FailedPrecondition if there is no earlier revision; Conflict if someone else changed it meanwhile.
         """
         now = await self.get_deployment(name)
         target = to_revision or (now.restored_revision or now.revision) - 1
@@ -106,7 +106,9 @@ class Deployments(Versions):
             wanted = f"no earlier revision {to_revision}" if to_revision else "no earlier revision; name one"
             raise FailedPrecondition(f"deployment {name!r} is at revision {now.revision}{again}: there is {wanted}")
         before = await self.get_deployment(name, target)
-        restored = before.restored_revision or target  # what is itself a rollback counts as what it restored
+        restored = (
+            before.restored_revision or target
+        )  # a revision that is itself a rollback counts as the one that it restored
         why = f"rollback to revision {restored}{reason and f': {reason}'}"
         return await self._apply(before, why, now.revision, restored)
 

@@ -1,4 +1,4 @@
-"""Evaluation: is a version good enough, better than what serves, and still right? And the labels that tell."""
+"""Evaluation of model versions on datasets, live metrics of deployments, and labels."""
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from treadle.client.tables import Array, to_micros, to_moment
-from treadle.client.versions import Versions
+from treadle.client.tables import Array, to_micros, to_optional_micros
+from treadle.client.versions import RegistryConnection
 from treadle.core.column import Column
 from treadle.core.errors import Internal, InvalidInput
 from treadle.rpc.codec.columns import encode
@@ -20,20 +20,20 @@ TASKS: Mapping[str, evaluation_pb2.Task.ValueType] = {
     "multiclass": evaluation_pb2.TASK_MULTICLASS_CLASSIFICATION,
     "regression": evaluation_pb2.TASK_REGRESSION,
 }
-"""What people write, and the contract's `Task`."""
-_LABELS_A_MESSAGE = 4096
+"""Task names, and the `Task` of the contract."""
+_LABELS_PER_MESSAGE = 4096
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """What the ledger took."""
+class RecordLabelsResult:
+    """Rows recorded by the ledger, and rows that it had already."""
 
     rows: int
     duplicates: int
 
 
-class Evaluation(Versions):
-    """The part of a client that has versions judged."""
+class Evaluation(RegistryConnection):
+    """The evaluation methods of a client."""
 
     @cached_property
     def _evaluation(self) -> "evaluation_pb2_grpc.EvaluationServiceAsyncStub":
@@ -88,20 +88,20 @@ class Evaluation(Versions):
         until: datetime | None = None,
         include_fallbacks: bool = False,
     ) -> list[evaluation_pb2.LiveMetrics]:
-        """Metrics of recorded predictions against the labels that have arrived: one for each version, then all."""
+        """Metrics of recorded predictions against their labels: one for each version, then one for all versions."""
         request = evaluation_pb2.GetLiveMetricsRequest(
             deployment=deployment,
             model=await self._resolve(version) if version else None,
-            from_micros=to_moment(since),
-            to_micros=to_moment(until),
+            from_micros=to_optional_micros(since),
+            to_micros=to_optional_micros(until),
             task=to_task(task),
             score_output=score_output,
             include_fallbacks=include_fallbacks,
         )
         return list((await self._evaluation.GetLiveMetrics(request)).versions)
 
-    async def record_labels(self, prediction_ids: Sequence[str], labels: Any, at: Any = None) -> Recorded:
-        """Tells what really happened, before or after the prediction is known to the ledger.
+    async def record_labels(self, prediction_ids: Sequence[str], labels: Any, at: Any = None) -> RecordLabelsResult:
+        """Records the true outcomes of predictions, before or after the ledger has the predictions.
 
         `labels` is numeric, one for each id. `at` is when the truth became known: one moment or N; now if None.
         A later label for the same prediction replaces the earlier one.
@@ -111,11 +111,11 @@ class Evaluation(Versions):
             raise InvalidInput(f"{len(prediction_ids)} prediction ids need as many labels, not shape {values.shape}")
         moments = to_micros(np.datetime64("now", "us") if at is None else at, len(values))
         answer = await self._evaluation.RecordLabels(_label_batches(prediction_ids, values, moments))
-        return Recorded(answer.rows_recorded, answer.rows_duplicate)
+        return RecordLabelsResult(answer.rows_recorded, answer.rows_duplicate)
 
 
 def to_task(name: str) -> evaluation_pb2.Task.ValueType:
-    """The contract's task of "binary", "multiclass" or "regression"; InvalidInput otherwise."""
+    """The `Task` of "binary", "multiclass" or "regression"; InvalidInput otherwise."""
     if name not in TASKS:
         raise InvalidInput(f"no task {name!r}; one of {', '.join(TASKS)}")
     return TASKS[name]
@@ -124,7 +124,7 @@ def to_task(name: str) -> evaluation_pb2.Task.ValueType:
 async def _label_batches(
     ids: Sequence[str], labels: Array, moments: Sequence[int]
 ) -> AsyncIterator[evaluation_pb2.LabelBatch]:
-    for start in range(0, len(ids), _LABELS_A_MESSAGE):
-        part = slice(start, start + _LABELS_A_MESSAGE)
+    for start in range(0, len(ids), _LABELS_PER_MESSAGE):
+        part = slice(start, start + _LABELS_PER_MESSAGE)
         column = encode(Column.of("label", labels[part]))
         yield evaluation_pb2.LabelBatch(prediction_ids=ids[part], labels=column, at_micros=moments[part])

@@ -1,4 +1,4 @@
-"""Features: look them up, write them, define them, see how fresh they are."""
+"""Features: lookup, push, definitions, freshness."""
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime
@@ -6,23 +6,23 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from treadle.client.connection import Connection
-from treadle.client.tables import Feature, Table, as_column, to_columns, to_feature, to_micros, to_moment
+from treadle.client.tables import Feature, Table, as_column, to_columns, to_feature, to_micros, to_optional_micros
 from treadle.rpc.codec.columns import encode_all
 from treadle.v1 import features_pb2, features_pb2_grpc
 
-_ROWS_A_MESSAGE = 10_000
+_ROWS_PER_MESSAGE = 10_000
 
 
-class Pushed(NamedTuple):
-    """What the online store took."""
+class PushResult(NamedTuple):
+    """Rows written by the online store, and rows that were older than its own."""
 
     rows: int
     outdated: int
-    """Rows older than what it had."""
+    """Rows older than the stored ones, which were dropped."""
 
 
 class Features(Connection):
-    """The part of a client that speaks with the feature service."""
+    """The feature methods of a client."""
 
     @cached_property
     def _features(self) -> "features_pb2_grpc.FeatureServiceAsyncStub":
@@ -43,18 +43,18 @@ class Features(Connection):
             entities=to_columns(entities),
             context=to_columns(context),
             outputs=outputs,
-            now_micros=to_moment(now),
+            now_micros=to_optional_micros(now),
         )
         response = await self._features.GetOnlineFeatures(request)
         return {feature.column.name: to_feature(feature) for feature in response.features}
 
-    async def push_features(self, view: str, rows: Table, event_times: Any) -> Pushed:
-        """Writes N rows (entities and fields) of a view to the online store; durable when this returns.
+    async def push_features(self, view: str, rows: Table, event_times: Any) -> PushResult:
+        """Writes N rows (entity and field columns) of a view to the online store; durable when this returns.
 
-        `event_times`: when each became true, N of them or one for all (datetimes, datetime64, microseconds).
+        `event_times`: when the values became known, N of them or one for all (datetimes, datetime64, microseconds).
         """
-        response = await self._features.Push(_messages(view, rows, event_times))
-        return Pushed(response.rows_written, response.rows_outdated)
+        response = await self._features.Push(_push_requests(view, rows, event_times))
+        return PushResult(response.rows_written, response.rows_outdated)
 
     async def apply_features(
         self,
@@ -63,7 +63,7 @@ class Features(Connection):
         *,
         dry_run: bool = False,
     ) -> list[features_pb2.FeatureChange]:
-        """Creates or changes views and feature services, all or none; says what changed, or with `dry_run` would."""
+        """Creates or changes views and feature services atomically; returns the changes. `dry_run` applies none."""
         request = features_pb2.ApplyFeaturesRequest(views=views, services=services, dry_run=dry_run)
         return list((await self._features.ApplyFeatures(request)).changes)
 
@@ -76,17 +76,17 @@ class Features(Connection):
         return await self._features.ListFeatureServices(features_pb2.ListFeatureServicesRequest(names=names))
 
     async def freshness(self, *views: str, now: datetime | None = None) -> list[features_pb2.ViewFreshness]:
-        """How old the newest value of each view is; all views without names."""
-        request = features_pb2.GetFreshnessRequest(views=views, now_micros=to_moment(now))
+        """The freshness of views; all views without names."""
+        request = features_pb2.GetFreshnessRequest(views=views, now_micros=to_optional_micros(now))
         return list((await self._features.GetFreshness(request)).views)
 
 
-async def _messages(view: str, rows: Table, event_times: Any) -> AsyncIterator[features_pb2.PushRequest]:
+async def _push_requests(view: str, rows: Table, event_times: Any) -> AsyncIterator[features_pb2.PushRequest]:
     """Slices of the rows, each written whole or not at all."""
     columns = [as_column(name, values) for name, values in rows.items()]
     count = max((column.rows for column in columns), default=0)
     moments = to_micros(event_times, count)
-    for start in range(0, count, _ROWS_A_MESSAGE):
-        part = slice(start, start + _ROWS_A_MESSAGE)
+    for start in range(0, count, _ROWS_PER_MESSAGE):
+        part = slice(start, start + _ROWS_PER_MESSAGE)
         encoded = encode_all(column.take(part) for column in columns)
         yield features_pb2.PushRequest(view=view, columns=encoded, event_micros=moments[part])

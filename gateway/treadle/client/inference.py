@@ -1,12 +1,12 @@
-"""The inference service's own door: what is loaded, load, unload."""
+"""Loaded models of the inference service: list, load, unload, wait."""
 
 import asyncio
 from functools import cached_property
 from typing import NamedTuple
 
 from treadle import oip
-from treadle.client.references import show
-from treadle.client.versions import Versions
+from treadle.client.references import format_ref
+from treadle.client.versions import RegistryConnection
 from treadle.core.errors import DeadlineExceeded, FailedPrecondition, NotFound
 from treadle.v1 import registry_pb2, types_pb2
 
@@ -16,7 +16,7 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 1.0
 
 
 class ModelListing(NamedTuple):
-    """One version as the inference service has it."""
+    """The state of one version in the inference service."""
 
     model: str
     version: str
@@ -26,34 +26,34 @@ class ModelListing(NamedTuple):
     """Why it is UNAVAILABLE."""
 
 
-class Inference(Versions):
-    """The part of a client that looks after loaded models. Deployments load theirs by themselves."""
+class Inference(RegistryConnection):
+    """The model-loading methods of a client. Deployed versions are loaded without them."""
 
     @cached_property
     def _oip(self) -> oip.GRPCInferenceServiceStub:
         return oip.GRPCInferenceServiceStub(self.channel)
 
     async def loaded_models(self) -> list[ModelListing]:
-        """Every version that the inference service knows of."""
+        """The state of every version in the inference service."""
         index = await self._oip.RepositoryIndex(oip.RepositoryIndexRequest())
         return [ModelListing(each.name, each.version, each.state, each.reason) for each in index.models]
 
     async def load_model(self, version: str) -> None:
-        """Loads, verifies and warms up a version ("model/3", "model@alias"), and keeps it loaded."""
+        """Loads, verifies and warms up a version ("model/3", "model@alias"), and pins it."""
         ref = await self._resolve(version)
         await self._oip.RepositoryModelLoad(
             oip.RepositoryModelLoadRequest(model_name=ref.model, parameters=_version(ref)), timeout=_LOAD_SECONDS
         )
 
     async def unload_model(self, version: str) -> None:
-        """Lets a version go. FailedPrecondition while a deployment needs it."""
+        """Unpins and unloads a version. FailedPrecondition while a deployment needs it."""
         ref = await self._resolve(version)
         await self._oip.RepositoryModelUnload(
             oip.RepositoryModelUnloadRequest(model_name=ref.model, parameters=_version(ref))
         )
 
     async def wait_until_loaded(self, *versions: str, timeout_seconds: float = 120.0) -> None:
-        """Waits until the inference service has these versions READY, as after `deploy`.
+        """Waits until the versions are READY in the inference service, such as after `deploy`.
 
         FailedPrecondition with the reason if one can't be loaded; DeadlineExceeded.
         """
@@ -74,7 +74,7 @@ class Inference(Versions):
         """
         policy = await self._registry.GetDeployment(registry_pb2.GetDeploymentRequest(name=deployment))
         refs = [share.ref for share in policy.traffic] + [step.ref for step in policy.fallbacks if step.HasField("ref")]
-        await self.wait_until_loaded(*map(show, refs), timeout_seconds=timeout_seconds)
+        await self.wait_until_loaded(*map(format_ref, refs), timeout_seconds=timeout_seconds)
         try:
             async with asyncio.timeout(timeout_seconds):
                 while not await self._gateway_serves(policy):  # noqa: ASYNC110  # another process: no event to wait for
@@ -85,7 +85,7 @@ class Inference(Versions):
             ) from None
 
     async def _gateway_serves(self, policy: registry_pb2.Deployment) -> bool:
-        """Whether it has taken this policy up: it goes on with the one before while versions of this one load."""
+        """Whether the gateway has applied the policy; it applies the previous one while versions of this one load."""
         try:
             if not (await self._oip.ModelReady(oip.ModelReadyRequest(name=policy.name))).ready:
                 return False
@@ -99,7 +99,7 @@ class Inference(Versions):
 def _not_ready(wanted: list[types_pb2.ModelRef], known: list[ModelListing]) -> list[str]:
     states = {f"{each.model}/{each.version}": each for each in known}
     waiting = []
-    for name in map(show, wanted):
+    for name in map(format_ref, wanted):
         found = states.get(name)
         if found is not None and found.state == "UNAVAILABLE" and found.reason:
             raise FailedPrecondition(f"{name} can't be loaded: {found.reason}")

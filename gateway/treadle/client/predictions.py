@@ -1,4 +1,4 @@
-"""Predictions: by entity keys, by tensors, many over one stream."""
+"""Predictions by entity keys or by tensors, single or as a stream."""
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from treadle.client.connection import Connection
-from treadle.client.tables import Array, Feature, Table, from_columns, to_columns, to_feature, to_moment
+from treadle.client.tables import Array, Feature, Table, from_columns, to_columns, to_feature, to_optional_micros
 from treadle.core.dtypes import dtype_name
 from treadle.core.errors import TreadleError, from_status
 from treadle.rpc.client.stream_status import RequestStream
@@ -34,26 +34,26 @@ class Prediction:
     outputs: Mapping[str, Array]
     """Arrays by output name; the first axis of each is the N rows."""
     model: str
-    """What answered."""
+    """The model that answered."""
     version: int
     """0 for a default answer."""
     prediction_ids: tuple[str, ...]
-    """N; labels are joined by them."""
+    """N ids, by which labels are joined."""
     served_by: str
     """ "traffic", "pinned" or "fallback:NAME"."""
     degraded_reason: str = ""
-    """Why the answer is not what it should be; empty when all went as meant."""
+    """Why the answer is degraded; empty if it is not."""
     provenance: FeatureProvenance | None = None
     """The features that were looked up, in short; None where nothing was."""
     features: Mapping[str, Feature] = field(default_factory=dict)
     """Every feature that was looked up, where `return_features` asked for it."""
     trace_id: str = ""
-    """`treadle trace ID` shows where the time went."""
+    """W3C trace id; `treadle trace ID` shows the trace."""
     request_id: str = ""
 
     @property
     def degraded(self) -> bool:
-        """Whether something stood in for what should have answered."""
+        """Whether the answer is degraded: by a fallback, or by stale or missing features."""
         return bool(self.degraded_reason)
 
     def __len__(self) -> int:
@@ -75,8 +75,8 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Ask:
-    """One request on a stream; by entities and context, or by tensors."""
+class StreamRequest:
+    """One request of a stream: by entities and context, or by tensors."""
 
     deployment: str
     entities: Table | None = None
@@ -86,12 +86,12 @@ class Ask:
     return_features: bool = False
     sticky_key: str = ""
     request_id: str = ""
-    """Comes back with the answer; made up when empty."""
+    """Returned with the result; empty: the position in the stream."""
     now: datetime | np.datetime64 | None = None
-    """The moment of asking, from which feature ages are counted: for replays of the past."""
+    """The time of the request, from which feature ages are counted; for replays of the past."""
 
     def to_proto(self, request_id: str = "") -> prediction_pb2.PredictRequest:
-        """The wire form."""
+        """The message of the request; `request_id` is used if it has none of its own."""
         return prediction_pb2.PredictRequest(
             deployment=self.deployment,
             request_id=self.request_id or request_id,
@@ -101,27 +101,27 @@ class Ask:
             outputs=self.outputs,
             return_features=self.return_features,
             sticky_key=self.sticky_key,
-            now_micros=to_moment(self.now),
+            now_micros=to_optional_micros(self.now),
         )
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What came back for one `Ask`: a prediction or its error, never both."""
+class StreamResult:
+    """The result of one `StreamRequest`: a prediction or an error, never both."""
 
     request_id: str
     prediction: Prediction | None = None
     error: TreadleError | None = None
 
     def result(self) -> Prediction:
-        """The prediction; raises the error if that is what came."""
+        """The prediction; raises the error if the request failed."""
         if self.prediction is None:
             raise self.error or RuntimeError("an answer without prediction and without error")
         return self.prediction
 
 
 class Predictions(Connection):
-    """The part of a client that asks deployed models."""
+    """The prediction methods of a client."""
 
     @cached_property
     def _prediction(self) -> "prediction_pb2_grpc.PredictionServiceAsyncStub":
@@ -142,11 +142,13 @@ class Predictions(Connection):
     ) -> Prediction:
         """Predicts N rows by entity key: `predict("flight-delay", {"tail_number": ["N14228"]}, {"distance": [1400]})`.
 
-        `context` holds what only the caller knows now. `pin_version` asks for one version of the deployment.
-        `now` is the moment of asking, for replays of the past.
+        `context` holds request-time columns. `pin_version` selects one version of the deployment. `now` is the time of
+        the request, from which feature ages are counted; for replays of the past.
         """
-        ask = Ask(deployment, entities, context, None, outputs or (), return_features, sticky_key, now=now)
-        return await self._predict(ask, pin_version, timeout_seconds)
+        request = StreamRequest(
+            deployment, entities, context, None, outputs or (), return_features, sticky_key, now=now
+        )
+        return await self._predict(request, pin_version, timeout_seconds)
 
     async def predict_tensors(
         self,
@@ -159,23 +161,27 @@ class Predictions(Connection):
         timeout_seconds: float | None = None,
     ) -> Prediction:
         """Predicts N rows from the model's own inputs, by tensor name; the first axis of each is the rows."""
-        ask = Ask(deployment, tensors=tensors, outputs=outputs or (), sticky_key=sticky_key)
-        return await self._predict(ask, pin_version, timeout_seconds)
+        request = StreamRequest(deployment, tensors=tensors, outputs=outputs or (), sticky_key=sticky_key)
+        return await self._predict(request, pin_version, timeout_seconds)
 
-    async def predict_stream(self, asks: Iterable[Ask] | AsyncIterable[Ask]) -> AsyncIterator[Answer]:
+    async def predict_stream(
+        self, requests: Iterable[StreamRequest] | AsyncIterable[StreamRequest]
+    ) -> AsyncIterator[StreamResult]:
         """Sends many requests over one stream and yields answers as they complete, matched by `request_id`.
 
-        A request that fails yields its error; the others go on.
+        A request that fails yields its error; the other requests continue.
         """
-        async for response in self._prediction.PredictStream(_numbered(asks)):
+        async for response in self._prediction.PredictStream(_encode_requests(requests)):
             if response.WhichOneof("result") == "error":
-                yield Answer(response.request_id, error=from_status(response.error))
+                yield StreamResult(response.request_id, error=from_status(response.error))
             else:
-                yield Answer(response.request_id, prediction=_prediction(response.response))
+                yield StreamResult(response.request_id, prediction=_prediction(response.response))
 
-    async def _predict(self, ask: Ask, pin_version: int | None, timeout_seconds: float | None) -> Prediction:
+    async def _predict(
+        self, request: StreamRequest, pin_version: int | None, timeout_seconds: float | None
+    ) -> Prediction:
         metadata = () if pin_version is None else ((VERSION_HEADER, str(pin_version)),)
-        response = await self._prediction.Predict(ask.to_proto(), timeout=timeout_seconds, metadata=metadata)
+        response = await self._prediction.Predict(request.to_proto(), timeout=timeout_seconds, metadata=metadata)
         return _prediction(response)
 
 
@@ -198,9 +204,11 @@ def _provenance(pb: prediction_pb2.FeatureProvenance) -> FeatureProvenance:
     return FeatureProvenance(pb.oldest_age_seconds, tuple(pb.stale), tuple(pb.missing), tuple(pb.null))
 
 
-async def _numbered(asks: Iterable[Ask] | AsyncIterable[Ask]) -> AsyncIterator[prediction_pb2.PredictRequest]:
-    """Requests, each with an id of its own: its position in the stream unless it has one."""
+async def _encode_requests(
+    requests: Iterable[StreamRequest] | AsyncIterable[StreamRequest],
+) -> AsyncIterator[prediction_pb2.PredictRequest]:
+    """The messages of the requests; a request without an id gets its position in the stream."""
     position = 0
-    async for ask in RequestStream(asks):
-        yield ask.to_proto(str(position))
+    async for request in RequestStream(requests):
+        yield request.to_proto(str(position))
         position += 1

@@ -1,4 +1,4 @@
-"""How people write a model version: "flight-delay/3"; or by alias: "flight-delay@champion"."""
+"""Text form of model versions: "flight-delay/3", or by alias "flight-delay@champion"."""
 
 import re
 from typing import NamedTuple
@@ -10,7 +10,7 @@ _VERSION = re.compile(r"([a-z0-9][a-z0-9._-]{0,127})/([1-9][0-9]*)")
 _ALIAS = re.compile(r"([a-z0-9][a-z0-9._-]{0,127})@([a-z0-9][a-z0-9._-]{0,127})")
 
 
-class Reference(NamedTuple):
+class VersionReference(NamedTuple):
     """A model version by number, or (version 0) by alias."""
 
     model: str
@@ -18,8 +18,8 @@ class Reference(NamedTuple):
     alias: str = ""
 
     @classmethod
-    def parse(cls, text: str) -> "Reference":
-        """InvalidInput for what is neither "model/3" nor "model@alias"."""
+    def parse(cls, text: str) -> "VersionReference":
+        """Parses "model/3" or "model@alias"; InvalidInput for other text."""
         if found := _VERSION.fullmatch(text):
             return cls(found[1], int(found[2]))
         if found := _ALIAS.fullmatch(text):
@@ -27,12 +27,12 @@ class Reference(NamedTuple):
         raise InvalidInput(f"{text!r} names no model version; write model/3 or model@alias")
 
     def request(self) -> registry_pb2.GetModelVersionRequest:
-        """Asks the registry for this version."""
+        """The registry request for this version."""
         if self.alias:
             return registry_pb2.GetModelVersionRequest(model=self.model, alias=self.alias)
         return registry_pb2.GetModelVersionRequest(model=self.model, version=self.version)
 
 
-def show(ref: types_pb2.ModelRef) -> str:
-    """ "flight-delay/3"; "" for none."""
+def format_ref(ref: types_pb2.ModelRef) -> str:
+    """Formats a reference as "flight-delay/3"; "" without a model."""
     return f"{ref.model}/{ref.version}" if ref.model else ""

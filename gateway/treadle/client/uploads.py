@@ -1,4 +1,4 @@
-"""A file on its way to the registry: a header, then chunks, read in a thread so that nothing else waits."""
+"""Upload messages of a file: a header, then chunks, read in a thread so that the event loop is not blocked."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -11,12 +11,12 @@ CHUNK_BYTES = 1 << 20
 
 
 class UploadProgress(NamedTuple):
-    """How far a push has come."""
+    """Progress of a model push."""
 
     file: str
     """Path of the file being sent, within the package."""
     bytes_done: int
-    """Of all files; what the registry had already counts as done."""
+    """Bytes of all files so far; files that the registry had already count as done."""
     bytes_total: int
 
 
@@ -26,7 +26,7 @@ Progress = Callable[[UploadProgress], None]
 async def artifact_chunks(
     path: Path, file: registry_pb2.ModelFile, sent: Callable[[int], None]
 ) -> AsyncIterator[registry_pb2.UploadArtifactRequest]:
-    """The messages of one upload. `sent` hears the size of each chunk."""
+    """The messages of one upload. `sent` is called with the size of each chunk."""
     header = registry_pb2.UploadArtifactRequest.Header(sha256=file.sha256, size_bytes=file.size_bytes)
     yield registry_pb2.UploadArtifactRequest(header=header)
     opened: BinaryIO = await asyncio.to_thread(path.open, "rb")

@@ -1,7 +1,7 @@
 """The Open Inference Protocol v2 (`inference.GRPCInferenceService`), kept out of protobuf's default pool.
 
-tritonclient, kserve and mlserver each register `inference.*` in the default pool, so a process holds one of them at
-most. This package adds a pool of its own (`POOL`), and can be imported beside any.
+tritonclient, kserve and mlserver each register `inference.*` in the default pool, so that a process can import
+only one of them. This package uses its own pool (`POOL`), and can be imported beside any of them.
 """
 
 from treadle.oip._pool import DESCRIPTOR as DESCRIPTOR

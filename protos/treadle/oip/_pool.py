@@ -12,7 +12,7 @@ FILE = "treadle/oip/inference.proto"
 
 
 def load() -> tuple[DescriptorPool, FileDescriptor]:
-    """A pool of its own, so that tritonclient, kserve or mlserver can live in the same process."""
+    """Loads the protocol into a new pool, so that tritonclient, kserve or mlserver can be imported beside it."""
     described = FileDescriptorSet.FromString(files(__package__).joinpath("inference.binpb").read_bytes())
     pool = DescriptorPool()
     for file in described.file:
@@ -21,7 +21,7 @@ def load() -> tuple[DescriptorPool, FileDescriptor]:
 
 
 def symbols(file: FileDescriptor) -> dict[str, object]:
-    """What an ordinary `_pb2` module would hold: messages, enums and their values, by name."""
+    """The names that a generated `_pb2` module would define: messages, enums and their values."""
     found: dict[str, object] = {name: GetMessageClass(message) for name, message in file.message_types_by_name.items()}
     for name, enum in file.enum_types_by_name.items():
         found[name] = EnumTypeWrapper(enum)

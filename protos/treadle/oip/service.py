@@ -1,7 +1,7 @@
-"""`inference.GRPCInferenceService`: what grpc's generator would write, over the private pool.
+"""The service code of `inference.GRPCInferenceService` in the form of generated gRPC code, for the private pool.
 
-The hosts see ordinary generated-style code: `add_GRPCInferenceServiceServicer_to_server` registers handlers on
-anything that looks like a grpc server, and the stub takes any `grpc.aio.Channel`.
+`add_GRPCInferenceServiceServicer_to_server` registers handlers on any server with the methods of a grpc server, and the
+stub takes any `grpc.aio.Channel`.
 """
 
 from abc import ABC, abstractmethod
@@ -20,7 +20,7 @@ Context: TypeAlias = aio.ServicerContext[Any, Any]
 
 
 class GRPCInferenceServiceServicer(ABC):
-    """The twelve RPCs. All must be implemented: clients ask for each of them."""
+    """The twelve RPCs, all of which clients use: a servicer must implement them all."""
 
     @abstractmethod
     async def ServerLive(self, request: m.ServerLiveRequest, context: Context) -> m.ServerLiveResponse: ...
@@ -90,7 +90,7 @@ METHODS = (
 
 
 class Registrar(Protocol):
-    """What a server must offer to take handlers; every grpc server does."""
+    """The methods of a grpc server that register handlers."""
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Any, /) -> None: ...
     def add_registered_method_handlers(self, service_name: str, method_handlers: Any, /) -> None: ...
@@ -113,7 +113,7 @@ def add_GRPCInferenceServiceServicer_to_server(servicer: GRPCInferenceServiceSer
 
 
 class GRPCInferenceServiceStub:
-    """Calls the service through any `aio.Channel`."""
+    """Client stub over any `aio.Channel`."""
 
     ServerLive: aio.UnaryUnaryMultiCallable[m.ServerLiveRequest, m.ServerLiveResponse]
     ServerReady: aio.UnaryUnaryMultiCallable[m.ServerReadyRequest, m.ServerReadyResponse]

@@ -60,9 +60,9 @@ class EvaluationServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Evaluate(self, request, context):
-        """Runs a version over a dataset through the inference service (so that what is judged is what serves), scores it,
-        compares it with a baseline on the same rows, judges the gate, and stores the report with the version.
-        Progress first, the report last.
+        """Runs a version over a dataset through the inference service (to evaluate exactly what serves), scores it, compares
+        it with a baseline on the same rows, judges the gate, and stores the report with the version.
+        Sends progress events, then the report.
 
         NOT_FOUND            no such version, baseline or dataset
         INVALID_ARGUMENT     the dataset lacks a column, the gate names an unknown metric or slice
@@ -72,15 +72,15 @@ class EvaluationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RecordPredictions(self, request_iterator, context):
-        """Takes predictions into the ledger. The answer comes when all are durable. A prediction id seen before is ignored, so
-        sending twice is safe.
+        """Records predictions in the ledger; responds when all are durable. A prediction id that is recorded already is
+        ignored, so that a retry is safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RecordLabels(self, request_iterator, context):
-        """Takes labels, before or after their predictions. A later label for the same prediction replaces the earlier one.
+        """Records labels, before or after their predictions. A later label for the same prediction replaces the earlier one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -70,9 +70,9 @@ class FeatureServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def ApplyFeatures(self, request, context):
-        """Creates or changes views and services, all or none. Applying the same twice changes nothing.
+        """Creates or changes views and services atomically. Applying the same definitions again changes nothing.
 
-        INVALID_ARGUMENT     a definition contradicts itself or names what does not exist
+        INVALID_ARGUMENT     a definition contradicts itself or names an object that does not exist
         FAILED_PRECONDITION  a change that would alter stored values (a column's type or a view's entities):
         make a new view; or a transform whose code cannot be imported here
         """
@@ -95,8 +95,8 @@ class FeatureServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetOnlineFeatures(self, request, context):
-        """Looks up N entities in one read, and runs the feature service's transforms on what it finds.
-        A value that is null, missing or stale is no error: its status says so.
+        """Looks up N entities in one read, and runs the feature service's transforms on the values.
+        A null, missing or stale value is not an error: its status says so.
 
         NOT_FOUND         no such feature service
         INVALID_ARGUMENT  entity or context columns missing, unknown, of the wrong type or of unequal length
@@ -106,8 +106,8 @@ class FeatureServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Push(self, request_iterator, context):
-        """Writes rows to the online store. A row older than what is stored for its entity is counted and
-        dropped. Each message is written whole or not at all; when the answer arrives all are durable.
+        """Writes rows to the online store. A row older than the stored row of its entity is counted and dropped.
+        Each message is written atomically; all rows are durable when the response arrives.
 
         NOT_FOUND         no such view
         INVALID_ARGUMENT  columns missing, unknown or of the wrong type (messages before it stay written)

@@ -36,16 +36,16 @@ class PredictRequest(_message.Message):
     deployment: _builtins.str
     """Name of the deployment."""
     request_id: _builtins.str
-    """Echoed in the answer. Required on a stream, unique among the requests in flight on it."""
+    """Returned in the response. Required on a stream, unique among the requests in flight on it."""
     sticky_key: _builtins.str
-    """Requests with equal keys go to the same version while weights stay as they are. Empty: the
-    deployment's sticky entity column decides (its first row), else the request id, else chance.
+    """Requests with equal keys are routed to the same version while the weights do not change. Empty: the key is the
+    first row of the deployment's sticky entity column, else the request id, else random.
     """
     return_features: _builtins.bool
-    """Whether to return every feature value used, with status and age."""
+    """Whether to return every looked-up feature value, with status and age."""
     now_micros: _builtins.int
-    """The moment of asking, microseconds since 1970 (UTC), from which feature ages are counted: for replays of the past.
-    0: the gateway's clock. Values are the latest stored all the same.
+    """Time of the request in microseconds since 1970 (UTC), from which feature ages are counted, for replays of the past.
+    0: the gateway's clock. The values are the latest stored ones, whatever the time.
     """
     @_builtins.property
     def entities(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Column]:
@@ -55,18 +55,17 @@ class PredictRequest(_message.Message):
 
     @_builtins.property
     def context(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Column]:
-        """Values known only now (request-time features), by the names that the feature service's
-        transforms and the model's inputs use. Only with `entities`, or alone for a model that
-        needs no looked-up feature.
+        """Request-time columns, by the names that the feature service's transforms and the model's inputs use.
+        Only with `entities`, or alone for a model that needs no feature lookup.
         """
 
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Column]:
-        """The model's inputs themselves, by tensor name."""
+        """The model's inputs, by tensor name. Exclusive with `entities`."""
 
     @_builtins.property
     def outputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Outputs wanted, by name; empty means all."""
+        """Names of the outputs to return; empty means all."""
 
     def __init__(
         self,
@@ -105,9 +104,9 @@ class PredictResponse(_message.Message):
     request_id: _builtins.str
     """As in the request."""
     served_by: _builtins.str
-    """"traffic", "pinned", or "fallback:NAME" with the name of the step of the chain that answered."""
+    """"traffic", "pinned", or "fallback:NAME" with the name of the fallback step that answered."""
     degraded_reason: _builtins.str
-    """Empty when all went as meant; otherwise why the answer is degraded, such as
+    """Why the answer is degraded, empty if it is not; such as
     "features: UNAVAILABLE: connection refused", "features: stale: weather__wind".
     """
     trace_id: _builtins.str
@@ -118,11 +117,11 @@ class PredictResponse(_message.Message):
 
     @_builtins.property
     def model(self) -> _types_pb2.ModelRef:
-        """What answered: model version, or version 0 for a default answer."""
+        """The model version that answered; version 0 for a constant answer."""
 
     @_builtins.property
     def prediction_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """One for each row. Labels are joined by it; it is unique for ever and sorts by time (UUIDv7)."""
+        """One for each row. Labels are joined by it; it is globally unique and sorts by time (UUIDv7)."""
 
     @_builtins.property
     def features(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.FeatureColumn]:
@@ -201,14 +200,14 @@ class PredictStreamResponse(_message.Message):
     RESPONSE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Of the request that this answers."""
+    """Request id of the request that this answers."""
     @_builtins.property
     def response(self) -> Global___PredictResponse:
-        """The answer,"""
+        """The response, if the request succeeded."""
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
-        """or why there is none, as the unary call would have said."""
+        """The status that the unary call would have returned, if the request failed."""
 
     def __init__(
         self,

@@ -68,8 +68,8 @@ class PredictionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PredictStream(self, request_iterator, context):
-        """Many requests over one stream, answered as they complete, not in order: match by `request_id`.
-        A request that fails is answered with its error; the stream and its other requests go on.
+        """Many requests over one stream, answered as they complete, in any order: match by `request_id`.
+        A request that fails is answered with its error; the stream and its other requests continue.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

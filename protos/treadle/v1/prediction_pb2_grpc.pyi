@@ -46,8 +46,8 @@ class PredictionServiceStub:
     model if the deployment names it (traffic, shadow or fallback); FAILED_PRECONDITION otherwise.
     """
     PredictStream: _grpc.StreamStreamMultiCallable[_prediction_pb2.PredictRequest, _prediction_pb2.PredictStreamResponse]
-    """Many requests over one stream, answered as they complete, not in order: match by `request_id`.
-    A request that fails is answered with its error; the stream and its other requests go on.
+    """Many requests over one stream, answered as they complete, in any order: match by `request_id`.
+    A request that fails is answered with its error; the stream and its other requests continue.
     """
 
 @_typing.type_check_only
@@ -68,8 +68,8 @@ class PredictionServiceAsyncStub(PredictionServiceStub):
     model if the deployment names it (traffic, shadow or fallback); FAILED_PRECONDITION otherwise.
     """
     PredictStream: _aio.StreamStreamMultiCallable[_prediction_pb2.PredictRequest, _prediction_pb2.PredictStreamResponse]  # type: ignore[assignment]
-    """Many requests over one stream, answered as they complete, not in order: match by `request_id`.
-    A request that fails is answered with its error; the stream and its other requests go on.
+    """Many requests over one stream, answered as they complete, in any order: match by `request_id`.
+    A request that fails is answered with its error; the stream and its other requests continue.
     """
 
 class PredictionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -99,8 +99,8 @@ class PredictionServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_prediction_pb2.PredictRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_prediction_pb2.PredictStreamResponse], _abc.AsyncIterator[_prediction_pb2.PredictStreamResponse]]:
-        """Many requests over one stream, answered as they complete, not in order: match by `request_id`.
-        A request that fails is answered with its error; the stream and its other requests go on.
+        """Many requests over one stream, answered as they complete, in any order: match by `request_id`.
+        A request that fails is answered with its error; the stream and its other requests continue.
         """
 
 def add_PredictionServiceServicer_to_server(servicer: PredictionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

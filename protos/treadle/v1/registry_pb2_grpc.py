@@ -146,8 +146,8 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UploadArtifact(self, request_iterator, context):
-        """Stores bytes under their SHA-256. The first message is the header, the rest are chunks (1 MiB is a good size).
-        Nothing is kept unless digest and size hold.
+        """Stores a file under its SHA-256. The first message is the header, the others are chunks (1 MiB is a good size).
+        Nothing is stored unless digest and size match.
 
         DATA_LOSS          the bytes do not have the digest or the size that the header states
         RESOURCE_EXHAUSTED no space left, or larger than the limit
@@ -157,15 +157,15 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DownloadArtifact(self, request, context):
-        """NOT_FOUND if absent; DATA_LOSS if what is stored no longer has its digest.
+        """NOT_FOUND if absent; DATA_LOSS if the stored file no longer has its digest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateModelVersion(self, request, context):
-        """Registers a version under the next free number (gap-free, safe with many writers). Creates the model if
-        it is new. With an `idempotency_key` seen before, answers with the version made then.
+        """Registers a version under the next number (gap-free, also with concurrent writers). Creates the model if
+        it is new. With an `idempotency_key` that was used before, returns the version created then.
 
         FAILED_PRECONDITION  a file's artifact has not been uploaded
         """
@@ -174,7 +174,7 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetModelVersion(self, request, context):
-        """By number or alias.
+        """A version by number or alias.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -188,14 +188,14 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetAlias(self, request, context):
-        """Points a name such as "champion" at a version; version 0 removes it.
+        """Points an alias such as "champion" to a version; version 0 removes it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AddReport(self, request, context):
-        """Stores an evaluation report with its version; reports are added, never changed.
+        """Stores an evaluation report of a version; reports are immutable.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -213,7 +213,7 @@ class RegistryServiceServicer:
         with -1, ALREADY_EXISTS if it exists at all.
 
         INVALID_ARGUMENT     weights do not sum to 100, duplicate versions or step names, …
-        FAILED_PRECONDITION  a model version it names does not exist
+        FAILED_PRECONDITION  a model version in the deployment is not registered
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -227,7 +227,7 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListDeployments(self, request, context):
-        """All, by name.
+        """All deployments, sorted by name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -241,15 +241,15 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchDeployments(self, request, context):
-        """Every deployment as it is now, then every change, for ever. With a cursor from an earlier event, only what
-        changed since. OUT_OF_RANGE if the cursor is not of this registry's history: start again without.
+        """The current revision of every deployment, then every change, without end. With a cursor from an earlier event,
+        only the changes since. OUT_OF_RANGE if the cursor is not of this registry's history: start again without.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListHistory(self, request, context):
-        """What happened, newest first: append-only.
+        """The append-only history of changes, newest first, in pages.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -50,8 +50,7 @@ class TraceQueryServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def SlowestTraces(self, request, context):
-        """The traces that took longest, slowest first. Traces of long-lived streams and of batches are not requests
-        and are left out.
+        """The slowest traces of requests, slowest first. Traces of long-lived streams and of batches are left out.
 
         INVALID_ARGUMENT  limit outside 0…1000, negative window
         """
@@ -60,10 +59,10 @@ class TraceQueryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetTrace(self, request, context):
-        """One trace with everything it links to: the batches that carried its rows, in whichever trace those ran.
+        """One trace, with the batch spans of other traces that are linked to it.
 
         INVALID_ARGUMENT     the id is not hexadecimal, or shorter than 4 digits
-        NOT_FOUND            no such trace: not sampled, not arrived yet, or already aged out
+        NOT_FOUND            no such trace: not sampled, not exported yet, or deleted after its retention
         FAILED_PRECONDITION  several traces begin with this prefix: give more digits
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -1,1 +1,1 @@
-"""What runs and ends: materializing features, building training sets, and the like."""
+"""Jobs, which run to completion: materialization of features, training sets, training."""

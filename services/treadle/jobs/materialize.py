@@ -1,4 +1,4 @@
-"""Fills the online store from history: the newest row of each entity up to a moment, pushed to the features service."""
+"""Materialization: pushes the newest row of each entity up to a given time from history to the features service."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -13,15 +13,15 @@ from treadle.rpc.codec.columns import encode
 from treadle.v1 import features_pb2 as pb
 from treadle.v1 import features_pb2_grpc
 
-Progress = Callable[[int, int], None]
-"""Rows sent so far, rows in all."""
-ROWS_A_MESSAGE: Final = 5_000
+PushProgress = Callable[[int, int], None]
+"""Called with the rows sent so far and the total number of rows."""
+ROWS_PER_MESSAGE: Final = 5_000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
 class MaterializationResult:
-    """What became of the rows: `written`, or `outdated` where the store had something newer."""
+    """Number of rows pushed, and of these rows written, and outdated where the store had a newer row."""
 
     rows: int
     written: int
@@ -33,11 +33,11 @@ async def materialize(
     stub: "features_pb2_grpc.FeatureServiceAsyncStub",
     *,
     until: datetime | None = None,
-    progress: Progress | None = None,
+    progress: PushProgress | None = None,
 ) -> MaterializationResult:
     """Pushes the newest row of each entity with an event time up to `until` (None: all history).
 
-    Running it again changes nothing. NotFound when the source is not there; InvalidInput when it does not fit the view.
+    Idempotent. NotFound when the source does not exist; InvalidInput when its columns do not match the view.
     """
     return await push_table(view, stub, await asyncio.to_thread(latest_rows, view, until), progress=progress)
 
@@ -59,7 +59,7 @@ async def push_table(
     stub: "features_pb2_grpc.FeatureServiceAsyncStub",
     rows: Any,
     *,
-    progress: Progress | None = None,
+    progress: PushProgress | None = None,
 ) -> MaterializationResult:
     """Pushes an Arrow table with the view's columns and EVENT_TIME (`_event_micros`, int64), in its order."""
     if not rows.num_rows:
@@ -68,11 +68,11 @@ async def push_table(
     return MaterializationResult(rows.num_rows, answer.rows_written, answer.rows_outdated)
 
 
-async def _messages(view: FeatureView, rows: Any, progress: Progress | None) -> AsyncIterator[pb.PushRequest]:
-    for start in range(0, rows.num_rows, ROWS_A_MESSAGE):
-        yield await asyncio.to_thread(_message, view, rows.slice(start, ROWS_A_MESSAGE))
+async def _messages(view: FeatureView, rows: Any, progress: PushProgress | None) -> AsyncIterator[pb.PushRequest]:
+    for start in range(0, rows.num_rows, ROWS_PER_MESSAGE):
+        yield await asyncio.to_thread(_message, view, rows.slice(start, ROWS_PER_MESSAGE))
         if progress is not None:
-            progress(min(start + ROWS_A_MESSAGE, rows.num_rows), rows.num_rows)
+            progress(min(start + ROWS_PER_MESSAGE, rows.num_rows), rows.num_rows)
 
 
 def _message(view: FeatureView, rows: Any) -> pb.PushRequest:
@@ -83,7 +83,7 @@ def _message(view: FeatureView, rows: Any) -> pb.PushRequest:
 
 
 def to_micros(moment: datetime) -> int:
-    """Microseconds since 1970 UTC, exactly. InvalidInput without a time zone."""
+    """Microseconds since 1970 UTC, exactly. InvalidInput if `moment` has no time zone."""
     if moment.tzinfo is None:
         raise InvalidInput("the moment needs a time zone, such as 2013-10-01T00:00:00+00:00")
     return (moment - _EPOCH) // timedelta(microseconds=1)

@@ -1,4 +1,4 @@
-"""Training: a function of the user's turns a table into a model; this packages it with where it came from.
+"""Training: calls a user's function with a table, and packages the model that it returns with its lineage.
 
 def train(table, *, trees=100):            # table: a pyarrow.Table
     ...
@@ -17,26 +17,26 @@ from typing import Any
 
 from treadle.core.errors import InvalidInput, NotFound
 from treadle.core.imports import add_path
-from treadle.jobs.training_set import data_digest, described
+from treadle.jobs.training_set import data_digest, read_metadata
 from treadle.plugins.packaging import save_model
 from treadle.v1 import registry_pb2
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training function returns: a model, and what `save_model` needs to know of it."""
+    """The return value of a training function: a model, and the arguments of `save_model`."""
 
     model: Any
     sample: Mapping[str, Any]
-    """Real inputs by tensor name, a row or more."""
+    """Real inputs by tensor name, one or more rows."""
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """For an input that packs features: their names in order."""
+    """Feature names, in order, of an input that packs several features."""
     units: Mapping[str, Sequence[str]] = field(default_factory=dict)
     allow_nan: bool = False
     metrics: Mapping[str, float] = field(default_factory=dict)
     parameters: Mapping[str, Any] = field(default_factory=dict)
     feature_service: str = ""
-    """What feeds it in production; empty: the one that the training set names, if it names one."""
+    """The feature service of the model; empty: the one that the training set names, if any."""
     backend: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
     description: str = ""
@@ -47,9 +47,9 @@ def run_training(
 ) -> registry_pb2.Manifest:
     """Calls "module:function", found from `project`, with the Parquet table at `data`; writes a package to `folder`.
 
-    The lineage says the digest of the rows, the git revision of the code ("+changes" when the working tree has
-    any) and the versions of what is installed. `parameters` are passed as keywords and recorded. InvalidInput or
-    NotFound for what can't be found or is not what it should be; what the function raises passes through.
+    The lineage contains the digest of the rows, the git revision of the code ("+changes" if the working tree differs)
+    and the versions of installed packages. `parameters` are passed as keywords and recorded. NotFound for absent data,
+    modules or functions; InvalidInput for invalid ones; errors of the function pass through.
     """
     train = find_function(function, project)
     table = _read(data)
@@ -96,11 +96,11 @@ def find_function(name: str, project: Path) -> Callable[..., Any]:
     found = getattr(module, attribute, None)
     if not callable(found):
         raise NotFound(f"module {module_name!r} has no function {attribute!r}")
-    return found  # type: ignore[no-any-return]  # callable is all that can be known
+    return found  # type: ignore[no-any-return]  # only known to be callable
 
 
 def code_revision(folder: Path) -> str:
-    """The git commit that `folder` is at, with "+changes" if its files differ from it; "" outside of git."""
+    """The git commit of `folder`, with "+changes" if its files differ from it; "" outside of git."""
     commit = _git(folder, "rev-parse", "HEAD")
     if not commit:
         return ""
@@ -141,5 +141,5 @@ def _read(data: Path) -> Any:
 
 
 def _feature_service(table: Any) -> str:
-    """The feature service that made the training set; "" for other tables."""
-    return str(described(table.schema).get("feature_service", ""))
+    """The feature service in a training set's metadata; "" for other tables."""
+    return str(read_metadata(table.schema).get("feature_service", ""))

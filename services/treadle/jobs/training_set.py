@@ -1,4 +1,4 @@
-"""Training sets: entity rows joined with features as of their moment, in Parquet, with a digest for lineage."""
+"""Training sets: entity rows joined with their features at each row's time, in Parquet, with digests for lineage."""
 
 import hashlib
 import json
@@ -12,12 +12,12 @@ from treadle.core.files import replacing
 from treadle.features import definition_codec as codec
 from treadle.features.definitions import FeatureService, FeatureView
 
-_METADATA: Final = b"treadle.training_set"
+_METADATA_KEY: Final = b"treadle.training_set"
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Where a training set lies, and what went into it."""
+    """The file of a training set, and its provenance."""
 
     path: Path
     feature_service: str
@@ -42,7 +42,7 @@ def build_training_set(
 ) -> TrainingSet:
     """Joins an Arrow table of entity rows (see `point_in_time_join`) and writes Parquet to `path`, replacing it whole.
 
-    What is returned also stands in the file's metadata. Errors as `point_in_time_join`.
+    The returned values are also stored in the file's metadata. Errors as `point_in_time_join`.
     """
     import pyarrow.parquet as pq
 
@@ -52,7 +52,7 @@ def build_training_set(
     by_name = {view.name: view for view in views}
     plan = compile_plan(service, by_name)
     table = point_in_time_join(entity_rows, service, by_name.values(), provenance=provenance)
-    made = TrainingSet(
+    training_set = TrainingSet(
         path,
         service.name,
         table.num_rows,
@@ -62,37 +62,37 @@ def build_training_set(
         definitions_digest(service, by_name.values()),
     )
     with replacing(path) as file:
-        pq.write_table(table.replace_schema_metadata({_METADATA: _to_json(made)}), file)
-    return made
+        pq.write_table(table.replace_schema_metadata({_METADATA_KEY: _to_json(training_set)}), file)
+    return training_set
 
 
 def read_training_set(path: Path) -> TrainingSet:
-    """What a training set's file says about itself. InvalidInput when it is none."""
+    """The training set of a file, from its metadata. InvalidInput for other files."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        known = described(pq.read_schema(path))
+        fields = read_metadata(pq.read_schema(path))
     except (OSError, pa.ArrowInvalid):
-        known = {}
-    if not known:
+        fields = {}
+    if not fields:
         raise InvalidInput(f"{path} is not a training set")
     return TrainingSet(
-        **{**known, "path": path, "features": tuple(known["features"]), "columns": tuple(known["columns"])}
+        **{**fields, "path": path, "features": tuple(fields["features"]), "columns": tuple(fields["columns"])}
     )
 
 
-def described(schema: Any) -> dict[str, Any]:
-    """What the Arrow schema of a training set says about it: TrainingSet's fields but the path. Empty for others."""
+def read_metadata(schema: Any) -> dict[str, Any]:
+    """The training set metadata of an Arrow schema: TrainingSet's fields except the path. Empty for other tables."""
     try:
-        known: dict[str, Any] = json.loads((schema.metadata or {})[_METADATA])
+        fields: dict[str, Any] = json.loads((schema.metadata or {})[_METADATA_KEY])
     except (KeyError, ValueError):
         return {}
-    return known
+    return fields
 
 
 def data_digest(table: Any) -> str:
-    """SHA-256 over an Arrow table's content. How it is chunked, or laid out in a file, does not matter."""
+    """SHA-256 over an Arrow table's content, independent of chunks and file layout."""
     import pyarrow as pa
 
     total = hashlib.sha256(f"rows {table.num_rows}\n".encode())
@@ -133,6 +133,6 @@ def _digest_values(total: "hashlib._Hash", array: Any) -> None:
     total.update(values.to_numpy(zero_copy_only=False).tobytes())
 
 
-def _to_json(made: TrainingSet) -> bytes:
-    known = {key: value for key, value in asdict(made).items() if key != "path"}
-    return json.dumps(known).encode()
+def _to_json(training_set: TrainingSet) -> bytes:
+    fields = {key: value for key, value in asdict(training_set).items() if key != "path"}
+    return json.dumps(fields).encode()

@@ -40,14 +40,14 @@ class Simulated:
         return inputs
 
     def batcher(self, **limits: Any) -> Batcher:
-        watching = BatchListener(lambda batch: nullcontext(), lambda batch, now: None, lambda reason: None)
+        listener = BatchListener(lambda batch: nullcontext(), lambda batch, now: None, lambda reason: None)
         worker: Any = self
         return Batcher(
             "m/1",
             self.predict,
             worker,
             ModelLimits(**{"max_rows": 1, "target_seconds": TARGET, **limits}),
-            watching,
+            listener,
             clock=lambda: self.now,
         )
 

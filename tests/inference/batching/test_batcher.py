@@ -36,7 +36,7 @@ class Model:
         return {"y": inputs["x"] * 2}
 
 
-def made(model: Model, *, hang: list[str] | None = None, clock: Any = None, **limits: Any) -> Batcher:
+def open_batcher(model: Model, *, hang: list[str] | None = None, clock: Any = None, **limits: Any) -> Batcher:
     def observe(batch: InferenceBatch) -> AbstractContextManager[None]:
         return nullcontext()
 
@@ -56,7 +56,7 @@ def column(*values: float) -> dict[str, Any]:
     return {"x": np.array(values)}
 
 
-async def blocked(model: Model, batcher: Batcher) -> "asyncio.Task[Any]":
+async def block_model(model: Model, batcher: Batcher) -> "asyncio.Task[Any]":
     """A request that keeps the model busy until the gate opens."""
     task = asyncio.create_task(batcher.submit(column(0), 1))
     await asyncio.to_thread(model.started.acquire)
@@ -81,9 +81,9 @@ def test_batched_is_unbatched(requests: list[tuple[list[float], int, str]], max_
 
 async def _law(requests: list[tuple[list[float], int, str]], max_rows: int, busy: bool) -> None:
     model, now = Model(), [0.0]
-    batcher = made(model, max_rows=max_rows, clock=lambda: now[0])
+    batcher = open_batcher(model, max_rows=max_rows, clock=lambda: now[0])
     if busy:
-        first = await blocked(model, batcher)
+        first = await block_model(model, batcher)
     else:
         model.gate.set()
     tasks = []
@@ -118,8 +118,8 @@ async def _law(requests: list[tuple[list[float], int, str]], max_rows: int, busy
 
 async def test_queued_requests_form_one_batch() -> None:
     model = Model()
-    batcher = made(model, max_rows=8)
-    first = await blocked(model, batcher)
+    batcher = open_batcher(model, max_rows=8)
+    first = await block_model(model, batcher)
     rest = [asyncio.create_task(batcher.submit(column(i), 1)) for i in range(10)]
     await asyncio.sleep(0)
     model.gate.set()
@@ -131,8 +131,8 @@ async def test_queued_requests_form_one_batch() -> None:
 
 async def test_a_full_queue_refuses_and_cancelled_requests_make_room() -> None:
     model = Model()
-    batcher = made(model, queue_rows=3)
-    first = await blocked(model, batcher)
+    batcher = open_batcher(model, queue_rows=3)
+    first = await block_model(model, batcher)
     waiting = asyncio.create_task(batcher.submit(column(1, 2, 3), 3))
     await asyncio.sleep(0)
     with pytest.raises(Overloaded) as caught:
@@ -148,12 +148,12 @@ async def test_a_full_queue_refuses_and_cancelled_requests_make_room() -> None:
 
 
 async def test_a_hung_model_is_abandoned() -> None:
-    model, told = Model(), list[str]()
-    batcher = made(model, hang=told, predict_seconds=0.05)
+    model, reasons = Model(), list[str]()
+    batcher = open_batcher(model, hang=reasons, predict_seconds=0.05)
     calls = [asyncio.create_task(batcher.submit(column(i), 1)) for i in range(3)]
     results = await asyncio.gather(*calls, return_exceptions=True)
     assert all(isinstance(result, Unavailable) for result in results)
-    assert "abandoned" in told[0]
+    assert "abandoned" in reasons[0]
     with pytest.raises(Unavailable, match="hangs"):
         await batcher.submit(column(1), 1)
     await batcher.drain()
@@ -162,8 +162,8 @@ async def test_a_hung_model_is_abandoned() -> None:
 
 async def test_draining_completes_accepted_requests_and_refuses_new_ones() -> None:
     model = Model()
-    batcher = made(model)
-    first = await blocked(model, batcher)
+    batcher = open_batcher(model)
+    first = await block_model(model, batcher)
     draining = asyncio.create_task(batcher.drain())
     await asyncio.sleep(0)
     with pytest.raises(Unavailable, match="unloaded"):
@@ -176,7 +176,7 @@ async def test_draining_completes_accepted_requests_and_refuses_new_ones() -> No
 
 async def test_an_expired_deadline_is_not_even_queued() -> None:
     model = Model()
-    batcher = made(model, clock=lambda: 10.0)
+    batcher = open_batcher(model, clock=lambda: 10.0)
     with pytest.raises(DeadlineExceeded):
         await batcher.submit(column(1), 1, deadline=10.0)
     assert not model.batches

@@ -88,9 +88,9 @@ async def bench(
 
 
 def _request(deployment: str, given: Mapping[str, Mapping[str, Any]]) -> "PredictRequest":
-    from treadle.client import Ask
+    from treadle.client import StreamRequest
 
-    return Ask(deployment, given.get("entities"), given.get("context"), given.get("tensors")).to_proto()
+    return StreamRequest(deployment, given.get("entities"), given.get("context"), given.get("tensors")).to_proto()
 
 
 async def _sample(client: "AsyncClient", deployment: str) -> "PredictRequest":

@@ -125,16 +125,16 @@ async def _settle(session: Session, client: "AsyncClient", made: "registry_pb2.D
 
 def _picture(made: "registry_pb2.Deployment") -> Any:
     from treadle.cli.ui.output import facts
-    from treadle.client.references import show
+    from treadle.client.references import format_ref
 
-    fallbacks = ", ".join(f"{step.name} ({show(step.ref) or 'constant'})" for step in made.fallbacks)
+    fallbacks = ", ".join(f"{step.name} ({format_ref(step.ref) or 'constant'})" for step in made.fallbacks)
     return facts(
         (
             ("deployment", f"{made.name}, revision {made.revision}"),
             ("restored", f"revision {made.restored_revision}" if made.restored_revision else ""),
-            ("traffic", ", ".join(f"{show(share.ref)} {share.weight:g} %" for share in made.traffic)),
+            ("traffic", ", ".join(f"{format_ref(share.ref)} {share.weight:g} %" for share in made.traffic)),
             ("fallbacks", fallbacks),
-            ("shadows", ", ".join(show(ref) for ref in made.shadows)),
+            ("shadows", ", ".join(format_ref(ref) for ref in made.shadows)),
             ("sticky by", made.sticky_entity),
             ("timeout", f"{made.timeout_seconds:g} s" if made.timeout_seconds else ""),
             ("by", made.updated_by),

@@ -90,7 +90,7 @@ def _picture(report: "evaluation_pb2.EvaluationReport") -> Any:
 
     from treadle.cli.ui.output import facts, table
     from treadle.cli.ui.to_jsonable import verdict_text
-    from treadle.client.references import show
+    from treadle.client.references import format_ref
     from treadle.evaluation.report.report import estimate_text
 
     rows = []
@@ -102,12 +102,12 @@ def _picture(report: "evaluation_pb2.EvaluationReport") -> Any:
             rows.append([*cells, "" if gap is None else estimate_text(gap, signed=True)])
     judged = [(verdict_text(each.verdict), each.reason) for each in report.gate.results]
     about = (
-        ("version", show(report.ref)),
-        ("baseline", show(report.baseline)),
+        ("version", format_ref(report.ref)),
+        ("baseline", format_ref(report.baseline)),
         ("rows", f"{report.rows:,}"),
         ("gate", verdict_text(report.gate.verdict) if judged else ""),
     )
-    against = f"against {show(report.baseline)}" if report.baseline.model else ""
+    against = f"against {format_ref(report.baseline)}" if report.baseline.model else ""
     parts: list[Any] = [facts(about), table(("slice", ">rows", "metric", ">value [95 %]", f">{against}"), rows)]
     if judged:
         parts.append(table(("verdict", "why"), judged))

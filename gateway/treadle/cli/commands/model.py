@@ -27,7 +27,7 @@ async def push(session: Session, name: str, folder: Path) -> None:
     """
     from treadle.cli.ui.serving_form import serving_form
     from treadle.cli.ui.to_jsonable import to_jsonable
-    from treadle.client.references import show
+    from treadle.client.references import format_ref
 
     async with session.client() as client:
         with session.out.progress("pushing") as tell:
@@ -36,7 +36,7 @@ async def push(session: Session, name: str, folder: Path) -> None:
             )
     size = sum(file.size_bytes for file in made.manifest.files)
     files = f"{len(made.manifest.files)} files, {size:,} bytes"
-    text = f"{show(made.ref)}  {files}; served by {serving_form(made.manifest)}"
+    text = f"{format_ref(made.ref)}  {files}; served by {serving_form(made.manifest)}"
     session.out.show(to_jsonable(made), lambda: text)
 
 
@@ -46,7 +46,7 @@ async def list_(session: Session, name: str | None) -> None:
     """List all models, or the versions of one."""
     from treadle.cli.ui.output import table
     from treadle.cli.ui.to_jsonable import metrics_text, time_text, to_jsonable
-    from treadle.client.references import show
+    from treadle.client.references import format_ref
 
     async with session.client() as client:
         if name is None:
@@ -68,7 +68,7 @@ async def list_(session: Session, name: str | None) -> None:
         versions = await client.versions(name)
     version_rows = [
         (
-            show(v.ref),
+            format_ref(v.ref),
             v.manifest.backend,
             ", ".join(v.aliases),
             v.manifest.feature_service,
@@ -144,12 +144,12 @@ def _picture(found: "registry_pb2.ModelVersion") -> Any:
     from treadle.cli.ui.output import facts, table
     from treadle.cli.ui.serving_form import serving_form
     from treadle.cli.ui.to_jsonable import metrics_text, time_text
-    from treadle.client.references import show as show_ref
+    from treadle.client.references import format_ref
 
     manifest = found.manifest
     about = facts(
         (
-            ("version", show_ref(found.ref)),
+            ("version", format_ref(found.ref)),
             ("aliases", ", ".join(found.aliases)),
             ("backend", manifest.backend),
             ("served by", serving_form(manifest)),
@@ -160,7 +160,7 @@ def _picture(found: "registry_pb2.ModelVersion") -> Any:
             ("created", f"{time_text(found.created_micros)} by {found.created_by}"),
             ("data", manifest.lineage.data_digest),
             ("code", manifest.lineage.code_revision),
-            ("parent", show_ref(manifest.lineage.parent)),
+            ("parent", format_ref(manifest.lineage.parent)),
         )
     )
     tensors = [

@@ -38,7 +38,7 @@ async def train(
     if no_push and folder is None:
         raise click.UsageError("--no-push needs --folder")
     from treadle.cli.ui.to_jsonable import to_jsonable
-    from treadle.client.references import show
+    from treadle.client.references import format_ref
     from treadle.jobs.train import run_training
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -52,7 +52,7 @@ async def train(
             return
         async with session.client() as client:
             made = await client.push_model(name, package)
-    session.out.show(to_jsonable(made), lambda: f"{show(made.ref)}: {_about(made.manifest)}")
+    session.out.show(to_jsonable(made), lambda: f"{format_ref(made.ref)}: {_about(made.manifest)}")
 
 
 def _parameter(text: str) -> tuple[str, Any]:

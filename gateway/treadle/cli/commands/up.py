@@ -132,8 +132,8 @@ def _picture(mesh: Mesh, seconds: float) -> "RenderableType":
         table(("service", "gRPC", "metrics", ">process", f"log in {plan.home}"), rows),
         facts(
             (
-                ("one door, gRPC", plan.address("gateway")),
-                ("one door, REST", f"http://{plan.rest_address}"),
+                ("entry point, gRPC", plan.address("gateway")),
+                ("entry point, REST", f"http://{plan.rest_address}"),
                 ("API document", f"http://{plan.rest_address}/docs"),
                 ("how it is", "treadle status"),
                 ("ask", f"treadle predict DEPLOYMENT -e KEY=VALUE{default}"),

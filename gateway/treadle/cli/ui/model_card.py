@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from treadle.cli.ui.serving_form import serving_form
 from treadle.cli.ui.to_jsonable import time_text, verdict_text
-from treadle.client.references import show
+from treadle.client.references import format_ref
 from treadle.evaluation.report.report import estimate_text
 from treadle.rpc.codec.columns import from_proto
 from treadle.v1 import evaluation_pb2, registry_pb2, types_pb2
@@ -17,7 +17,7 @@ def model_card(version: registry_pb2.ModelVersion, reports: Sequence[evaluation_
 
 def _lines(version: registry_pb2.ModelVersion, reports: Sequence[evaluation_pb2.EvaluationReport]) -> Iterator[str]:
     manifest = version.manifest
-    yield f"# {show(version.ref)}"
+    yield f"# {format_ref(version.ref)}"
     yield ""
     if manifest.description:
         yield manifest.description
@@ -55,7 +55,7 @@ def _columns(spec: types_pb2.TensorSpec) -> str:
 def _report(report: evaluation_pb2.EvaluationReport) -> Iterator[str]:
     name = report.dataset.name or report.dataset.path
     yield from (f"## Evaluation on {name}", "")
-    against = f", against {show(report.baseline)}" if report.baseline.model else ""
+    against = f", against {format_ref(report.baseline)}" if report.baseline.model else ""
     gate = f" Gate: **{verdict_text(report.gate.verdict)}**." if report.gate.results else ""
     yield from (f"{report.rows:,} rows, {time_text(report.created_micros)}{against}.{gate}", "")
     rows = [
@@ -76,7 +76,7 @@ def _lineage(manifest: registry_pb2.Manifest) -> Iterator[str]:
         ("data (SHA-256)", lineage.data_digest),
         ("code", lineage.code_revision),
         ("trained by", lineage.trained_by),
-        ("made from", show(lineage.parent)),
+        ("made from", format_ref(lineage.parent)),
         *sorted(lineage.environment.items()),
     ]
     yield from _table("Where it came from", ("what", "value"), [pair for pair in pairs if pair[1]])

@@ -219,7 +219,7 @@ class Repository:
                 error = raised
             except Exception as raised:
                 self._dependencies.log.error("a model could not be loaded", model=str(entry.key), exc_info=raised)
-                error = Internal(f"loading raised {type(raised).__name__}; the log tells more")
+                error = Internal(f"loading raised {type(raised).__name__}; see the log")
             else:
                 entry.error = None
                 self._set_state(entry, ModelState.READY)
