@@ -122,7 +122,7 @@ async def test_a_home_has_at_most_one_mesh(mesh: Mesh, tmp_path: Path) -> None:
 async def test_a_service_that_cannot_start_fails_the_mesh_with_its_reason(tmp_path: Path, base_port: BasePort) -> None:
     environ = {**os.environ, "TREADLE_REGISTRY_NONSENSE": "1"}
     with pytest.raises(
-        CommandError, match=r"registry did not start \(exit status 1\): .*TREADLE_REGISTRY_NONSENSE"
+        CommandError, match=r"(?s)registry did not start \(exit status 1\): .*TREADLE_REGISTRY_NONSENSE"
     ) as caught:
         async with Mesh(tmp_path, base_port(), services=SOME, environ=environ):
             pytest.fail("it can't be ready")
