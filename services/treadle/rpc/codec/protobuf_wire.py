@@ -1,11 +1,6 @@
 """Protobuf's wire format, for messages that are serialized faster from whole arrays than field by field."""
 
 
-def tag(number: int) -> bytes:
-    """The tag of a length-delimited field: text, bytes, a message, packed numbers."""
-    return varint(number << 3 | 2)
-
-
 def varint(number: int) -> bytes:
     """The encoding of a whole number ≥ 0: seven bits a byte, the lowest first."""
     parts = bytearray()
