@@ -29,7 +29,7 @@ class FallBack:
         """Stage."""
         chosen = batch.step
         fallbacks = () if batch.is_shadow else batch.deployment.fallbacks
-        behind = [replace(step, name=f"fallback:{step.name}") for step in fallbacks if step.ref != chosen.ref]
+        behind = [step for step in fallbacks if step.ref != chosen.ref]
         await _Chain([chosen, *behind], next_stage, self._clock).run(batch)
 
 
@@ -65,7 +65,7 @@ class _Chain:
             shares = [min(share, step.timeout_seconds) for share in shares]
         return replace(
             batch,
-            step=step,
+            step=replace(step, name=f"fallback:{step.name}") if position else step,
             deadlines=[now + share for share in shares],
             failures={},
             features=None,
@@ -76,24 +76,23 @@ class _Chain:
 
     async def _go_on(self, batch: RequestBatch, position: int) -> None:
         """Ends the requests that no further step may answer, and asks the next step for the others."""
-        going = [index for index, each in enumerate(batch.requests) if self._may_go_on(each, batch, position)]
+        for pending in batch.requests:
+            if not pending.is_done:
+                self._note_failure(pending, batch.failures[pending], position)
+        going = [index for index, pending in enumerate(batch.requests) if not pending.is_done]
         if going:
             await self.run(batch.take(going), position + 1)
 
-    def _may_go_on(self, pending: PendingRequest, batch: RequestBatch, position: int) -> bool:
-        error = batch.failures[pending]
-        if pending.is_done:
-            return False
+    def _note_failure(self, pending: PendingRequest, error: TreadleError, position: int) -> None:
+        """Adds the failure of the step at `position` to those of the request, and ends it where no step may follow."""
         if position == 0 and isinstance(error, CLIENT_ERRORS):
             pending.fail(error)
-            return False
-        name = self._steps[position].name.removeprefix("fallback:")
-        pending.failures.append(error.message if position == 0 else f"{name}: {error.message}")
+            return
+        pending.failures.append(f"{self._steps[position].name}: {error.message}" if position else error.message)
         if pending.deadline <= self._clock():
             pending.fail(DeadlineExceeded(f"the deadline passed: {'; '.join(pending.failures)}"))
         elif position + 1 == len(self._steps):
             pending.fail(_exhausted(pending.failures, error))
-        return not pending.is_done
 
 
 class _Overdue:
