@@ -18,7 +18,7 @@ class CoalesceLimits:
     """How large batches are, and when they start."""
 
     rows: int = 256
-    """Rows of one batch; a request that has more goes alone."""
+    """Most rows of one batch; a request that has more is a batch of its own."""
     calls: int = 1
     """Batches of one key that may be in flight before requests queue."""
     slow_call_threshold_seconds: float = 0.005
@@ -64,11 +64,9 @@ class CoalescingQueue:
         self._timer: asyncio.TimerHandle | None = None
         self._next_wakeup = inf
 
-    def call_started(
-        self, requests: Sequence[PendingRequest] = (), task: "asyncio.Task[None] | None" = None
-    ) -> InFlightCall:
+    def call_started(self, requests: Sequence[PendingRequest] = ()) -> InFlightCall:
         """Counts a batch as in flight."""
-        call = InFlightCall(self._clock(), requests, task)
+        call = InFlightCall(self._clock(), requests)
         self._in_flight.append(call)
         return call
 
@@ -158,7 +156,7 @@ class CoalescingQueue:
                 self.call_finished(call)
 
         call = self.call_started(requests)
-        call.task = in_context_of(leader_of(requests), run())
+        call.task = asyncio.get_running_loop().create_task(run(), context=leader_of(requests).caller_context)
 
     def _slow_at(self) -> float:
         """When the oldest of the batches that count turns slow."""
@@ -195,11 +193,6 @@ def _expire(pending: PendingRequest, now: float) -> bool:
         reasons = "".join([f": {reason}" for reason in pending.failures])
         pending.fail(DeadlineExceeded(f"the deadline passed before the answer came{reasons}"))
     return pending.is_done
-
-
-def in_context_of(pending: PendingRequest, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-    """The work as a task in the context of the caller of a request."""
-    return asyncio.get_running_loop().create_task(work, context=pending.caller_context)
 
 
 def leader_of(requests: Sequence[PendingRequest]) -> PendingRequest:
