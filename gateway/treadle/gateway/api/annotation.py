@@ -21,4 +21,5 @@ def annotate(deployment: str, prediction: PredictionResult) -> None:
     if prediction.degraded_reason:
         attributes["treadle.degraded_reason"] = prediction.degraded_reason
         tracing.keep_span(attributes)
-    tracing.annotate(attributes)
+    else:
+        tracing.annotate(attributes)
