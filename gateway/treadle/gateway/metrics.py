@@ -1,7 +1,6 @@
 """What the gateway counts. Names are a contract with dashboards and alerts."""
 
 from collections.abc import Callable
-from itertools import pairwise
 
 from treadle.core.model_ref import ModelRef
 from treadle.gateway.pipeline.batch.prediction import PredictionRecord
@@ -47,8 +46,7 @@ class GatewayMeters:
             observe_rows(record.rows, "")
         else:
             self._seconds.observe_many(seconds, deployment=record.deployment.name, served_by=record.served_by)
-            rows = [float(stop - start) for start, stop in pairwise(record.starts)]
-            self._rows.observe_many(rows, deployment=record.deployment.name)
+            self._rows.observe_many(record.row_counts, deployment=record.deployment.name)
 
     def _bind(self, kind: _Kind) -> _Bound:
         """The three metrics of one kind of answer. Kinds are as many as policies make them: a caller can't."""

@@ -20,6 +20,7 @@ from treadle.gateway.ledger.spool import Spool, SpoolLimits, read
 from treadle.gateway.metrics import GatewayMeters
 from treadle.gateway.pipeline.admission import Admission, AdmissionLimits
 from treadle.gateway.pipeline.batch.feature_batch import MISSING, PRESENT, STALE, FeatureBatch, FeatureValues
+from treadle.gateway.pipeline.batch.request import PARTS, PredictionRequest, RequestColumns
 from treadle.gateway.pipeline.batch.request_batch import Tensors
 from treadle.gateway.pipeline.coalescing.coalescing_queue import CoalesceLimits
 from treadle.gateway.pipeline.pipeline import PipelineParts, PredictionPipeline
@@ -201,6 +202,22 @@ def request(number: int, *tails: int, load: float = 1.0, **more: Any) -> Predict
         context=[encode(Column.of("load", [load] * len(tails)))],
         **more,
     )
+
+
+def decoded_request(
+    deployment: str,
+    *,
+    entities: Sequence[Column] = (),
+    context: Sequence[Column] = (),
+    tensors: Sequence[Column] = (),
+    **options: Any,
+) -> PredictionRequest:
+    """A request as the pipeline sees it."""
+    columns = RequestColumns()
+    for part, found in zip(PARTS, (entities, context, tensors), strict=True):
+        for column in found:
+            columns.add(part, column)
+    return PredictionRequest(deployment, tuple(columns.schema), columns.values, columns.nulls, **options)
 
 
 def _rows(batch: PredictionBatch) -> Iterator[tuple[Any, ...]]:

@@ -28,6 +28,8 @@ from treadle.observability.telemetry.telemetry import Telemetry
 from treadle.rpc.context import RequestContext, current, remaining, request_scope
 from treadle.rpc.tracing import active
 
+from .core import decoded_request
+
 NEVER = 1e9
 BAD = -1
 
@@ -421,9 +423,9 @@ def test_a_request_that_the_pipeline_forgets_is_an_error_and_not_a_caller_who_wa
 
 
 def test_a_large_row_counts_as_several() -> None:
-    picture = PredictionRequest.of("a", tensors={"x": Column.of("x", np.zeros((1, 4096), np.float32))})
+    picture = decoded_request("a", tensors=[Column.of("x", np.zeros((1, 4096), np.float32))])
     assert weight_of(picture) == 4
-    small = PredictionRequest.of("a", context={"x": Column.of("x", np.zeros(3))})
+    small = decoded_request("a", context=[Column.of("x", np.zeros(3))])
     assert weight_of(small) == 3
     pipeline = Pipeline()
 
@@ -464,17 +466,17 @@ def test_requests_of_different_tenants_or_actors_never_share_a_batch() -> None:
         {"deployment": "b"},
         {"outputs": ("y",)},
         {"now_micros": 5},
-        {"context": {"x": Column.of("x", [1])}},
-        {"context": {"x": Column.of("x", [[1.0]])}},
-        {"entities": {"x": Column.of("x", [1.0])}, "context": {}},
+        {"context": [Column.of("x", [1])]},
+        {"context": [Column.of("x", [[1.0]])]},
+        {"entities": [Column.of("x", [1.0])], "context": []},
     ],
 )
 def test_a_batch_holds_requests_of_one_deployment_schema_outputs_and_moment(changes: dict[str, Any]) -> None:
     context = RequestContext()
-    fields: dict[str, Any] = {"deployment": "a", "context": {"x": Column.of("x", [1.0])}}
-    one = CoalescingKey.of(PredictionRequest.of(**fields), context)
-    assert one == CoalescingKey.of(PredictionRequest.of(**fields, request_id="r", return_features=True), context)
-    assert one != CoalescingKey.of(PredictionRequest.of(**(fields | changes)), context)
+    fields: dict[str, Any] = {"deployment": "a", "context": [Column.of("x", [1.0])]}
+    one = CoalescingKey.of(decoded_request(**fields), context)
+    assert one == CoalescingKey.of(decoded_request(**fields, request_id="r", return_features=True), context)
+    assert one != CoalescingKey.of(decoded_request(**(fields | changes)), context)
 
 
 def test_a_batch_runs_with_the_longest_of_the_deadlines_and_a_lone_request_with_its_own() -> None:

@@ -15,12 +15,13 @@ from opentelemetry.trace import INVALID_SPAN_CONTEXT
 from treadle.core.column import Column
 from treadle.core.errors import Internal, InvalidInput, TreadleError, Unavailable
 from treadle.core.model_ref import ModelRef
-from treadle.gateway.pipeline.batch.request import PredictionRequest
 from treadle.gateway.pipeline.batch.request_batch import PendingRequest, RequestBatch
 from treadle.gateway.pipeline.stages.fallback import isolate_faults
 from treadle.gateway.pipeline.stages.upstream_errors import BATCH_WIDE_ERRORS
 from treadle.gateway.policy.deployments import ServedDeployment, ServedShare
 from treadle.rpc.context import RequestContext
+
+from .core import decoded_request
 
 DEPLOYMENT = ServedDeployment("d", (ServedShare(ModelRef("m", 1), 100),))
 GOOD, BAD = 1.0, -1.0
@@ -30,7 +31,7 @@ def batch_of(requests: Sequence[Sequence[float]]) -> RequestBatch:
     """A request for each sequence, with a row for each value."""
     found = []
     for values in requests:
-        request = PredictionRequest.of("d", context={"x": Column.of("x", np.array(values))})
+        request = decoded_request("d", context=[Column.of("x", np.array(values))])
         found.append(PendingRequest(request, RequestContext(), 0.0, 1.0, INVALID_SPAN_CONTEXT, request.rows))
     return RequestBatch.join(DEPLOYMENT, found)
 

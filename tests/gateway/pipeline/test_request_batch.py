@@ -22,6 +22,8 @@ from treadle.gateway.pipeline.batch.request_batch import PendingRequest, Request
 from treadle.gateway.policy.deployments import ServedDeployment, ServedShare
 from treadle.rpc.context import RequestContext
 
+from .core import decoded_request
+
 DEPLOYMENT = ServedDeployment("d", (ServedShare(ModelRef("m", 1), 100),))
 MOST_ROWS = 4
 
@@ -185,7 +187,7 @@ def numbered(counts: Sequence[int]) -> RequestBatch:
     start, found = 0, []
     for count in counts:
         column = Column.of("x", np.arange(start, start + count))
-        found.append(pending(PredictionRequest.of("d", context={"x": column})))
+        found.append(pending(decoded_request("d", context=[column])))
         start += count
     return RequestBatch.join(DEPLOYMENT, found)
 

@@ -27,6 +27,8 @@ from treadle.gateway.pipeline.stages.routing import (
 from treadle.gateway.policy.deployments import ServedDeployment, ServedShare, ServedStep
 from treadle.rpc.context import RequestContext
 
+from .core import decoded_request
+
 KEYS = [str(number) for number in range(1_000)]
 
 
@@ -122,7 +124,7 @@ def batch_of(deployment: ServedDeployment, *requests: PredictionRequest) -> Requ
 
 
 def request(*tails: str, **options: Any) -> PredictionRequest:
-    return PredictionRequest.of("d", entities={"tail": Column.of("tail", tails or ["N1"])}, **options)
+    return decoded_request("d", entities=[Column.of("tail", tails or ["N1"])], **options)
 
 
 HALVES = (ServedShare(ModelRef("m", 1), 50), ServedShare(ModelRef("m", 2), 50))

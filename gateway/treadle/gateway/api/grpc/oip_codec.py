@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -92,10 +91,9 @@ def _encode_each_typed(record: PredictionRecord) -> Sequence[bytes]:
 
 def _encode_each(record: PredictionRecord, *, raw: bool) -> Sequence[bytes]:
     common = _common(record.ref, record.served_by, record.degraded_reason)
-    ranges = [slice(start, stop) for start, stop in pairwise(record.starts)]
     return [
         common + _ids(record.prediction_ids[rows]) + _outputs(record, rows, raw=raw).SerializeToString()
-        for rows in ranges
+        for rows in record.row_ranges
     ]
 
 

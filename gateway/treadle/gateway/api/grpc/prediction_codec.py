@@ -2,16 +2,19 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from treadle.core.model_ref import ModelRef
 from treadle.gateway.pipeline.batch.feature_batch import FeatureBatch
 from treadle.gateway.pipeline.batch.prediction import PredictionRecord, PredictionResult, provenance_of
-from treadle.gateway.pipeline.batch.request import CONTEXT, ENTITIES, TENSORS, ColumnHeader, PredictionRequest, Values
+from treadle.gateway.pipeline.batch.request import (
+    CONTEXT,
+    ENTITIES,
+    TENSORS,
+    ColumnHeader,
+    PredictionRequest,
+    RequestColumns,
+)
 from treadle.gateway.pipeline.stages.routing import parse_version
 from treadle.rpc.codec.columns import VALUE_FIELDS, decode, encode_column, encode_each_row, from_proto
 from treadle.rpc.codec.feature_columns import encode_feature
@@ -29,17 +32,15 @@ _REQUEST_ID = PredictResponse.REQUEST_ID_FIELD_NUMBER
 
 def decode_request(pb: PredictRequest, metadata: Mapping[str, str]) -> PredictionRequest:
     """Raises InvalidInput for columns that can't be read and a malformed version in the metadata."""
-    schema: list[ColumnHeader] = []
-    values: list[Values] = []
-    nulls: dict[int, NDArray[np.bool_]] = {}
-    for part, columns in ((ENTITIES, pb.entities), (CONTEXT, pb.context), (TENSORS, pb.tensors)):
-        for column in columns:
-            _decode_column(part, column, schema, values, nulls)
+    columns = RequestColumns()
+    for part, pbs in ((ENTITIES, pb.entities), (CONTEXT, pb.context), (TENSORS, pb.tensors)):
+        for column in pbs:
+            _decode_column(part, column, columns)
     return PredictionRequest(
         pb.deployment,
-        tuple(schema),
-        values,
-        nulls,
+        tuple(columns.schema),
+        columns.values,
+        columns.nulls,
         tuple(pb.outputs),
         pb.request_id,
         pb.sticky_key,
@@ -49,25 +50,14 @@ def decode_request(pb: PredictRequest, metadata: Mapping[str, str]) -> Predictio
     )
 
 
-def _decode_column(
-    part: str,
-    pb: types_pb2.Column,
-    schema: list[ColumnHeader],
-    values: list[Values],
-    nulls: dict[int, NDArray[np.bool_]],
-) -> None:
+def _decode_column(part: str, pb: types_pb2.Column, columns: RequestColumns) -> None:
     """Plain values stay the Python values that they are, until they are joined with those of other requests."""
     kind = pb.WhichOneof("values")
     header = None if kind is None else _plain_header(part, pb.name, kind, pb.dtype)
     if header is not None and not pb.row_shape and not pb.null_rows:
-        schema.append(header)
-        values.append(getattr(pb, kind).values)  # type: ignore[arg-type]  # there is a header only for a kind
-        return
-    column = decode(pb, part)
-    if column.nulls is not None:
-        nulls[len(schema)] = column.nulls
-    schema.append(ColumnHeader(part, column.name, column.dtype, column.row_shape))
-    values.append(column.values)
+        columns.add_values(header, getattr(pb, kind).values)  # type: ignore[arg-type]  # there is a header only for a kind
+    else:
+        columns.add(part, decode(pb, part))
 
 
 @lru_cache(maxsize=4096)
@@ -86,8 +76,9 @@ def encode_response(prediction: PredictionResult, request: PredictionRequest, tr
     """The `PredictResponse`, serialised."""
     common = prediction.record.encoded(_encode_each)[prediction.index]
     parts = [common, *_own_fields(request.request_id, trace_id)]
-    if request.return_features and prediction.features is not None:
-        parts += _encode_features(prediction.features)
+    features = prediction.features if request.return_features else None
+    if features is not None:
+        parts += _encode_features(features)
     return b"".join(parts)
 
 
@@ -107,7 +98,7 @@ def _encode_each(record: PredictionRecord) -> Sequence[bytes]:
     """Of each request of a record, the fields that follow from the record. Protobuf takes fields in any order."""
     common = _common(record.ref, record.served_by, record.degraded_reason)
     ids = [field(_PREDICTION_IDS, each.encode()) for each in record.prediction_ids]
-    ranges = [slice(start, stop) for start, stop in pairwise(record.starts)]
+    ranges = record.row_ranges
     columns: list[Sequence[bytes]] = [_each_output(column, record, ranges) for column in record.outputs]
     if record.features is not None:
         columns.append(_each_provenance(record.features, ranges))

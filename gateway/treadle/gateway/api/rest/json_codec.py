@@ -8,19 +8,17 @@ infinity: an answer holds null in their place, and a request that contains them 
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from math import isfinite
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from treadle.core.column import Column
 from treadle.core.dtypes import numpy_dtype
 from treadle.core.errors import InvalidInput, Violation
 from treadle.gateway.pipeline.batch.feature_batch import MISSING, NULL, PRESENT, STALE, FeatureBatch, FeatureValues
 from treadle.gateway.pipeline.batch.prediction import PredictionRecord, PredictionResult, provenance_of
-from treadle.gateway.pipeline.batch.request import PARTS, ColumnHeader, PredictionRequest, Values
+from treadle.gateway.pipeline.batch.request import PARTS, ColumnHeader, PredictionRequest, RequestColumns
 from treadle.gateway.policy.deployments import ServedDeployment
 
 _STATUSES = {PRESENT: "PRESENT", NULL: "NULL", MISSING: "MISSING", STALE: "STALE"}
@@ -73,15 +71,19 @@ class RequestDecoder:
         """InvalidInput names each field that is unknown or of another type than the document says."""
         _check_fields(body)
         dtypes = self._known_dtypes(deployment)
-        schema: list[ColumnHeader] = []
-        values: list[Values] = []
-        nulls: dict[int, NDArray[np.bool_]] = {}
+        columns = RequestColumns()
         for part in PARTS:
             for name, items in body.get(part, {}).items():
-                _decode_column(part, name, items, dtypes[part].get(name), schema, values, nulls)
-        options = {name: value for name, value in body.items() if name in _OPTIONS}
-        outputs = tuple(body.get("outputs", ()))
-        return PredictionRequest(deployment.name, tuple(schema), values, nulls, outputs, version=version, **options)
+                _decode_column(part, name, items, dtypes[part].get(name), columns)
+        return PredictionRequest(
+            deployment.name,
+            tuple(columns.schema),
+            columns.values,
+            columns.nulls,
+            tuple(body.get("outputs", ())),
+            version=version,
+            **{name: value for name, value in body.items() if name in _OPTIONS},
+        )
 
     def _known_dtypes(self, deployment: ServedDeployment) -> Mapping[str, Mapping[str, str]]:
         known_for, dtypes = self._dtypes.get(deployment.name, (None, {}))
@@ -107,26 +109,13 @@ def _check_fields(body: Mapping[str, Any]) -> None:
         raise InvalidInput("; ".join(f"{v.field} {v.description}" for v in violations), violations)
 
 
-def _decode_column(
-    part: str,
-    name: str,
-    items: Any,
-    dtype: str | None,
-    schema: list[ColumnHeader],
-    values: list[Values],
-    nulls: dict[int, NDArray[np.bool_]],
-) -> None:
+def _decode_column(part: str, name: str, items: Any, dtype: str | None, columns: RequestColumns) -> None:
     """Plain values stay the Python values that they are, until they are joined with those of other requests."""
     plain = _PLAIN.get(dtype or "")
     if plain is not None and isinstance(items, list) and all(type(item) is plain for item in items):
-        schema.append(ColumnHeader(part, name, dtype or ""))
-        values.append(items)
-        return
-    column = column_from_json(part, name, items, dtype)
-    if column.nulls is not None:
-        nulls[len(schema)] = column.nulls
-    schema.append(ColumnHeader(part, name, column.dtype, column.row_shape))
-    values.append(column.values)
+        columns.add_values(ColumnHeader(part, name, dtype or ""), items)
+    else:
+        columns.add(part, column_from_json(part, name, items, dtype))
 
 
 def column_from_json(part: str, name: str, values: Any, dtype: str | None) -> Column:
@@ -202,8 +191,9 @@ def prediction_to_json(prediction: PredictionResult, request: PredictionRequest,
         **prediction.record.encoded(_each_request)[prediction.index],
         "trace_id": trace_id,
     }
-    if request.return_features and prediction.features is not None:
-        content["features"] = {name: _feature(each) for name, each in prediction.features.features.items()}
+    features = prediction.features if request.return_features else None
+    if features is not None:
+        content["features"] = {name: _feature(each) for name, each in features.features.items()}
     return content
 
 
@@ -212,16 +202,16 @@ def _each_request(record: PredictionRecord) -> Sequence[Mapping[str, Any]]:
     outputs = {column.name: values_to_json(column) for column in record.outputs}
     model = {"name": record.ref.model, "version": record.ref.version}
     contents = []
-    for start, stop in pairwise(record.starts):
+    for rows in record.row_ranges:
         content: dict[str, Any] = {
-            "outputs": {name: items[start:stop] for name, items in outputs.items()},
+            "outputs": {name: items[rows] for name, items in outputs.items()},
             "model": model,
-            "prediction_ids": list(record.prediction_ids[start:stop]),
+            "prediction_ids": list(record.prediction_ids[rows]),
             "served_by": record.served_by,
             "degraded_reason": record.degraded_reason,
         }
         if record.features is not None:
-            content["provenance"] = _provenance(record.features, slice(start, stop))
+            content["provenance"] = _provenance(record.features, rows)
         contents.append(content)
     return contents
 
@@ -273,8 +263,7 @@ def _dtypes(deployment: ServedDeployment) -> dict[str, dict[str, str]]:
         version = deployment.versions.get(ref)
         if version is None:
             continue
-        inputs = {spec.name: spec.dtype for spec in version.signature.inputs}
-        found["tensors"] |= inputs
+        found["tensors"] |= version.input_dtypes
         found["context"] |= {spec.name: spec.dtype for spec in version.signature.inputs if not spec.columns}
         found["entities"] |= found["context"]
     for ref in deployment.refs:

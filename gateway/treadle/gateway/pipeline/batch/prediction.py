@@ -49,8 +49,17 @@ class PredictionRecord:
         """A value a request as a value a row."""
         if self.has_one_row_each:
             return per_request
-        counts = [stop - start for start, stop in pairwise(self.starts)]
-        return [value for value, count in zip(per_request, counts, strict=True) for _ in range(count)]
+        return [value for value, count in zip(per_request, self.row_counts, strict=True) for _ in range(count)]
+
+    @property
+    def row_ranges(self) -> Sequence[slice]:
+        """The rows of each request."""
+        return [slice(start, stop) for start, stop in pairwise(self.starts)]
+
+    @property
+    def row_counts(self) -> Sequence[int]:
+        """The number of rows of each request."""
+        return [stop - start for start, stop in pairwise(self.starts)]
 
     @property
     def has_one_row_each(self) -> bool:

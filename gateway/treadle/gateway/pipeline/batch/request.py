@@ -6,7 +6,7 @@ joining Python's own numbers of 64 requests into one array costs less than makin
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,28 @@ Values = Sequence[Any] | Array
 """N rows: a flat sequence of Python's own values of the type that `dtype` is stored in, or an array."""
 
 
+class RequestColumns:
+    """The columns of a request, collected while an entry point decodes them."""
+
+    __slots__ = ("nulls", "schema", "values")
+
+    def __init__(self) -> None:
+        self.schema: list[ColumnHeader] = []
+        self.values: list[Values] = []
+        self.nulls: dict[int, NDArray[np.bool_]] = {}
+
+    def add_values(self, header: ColumnHeader, values: Values) -> None:
+        """A column without nulls."""
+        self.schema.append(header)
+        self.values.append(values)
+
+    def add(self, part: str, column: Column) -> None:
+        """A column that is an array already."""
+        if column.nulls is not None:
+            self.nulls[len(self.schema)] = column.nulls
+        self.add_values(ColumnHeader(part, column.name, column.dtype, column.row_shape), column.values)
+
+
 @dataclass(slots=True)
 class PredictionRequest:
     """One request for N rows: `entities` and `context`, or `tensors`."""
@@ -53,30 +75,6 @@ class PredictionRequest:
     """The version of the deployment that was asked for; None: its traffic policy decides."""
     now_micros: int = 0
     """The moment that feature ages are counted from, microseconds since 1970 (UTC); 0: the feature service's clock."""
-
-    @classmethod
-    def of(
-        cls,
-        deployment: str,
-        *,
-        entities: Mapping[str, Column] = {},
-        context: Mapping[str, Column] = {},
-        tensors: Mapping[str, Column] = {},
-        **options: Any,
-    ) -> Self:
-        """From columns by name."""
-        columns = [
-            (part, column)
-            for part, table in zip(PARTS, (entities, context, tensors), strict=True)
-            for column in table.values()
-        ]
-        return cls(
-            deployment,
-            tuple([ColumnHeader(part, column.name, column.dtype, column.row_shape) for part, column in columns]),
-            [column.values for _, column in columns],
-            {position: column.nulls for position, (_, column) in enumerate(columns) if column.nulls is not None},
-            **options,
-        )
 
     @property
     def rows(self) -> int:

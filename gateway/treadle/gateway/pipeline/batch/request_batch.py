@@ -4,7 +4,7 @@ import asyncio
 import contextvars
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, chain
+from itertools import accumulate, chain, pairwise
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -173,9 +173,7 @@ class RequestBatch:
         return replace(
             self,
             requests=requests,
-            columns={
-                part: {n: column.take(rows) for n, column in table.items()} for part, table in self.columns.items()
-            },
+            columns={part: _take(table, rows) for part, table in self.columns.items()},
             starts=[0, *accumulate([pending.rows for pending in requests])],
             lookups={
                 name: found.take(rows) if isinstance(found, FeatureBatch) else found
@@ -214,21 +212,17 @@ def _joined(parts: Sequence[Values], dtype: str, rows: int) -> Array:
     """The values of one column, as an array of the numpy type of `dtype`."""
     wanted = numpy_dtype(dtype)
     if any(isinstance(part, np.ndarray) for part in parts):
-        arrays = [part if isinstance(part, np.ndarray) else _array(part, wanted, len(part)) for part in parts]
+        arrays = [part if isinstance(part, np.ndarray) else np.fromiter(part, wanted, len(part)) for part in parts]
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-    return _array(parts[0] if len(parts) == 1 else chain.from_iterable(parts), wanted, rows)
-
-
-def _array(values: "chain[object] | Values", wanted: np.dtype[np.generic], rows: int) -> Array:
-    # `fromiter` makes objects as well, and asks the values nothing.
-    return np.fromiter(values, wanted, rows)
+    # `fromiter` makes arrays of objects as well, and unlike `array` it does not look at the values to find their type.
+    return np.fromiter(parts[0] if len(parts) == 1 else chain.from_iterable(parts), wanted, rows)
 
 
 def _joined_nulls(
     position: int, requests: Sequence[PredictionRequest], starts: Sequence[int]
 ) -> NDArray[np.bool_] | None:
     nulls = None
-    for request, start, stop in zip(requests, starts, starts[1:], strict=False):
+    for request, (start, stop) in zip(requests, pairwise(starts), strict=True):
         own = request.nulls.get(position)
         if own is not None:
             nulls = np.zeros(starts[-1], dtype=bool) if nulls is None else nulls
