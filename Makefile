@@ -8,8 +8,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 # Percent of lines and branches: one under what a package's own tests reach (96, 95, 79), since some branches depend on
-# timing; raised as tests come, never lowered. Other tests are
-# not traced: tracing is slow, and CPython 3.11 spins when a traced process ends a blocked thread, as transforms do.
+# timing; raised as tests come, never lowered. Other tests are not traced: tracing is slow, and CPython 3.11 spins when a
+# traced process ends a blocked thread, as transforms do.
 MEASURED := tests/gateway tests/core tests/rpc
 COVERAGE_FLOORS := gateway/treadle/gateway:95 services/treadle/core:94 services/treadle/rpc:78
 

@@ -40,11 +40,11 @@ class InferenceSettings(Settings):
     predict_timeout_seconds: Annotated[float, bounds(0.001, 86_400)] = 30.0
     """A batch that takes longer means that the model hangs: it becomes UNAVAILABLE."""
     target_seconds: Annotated[float, bounds(0.001, 600)] = 0.25
-    """Where requests take longer than that from door to door, and than eight times a lone one, fewer are let in at a
-    time; the others are refused with RESOURCE_EXHAUSTED."""
+    """Where requests take longer than that from arrival to answer, and than eight times a lone one, fewer are let in
+    at a time; the others are refused with RESOURCE_EXHAUSTED."""
     linger_seconds: Annotated[float, bounds(0, 86_400)] = 10.0
-    """How long a version that deployments let go of stays once those in its place are READY: until every gateway has
-    heard of the change."""
+    """How long a version that no deployment serves any more stays loaded once those in its place are READY: until
+    every gateway has heard of the change."""
     parallel_loads: Annotated[int, bounds(1, 1_024)] = 2
     """Versions that are loaded at the same time."""
     sample_tolerance: Annotated[float, bounds(0, 1)] = SAMPLE_TOLERANCE

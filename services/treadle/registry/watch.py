@@ -87,7 +87,7 @@ class Watches:
                     yield event
             else:
                 changes, end = await self._store.read(deployments.snapshot)
-                async for event in self._told(changes):
+                async for event in self._to_events(changes):
                     yield event
             yield CaughtUp(self._cursor(end))
             while True:
@@ -102,11 +102,11 @@ class Watches:
         while position < end:
             read = partial(deployments.changes_between, after=position, until=end, limit=_BATCH)
             changes = await self._store.read(read)
-            async for event in self._told(changes):
+            async for event in self._to_events(changes):
                 yield event
             position = changes[-1].sequence if len(changes) == _BATCH else end
 
-    async def _told(self, changes: list[DeploymentChange]) -> AsyncIterator[Event]:
+    async def _to_events(self, changes: list[DeploymentChange]) -> AsyncIterator[Event]:
         """Events for these changes. Revisions never change, so they may be read piece by piece."""
         for start in range(0, len(changes), _BATCH):
             part = changes[start : start + _BATCH]

@@ -185,7 +185,7 @@ class Core:
 async def core(
     policy: ServedDeployment, features: Features | None = None, models: Models | None = None, **more: Any
 ) -> AsyncIterator[Core]:
-    """A pipeline that has let go of everything at the end."""
+    """A pipeline with nothing in flight at the end."""
     with TemporaryDirectory() as folder:
         made = Core(Path(folder), policy, features or Features(), models or Models(), **more)
         yield made

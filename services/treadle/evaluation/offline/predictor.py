@@ -44,7 +44,7 @@ class Predictor:
         finally:
             self._users[key] -= 1
             if not self._users[key]:
-                # Deployed by now, or the inference service is gone: either way there is nothing to let go of.
+                # Deployed by now, or the inference service is gone: either way there is nothing to release.
                 with suppress(TreadleError):
                     await self._stub.RepositoryModelUnload(
                         oip.RepositoryModelUnloadRequest(model_name=ref.model, parameters=version),
